@@ -1,0 +1,17 @@
+"""timm's "ResNet strikes back" backbones for Detectron2."""
+
+try:
+    import detectron2  # noqa: F401
+except ImportError as e:
+    raise ImportError(
+        "rsb_d2 needs Detectron2, which is not on PyPI under its own name: run "
+        "`python tools/install_detectron2.py`, or build its main branch as its INSTALL.md says."
+    ) from e
+
+from .config import add_rsb_config
+from .errors import UserError
+from .modeling import TimmBackbone
+
+__version__ = "0.1.0"
+
+__all__ = ["TimmBackbone", "UserError", "add_rsb_config"]

@@ -1,0 +1,127 @@
+"""The registered builders: the only place in modeling that reads a config."""
+
+from typing import List
+
+import timm
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+
+from ..errors import UserError
+from .timm_backbone import TimmBackbone, check_model_name
+
+# Gray levels of 255. Room for figures rounded to one decimal; a swapped channel differs by 1.
+_PIXEL_TOLERANCE = 0.1
+
+
+def check_pixel_format(cfg: CfgNode, name: str) -> None:
+    """Compare the images that a config feeds with those that a timm model was trained on.
+
+    The wrong channel order, mean or scale costs several AP without a word in any log.
+
+    Args:
+        cfg (CfgNode): its ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD``.
+        name (str): timm's name of the model; its ``mean`` and ``std`` are of RGB in 0 ... 1.
+
+    Raises:
+        UserError: if one differs; it gives the lines to write.
+    """
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    mean = [255.0 * x for x in pretrained_cfg.mean]
+    std = [255.0 * x for x in pretrained_cfg.std]
+    if (
+        cfg.INPUT.FORMAT == "RGB"
+        and _close(cfg.MODEL.PIXEL_MEAN, mean)
+        and _close(cfg.MODEL.PIXEL_STD, std)
+    ):
+        return
+    raise UserError(
+        f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)} and "
+        f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)} are not what timm's {name} takes; write\n"
+        f"INPUT: {{FORMAT: RGB}}\n"
+        f"MODEL: {{PIXEL_MEAN: {_rounded(mean)}, PIXEL_STD: {_rounded(std)}}}"
+    )
+
+
+def _close(values: List[float], expected: List[float]) -> bool:
+    return len(values) == len(expected) and all(
+        abs(v - e) <= _PIXEL_TOLERANCE for v, e in zip(values, expected)
+    )
+
+
+def _rounded(values: List[float]) -> List[float]:
+    return [round(v, 3) for v in values]
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build the plain timm backbone of ``cfg.MODEL.TIMM``, frozen as ``BACKBONE.FREEZE_AT`` says.
+
+    Args:
+        cfg (CfgNode): a config with the keys of :func:`rsb_d2.add_rsb_config`.
+        input_shape (ShapeSpec): of the images; only ``channels`` counts.
+
+    Raises:
+        UserError: if the model is unknown or lacks a feature, or if the images that the config
+            feeds are not in the format of the model.
+    """
+    name = cfg.MODEL.TIMM.NAME
+    check_model_name(name)
+    check_pixel_format(cfg, name)
+    return TimmBackbone(
+        name,
+        out_features=cfg.MODEL.TIMM.OUT_FEATURES,
+        norm=cfg.MODEL.TIMM.NORM,
+        norm_eval=cfg.MODEL.TIMM.NORM_EVAL,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        in_channels=input_shape.channels,
+    )
+
+
+def _build_fpn(cfg: CfgNode, bottom_up: TimmBackbone, top_block: nn.Module) -> FPN:
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    missing = [f for f in cfg.MODEL.FPN.IN_FEATURES if f not in cfg.MODEL.TIMM.OUT_FEATURES]
+    if missing or not cfg.MODEL.FPN.IN_FEATURES:
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES: {list(cfg.MODEL.FPN.IN_FEATURES)} must be of "
+            f"MODEL.TIMM.OUT_FEATURES {list(cfg.MODEL.TIMM.OUT_FEATURES)}; "
+            "for the published detectors [res2, res3, res4, res5], for RetinaNet [res3, res4, res5]"
+        )
+    return build_timm_backbone(cfg, input_shape)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build the stock FPN on a timm backbone: p2 ... p5 and p6, p5 max-pooled, as in Faster R-CNN.
+
+    Arguments and errors as :func:`build_timm_backbone`.
+    """
+    return _build_fpn(cfg, _build_bottom_up(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build the stock FPN on a timm backbone: p3 ... p5, and p6, p7 from res5, as in RetinaNet.
+
+    Arguments and errors as :func:`build_timm_backbone`.
+    """
+    bottom_up = _build_bottom_up(cfg, input_shape)
+    deepest = cfg.MODEL.FPN.IN_FEATURES[-1]
+    top_block = LastLevelP6P7(
+        bottom_up.output_shape()[deepest].channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=deepest
+    )
+    return _build_fpn(cfg, bottom_up, top_block)

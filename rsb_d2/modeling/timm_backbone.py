@@ -1,0 +1,263 @@
+"""timm's feature extractors in the shape of a Detectron2 backbone."""
+
+import difflib
+import logging
+from typing import Dict, Sequence, Set
+
+import timm
+import torch
+from timm.layers import Format, nhwc_to
+from timm.models import is_model, list_models, list_pretrained
+from torch import nn
+from torch.func import functional_call
+
+from detectron2.modeling import Backbone
+
+from ..errors import UserError
+from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
+
+logger = logging.getLogger(__name__)
+
+# Detectron2's names of the stages and their strides, as its stock YAML files use them. The stem
+# here is timm's: the features before the max-pooling, where Detectron2's ResNet has them after it.
+FEATURE_STRIDES = {"stem": 2, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+class TimmBackbone(Backbone):
+    """Any timm model with hierarchical features as a Detectron2 ``Backbone``.
+
+    The network is what ``timm.create_model(name, features_only=True)`` builds, so with the same
+    weights its features are timm's, bit for bit. It starts from random weights; they are loaded
+    from ``MODEL.WEIGHTS`` afterwards, as everywhere in Detectron2.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        norm: str = "BN",
+        norm_eval: bool = True,
+        freeze_at: int = 0,
+        in_channels: int = 3,
+    ):
+        """
+        Args:
+            name (str): timm's name of the model, with or without a tag: ``"resnet50"``,
+                ``"resnet50.a1_in1k"``.
+            out_features (sequence of str): which of ``"stem"``, ``"res2"`` ... ``"res5"`` (strides
+                2, 4, 8, 16, 32) to return, in this order.
+            norm (str): ``"FrozenBN"``, ``"BN"`` or ``"SyncBN"``, see :func:`apply_norm_policy`.
+            norm_eval (bool): normalise with the running statistics, which stay fixed, in
+                training too; weight and bias of the norm layers train all the same.
+            freeze_at (int): 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything
+                up to res5. A frozen stage's norm layers are fixed wholly.
+            in_channels (int): channels of the input.
+
+        Raises:
+            UserError: if timm has no such model, if it has no hierarchical features or not the
+                wanted ones, or if an argument is out of its range.
+        """
+        super().__init__()
+        _check_arguments(out_features, norm, freeze_at)
+        self.name = name
+        self.norm_eval = norm_eval
+        self._out_features = list(out_features)
+        self.body = _build_feature_net(name, self._out_features, in_channels)
+
+        strides = self.body.feature_info.reduction()
+        channels = self.body.feature_info.channels()
+        self._stages = [_STAGE_OF_STRIDE[stride] for stride in strides]
+        self._out_feature_strides = {f: FEATURE_STRIDES[f] for f in self._out_features}
+        self._out_feature_channels = {
+            f: channels[self._stages.index(f)] for f in self._out_features
+        }
+        self._channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC
+
+        # Frozen before the norm layers are replaced: the names of the parameters tell the stages.
+        frozen = self._parameters_up_to(freeze_at, in_channels) if freeze_at else set()
+        apply_norm_policy(self.body, norm)
+        self._freeze(frozen)
+        self.train(self.training)
+
+    @property
+    def size_divisibility(self) -> int:
+        """int: the largest stride returned. An input whose height and width are multiples of it
+        gives features of exactly height / stride and width / stride."""
+        return max(self._out_feature_strides.values())
+
+    def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            x (Tensor): normalised images, (N, C, H, W); RGB for timm's weights.
+
+        Returns:
+            dict[str, Tensor]: for each of ``out_features``, in that order, a feature map of shape
+            (N, channels, H / stride, W / stride), rounded up where the stride does not divide.
+        """
+        features = dict(zip(self._stages, self.body(x)))
+        if self._channels_last:
+            return {f: nhwc_to(features[f], Format.NCHW) for f in self._out_features}
+        return {f: features[f] for f in self._out_features}
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        """As ``nn.Module.train``, but norm layers that the policy keeps fixed stay in eval mode."""
+        super().train(mode)
+        for module in self.body.modules():
+            if isinstance(module, BATCH_NORM_TYPES) and (self.norm_eval or _is_frozen(module)):
+                module.eval()
+        return self
+
+    def _parameters_up_to(self, freeze_at: int, in_channels: int) -> Set[str]:
+        """Names of the parameters that stages 1 to ``freeze_at`` compute with.
+
+        What the feature of a stage is computed from is found by following autograd's graph of a
+        forward pass on the meta device, which costs no arithmetic and holds for every
+        architecture, whatever its attributes are called.
+        """
+        wanted_stride = 2**freeze_at
+        strides = self.body.feature_info.reduction()
+        parameters = {
+            name: p.detach().to("meta").requires_grad_() for name, p in self.body.named_parameters()
+        }
+        if wanted_stride > max(strides):
+            return set(parameters)
+        buffers = {name: b.to("meta") for name, b in self.body.named_buffers()}
+        size = _input_size(self.body)
+        was_training = self.body.training
+        self.body.eval()
+        features = functional_call(
+            self.body,
+            {**parameters, **buffers},
+            (torch.empty(1, in_channels, *size, device="meta"),),
+        )
+        self.body.train(was_training)
+
+        has_no_stem = wanted_stride < min(strides)
+        feature = features[0 if has_no_stem else strides.index(wanted_stride)]
+        grads = torch.autograd.grad(feature.sum(), list(parameters.values()), allow_unused=True)
+        used = [name for name, grad in zip(parameters, grads) if grad is not None]
+        return set(_without_last_block(used) if has_no_stem else used)
+
+    def _freeze(self, names: Set[str]) -> None:
+        for name, parameter in self.body.named_parameters():
+            if name in names:
+                parameter.requires_grad = False
+
+
+_STAGE_OF_STRIDE = {stride: name for name, stride in FEATURE_STRIDES.items()}
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters(recurse=False))
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+
+def _check_arguments(out_features: Sequence[str], norm: str, freeze_at: int) -> None:
+    names = ", ".join(FEATURE_STRIDES)
+    unknown = [f for f in out_features if f not in FEATURE_STRIDES]
+    if unknown:
+        raise UserError(f"MODEL.TIMM.OUT_FEATURES: {unknown[0]!r} is none of {names}")
+    if not out_features or len(set(out_features)) < len(out_features):
+        raise UserError(
+            f"MODEL.TIMM.OUT_FEATURES: {list(out_features)} must name each wanted one of {names} "
+            "once, and at least one"
+        )
+    if norm not in NORM_POLICIES:
+        raise UserError(f"MODEL.TIMM.NORM: {norm!r} is none of {', '.join(NORM_POLICIES)}")
+    if freeze_at not in range(len(FEATURE_STRIDES) + 1):
+        raise UserError(
+            f"MODEL.BACKBONE.FREEZE_AT: {freeze_at} is not between 0 (nothing is frozen) and "
+            f"{len(FEATURE_STRIDES)} (everything is)"
+        )
+
+
+def check_model_name(name: str) -> None:
+    """Check that timm can build a model of this name without asking a server for it.
+
+    Args:
+        name (str): an architecture, ``"resnet50"``, or one with a tag, ``"resnet50.a1_in1k"``.
+
+    Raises:
+        UserError: if timm knows no such architecture or tag; it names the closest ones.
+    """
+    architecture, _, tag = name.partition(".")
+    if not is_model(architecture):
+        known = list_models()
+    elif tag and name not in list_pretrained(architecture + "*"):
+        known = list_pretrained(architecture + ".*")
+    else:
+        return
+    matches = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    hint = f"did you mean {', '.join(matches)}?" if matches else "see timm.list_models()"
+    raise UserError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no model {name!r}; {hint}")
+
+
+def _build_feature_net(name: str, out_features: Sequence[str], in_channels: int) -> nn.Module:
+    """timm's feature net with one output for each stage up to the deepest wanted one."""
+    check_model_name(name)
+    net = _create_feature_net(name, in_channels)
+    # Every feature that timm knows of the model, not only the ones that it returns by default.
+    # Where several have one stride, as in a stage's blocks, the last is the stage's output.
+    index_of_stride = {
+        info["reduction"]: i for i, info in enumerate(net.feature_info.info) if info["module"]
+    }
+    if len(index_of_stride) == 1:
+        raise UserError(
+            f"MODEL.TIMM.NAME: {name!r} has no hierarchical features, all have stride "
+            f"{next(iter(index_of_stride))}; take a model with stages, such as 'resnet50'"
+        )
+    missing = [f for f in out_features if FEATURE_STRIDES[f] not in index_of_stride]
+    if missing:
+        has = [_STAGE_OF_STRIDE[s] for s in index_of_stride if s in _STAGE_OF_STRIDE]
+        raise UserError(
+            f"MODEL.TIMM.OUT_FEATURES: {name!r} has no {missing[0]} (stride "
+            f"{FEATURE_STRIDES[missing[0]]}); it has {', '.join(has) or 'none of the five'}"
+        )
+    deepest = max(FEATURE_STRIDES[f] for f in out_features)
+    indices = [i for s, i in index_of_stride.items() if s in _STAGE_OF_STRIDE and s <= deepest]
+    if indices != list(net.feature_info.out_indices):
+        net = _create_feature_net(name, in_channels, out_indices=tuple(indices))
+    _drop_blocks_above(net, net.feature_info.module_name()[-1])
+    return net
+
+
+def _create_feature_net(name: str, in_channels: int, **kwargs) -> nn.Module:
+    kwargs.update(pretrained=False, features_only=True, in_chans=in_channels)
+    if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+        # Attention over windows takes any image size only when told to; a detector needs that.
+        try:
+            return timm.create_model(name, strict_img_size=False, **kwargs)
+        except TypeError:  # the architecture has no such option
+            logger.warning(f"timm's {name} takes images of one size only; a detector varies it.")
+    try:
+        return timm.create_model(name, **kwargs)
+    except (RuntimeError, AttributeError, AssertionError) as e:
+        raise UserError(f"MODEL.TIMM.NAME: timm extracts no features of {name!r}: {e}") from e
+
+
+def _drop_blocks_above(net: nn.Module, module_name: str) -> None:
+    """Drop the blocks after the deepest feature where timm's feature net keeps them all.
+
+    timm prunes most architectures itself; its EfficientNet-like nets keep ``blocks`` whole.
+    """
+    parent_name, _, index = module_name.rpartition(".")
+    blocks = dict(net.named_children()).get(parent_name)
+    if isinstance(blocks, nn.Sequential):
+        del blocks[int(index) + 1 :]
+
+
+def _input_size(net: nn.Module) -> Sequence[int]:
+    return net.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+
+
+def _without_last_block(parameter_names: Sequence[str]) -> Sequence[str]:
+    """The stem of an architecture that has no feature at its stride, given res2's parameters.
+
+    Args:
+        parameter_names (sequence of str): what res2 is computed with, in order of registration.
+            The stem is what comes before the last child of the module that holds them all.
+    """
+    paths = [name.split(".") for name in parameter_names]
+    depth = next(i for i, level in enumerate(zip(*paths)) if len(set(level)) > 1)
+    last_child = paths[-1][depth]
+    return [name for name, path in zip(parameter_names, paths) if path[depth] != last_child]
