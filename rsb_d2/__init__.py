@@ -8,10 +8,21 @@ except ImportError as e:
         "`python tools/install_detectron2.py`, or build its main branch as its INSTALL.md says."
     ) from e
 
+from .checkpoint import Checkpointer
 from .config import add_rsb_config
 from .errors import UserError
 from .modeling import TimmBackbone
 
 __version__ = "0.1.0"
 
-__all__ = ["TimmBackbone", "UserError", "add_rsb_config"]
+__all__ = ["Checkpointer", "TimmBackbone", "Trainer", "UserError", "add_rsb_config"]
+
+
+def __getattr__(name):
+    # The trainer brings in Detectron2's whole engine, data and evaluation; who only registers the
+    # backbone need not wait for that.
+    if name == "Trainer":
+        from .engine import Trainer
+
+        return Trainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,3 +34,6 @@ def add_rsb_config(cfg: CN) -> None:
     # COCO-format data sets to register under a name of one's own, without any Python:
     # [[name, annotation file, image folder], ...]; use the names in DATASETS.TRAIN and .TEST.
     cfg.DATASETS.COCO_JSON = []
+    # Folder of the sample data, made there when it is missing; "" makes none. Its annotations are
+    # then named in DATASETS.COCO_JSON like anybody's.
+    cfg.DATASETS.SAMPLE_DATA = ""

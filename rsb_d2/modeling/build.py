@@ -3,13 +3,12 @@
 from typing import List
 
 import timm
-from torch import nn
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import nn
 
 from ..errors import UserError
 from .timm_backbone import TimmBackbone, check_model_name

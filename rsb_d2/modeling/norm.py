@@ -1,9 +1,8 @@
 """The norm policy: which batch-norm layers train, and what of them."""
 
-from torch import nn
-from timm.layers import BatchNormAct2d, convert_sync_batchnorm
-
 from detectron2.layers import FrozenBatchNorm2d
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+from torch import nn
 
 NORM_POLICIES = ("FrozenBN", "BN", "SyncBN")
 

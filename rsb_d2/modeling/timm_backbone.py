@@ -6,12 +6,11 @@ from typing import Dict, Sequence, Set
 
 import timm
 import torch
+from detectron2.modeling import Backbone
 from timm.layers import Format, nhwc_to
 from timm.models import is_model, list_models, list_pretrained
 from torch import nn
 from torch.func import functional_call
-
-from detectron2.modeling import Backbone
 
 from ..errors import UserError
 from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy

@@ -1,0 +1,165 @@
+"""The pictures of a run: its curves, and its detections beside the ground truth."""
+
+import json
+import logging
+import os
+from typing import Dict, List
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.engine.hooks import HookBase
+from detectron2.evaluation import inference_context
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+# Detections below this score are not drawn.
+DRAWN_SCORE = 0.5
+
+
+class PictureWriter(HookBase):
+    """Writes ``curves.png`` after each evaluation, and with ``detections.png`` at the end."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg (CfgNode): its ``OUTPUT_DIR``, ``TEST.EVAL_PERIOD``, ``DATASETS.TEST``.
+        """
+        self._cfg = cfg
+        self._period = cfg.TEST.EVAL_PERIOD
+
+    def after_step(self):
+        next_iter = self.trainer.iter + 1
+        if (
+            self._period > 0
+            and next_iter % self._period == 0
+            and next_iter != self.trainer.max_iter
+        ):
+            draw_curves(self._cfg.OUTPUT_DIR)
+
+    def after_train(self):
+        if self.trainer.iter + 1 < self.trainer.max_iter:
+            return  # interrupted
+        paths = [draw_curves(self._cfg.OUTPUT_DIR)]
+        if self._cfg.DATASETS.TEST:
+            path = os.path.join(self._cfg.OUTPUT_DIR, "detections.png")
+            paths.append(draw_detections(self._cfg, self.trainer.model, path))
+        logger.info("Pictures: " + ", ".join(paths))
+
+
+def read_metrics(output_dir: str) -> Dict[str, Dict[int, float]]:
+    """Read what Detectron2's ``JSONWriter`` wrote.
+
+    Args:
+        output_dir (str): the folder of ``metrics.json``.
+
+    Returns:
+        dict[str, dict[int, float]]: of each scalar, its value by iteration. Of an iteration that
+        was run again after a resume, the last value counts.
+    """
+    metrics = {}
+    with open(os.path.join(output_dir, "metrics.json")) as f:
+        for line in f:
+            values = json.loads(line)
+            iteration = values.pop("iteration", None)
+            for name, value in values.items():
+                metrics.setdefault(name, {})[iteration] = value
+    return metrics
+
+
+def draw_curves(output_dir: str) -> str:
+    """Draw losses, learning rate and AP over the iterations into ``curves.png``.
+
+    Args:
+        output_dir (str): the folder of ``metrics.json``.
+
+    Returns:
+        str: path of the picture.
+    """
+    metrics = read_metrics(output_dir)
+    losses = sorted(name for name in metrics if "loss" in name)
+    aps = sorted(name for name in metrics if name.endswith(("/AP", "/AP50", "/AP75")))
+    panels = [("loss", losses), ("learning rate", ["lr"]), ("AP (%)", aps)]
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    for axes, (label, names) in zip(figure.subplots(1, len(panels)), panels):
+        for name in names:
+            points = sorted(metrics.get(name, {}).items())
+            marker = "o" if name in aps else None
+            axes.plot(*zip(*points), label=name, linewidth=1.5, marker=marker) if points else None
+        axes.set_xlabel("iteration")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0, top=100 if names is aps else None)
+        axes.grid(alpha=0.3)
+        if len(names) > 1:
+            axes.legend(fontsize="small")
+    path = os.path.join(output_dir, "curves.png")
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images: int = 8) -> str:
+    """Draw a grid of test images, each with its ground truth beside the model's detections.
+
+    Args:
+        cfg (CfgNode): the images are the first of ``DATASETS.TEST[0]``.
+        model (nn.Module): a detector.
+        path (str): of the picture to write.
+        num_images (int): how many images.
+
+    Returns:
+        str: ``path``.
+    """
+    name = cfg.DATASETS.TEST[0]
+    metadata = MetadataCatalog.get(name)
+    mapper = DatasetMapper(cfg, is_train=False)
+    pairs = []
+    with inference_context(model), torch.no_grad():
+        for record in DatasetCatalog.get(name)[:num_images]:
+            image = utils.read_image(record["file_name"], "RGB")
+            instances = model([mapper(record)])[0].get("instances")
+            truth = Visualizer(image, metadata, _scale(image)).draw_dataset_dict(record)
+            found = Visualizer(image, metadata, _scale(image))
+            if instances is not None:
+                instances = instances.to("cpu")
+                found.draw_instance_predictions(instances[instances.scores >= DRAWN_SCORE])
+            pairs.append((truth.get_image(), found.output.get_image()))
+    cv2.imwrite(path, _grid(pairs)[:, :, ::-1])
+    return path
+
+
+def _scale(image: np.ndarray, short_side: int = 320) -> float:
+    """The factor that makes labels on a small image readable."""
+    return max(1.0, short_side / min(image.shape[:2]))
+
+
+def _grid(pairs: List[tuple], columns: int = 2, margin: int = 8) -> np.ndarray:
+    """Lay out pairs of RGB images on white, with a title above each."""
+    title_height = 28
+    height = max(image.shape[0] for pair in pairs for image in pair)
+    width = max(image.shape[1] for pair in pairs for image in pair)
+    rows = -(-len(pairs) // columns)
+    cell_height, cell_width = height + title_height + margin, 2 * (width + margin) + margin
+    grid = np.full((rows * cell_height + margin, columns * cell_width, 3), 255, np.uint8)
+    for i, pair in enumerate(pairs):
+        top = (i // columns) * cell_height + margin
+        left = (i % columns) * cell_width + margin
+        for title, image in zip(("ground truth", f"detections, score >= {DRAWN_SCORE}"), pair):
+            cv2.putText(
+                grid,
+                title,
+                (left, top + 19),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.55,
+                (0, 0, 0),
+                1,
+                cv2.LINE_AA,
+            )
+            h, w = image.shape[:2]
+            grid[top + title_height : top + title_height + h, left : left + w] = image
+            left += width + margin
+    return grid

@@ -1,0 +1,48 @@
+"""The evaluator of a data set."""
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
+
+from ..errors import UserError
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) -> DatasetEvaluator:
+    """Build Detectron2's evaluator for a COCO-format data set.
+
+    Args:
+        cfg (CfgNode): only ``OUTPUT_DIR`` is read.
+        dataset_name (str): a registered data set whose ``evaluator_type`` is ``"coco"`` or
+            ``"coco_panoptic_seg"``.
+        output_folder (str): where predictions are written; by default ``OUTPUT_DIR/inference``.
+
+    Returns:
+        DatasetEvaluator
+
+    Raises:
+        UserError: for a data set of another type.
+    """
+    output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type == "coco":
+        return COCOEvaluator(dataset_name, output_dir=output_folder)
+    if evaluator_type == "coco_panoptic_seg":
+        return DatasetEvaluators(
+            [
+                SemSegEvaluator(dataset_name, distributed=True, output_dir=output_folder),
+                COCOEvaluator(dataset_name, output_dir=output_folder),
+                COCOPanopticEvaluator(dataset_name, output_folder),
+            ]
+        )
+    raise UserError(
+        f"DATASETS.TEST: {dataset_name!r} has evaluator type {evaluator_type!r}; only COCO-format "
+        "data sets are evaluated here (override Trainer.build_evaluator for others)"
+    )

@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Train or evaluate a detector of rsb_d2; the command line is Detectron2's own."""
+
+import sys
+
+import torch.multiprocessing as mp
+from detectron2.engine import default_argument_parser, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from rsb_d2 import Checkpointer, Trainer, UserError
+from rsb_d2.engine import setup
+
+
+def main(args):
+    try:
+        cfg = setup(args)
+        if args.eval_only:
+            model = Trainer.build_model(cfg)
+            Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+                cfg.MODEL.WEIGHTS, resume=args.resume
+            )
+            results = Trainer.test(cfg, model)
+            if comm.is_main_process():
+                verify_results(cfg, results)
+            return results
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    except UserError as e:
+        sys.exit(f"train_net.py: error: {e}")
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except mp.ProcessExitedException as e:  # it has said why
+        sys.exit(e.exit_code)
