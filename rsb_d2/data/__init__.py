@@ -1,0 +1,4 @@
+from .coco_json import register_coco_json
+from .sample import make_sample_data
+
+__all__ = ["make_sample_data", "register_coco_json"]

@@ -1,0 +1,236 @@
+"""COCO-format data of one's own, registered from the config: ``DATASETS.COCO_JSON``.
+
+A data set that is used is checked once, before anything is trained on it; ``coco_check.py`` says
+for what. Where the check dropped or filled in something, a corrected copy of the annotation file
+goes to the cache folder (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``), and both
+training and evaluation read that copy: the ground truth is the same for the two. The user's file
+is never changed.
+"""
+
+import os
+from typing import Any, Dict, List, Tuple
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.utils.file_io import PathManager
+
+from ..errors import UserError
+from .coco_check import CheckedCocoJson, check_coco_json, first
+
+# The key that says how many classes a meta architecture has. One that is not here (ProposalNetwork,
+# SemanticSegmentor, a user's own) has no such key, or none that is known.
+_NUM_CLASSES_NODE = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+}
+
+
+def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
+    """Register the data sets of ``DATASETS.COCO_JSON`` in Detectron2's catalogs.
+
+    Those in ``DATASETS.TRAIN`` and ``DATASETS.TEST`` are read and checked now, any other one when
+    ``DatasetCatalog.get`` asks for it. Registering the same entry again does nothing, unless its
+    file has changed since.
+
+    Args:
+        cfg (CfgNode): a config with this project's keys. Each entry of ``DATASETS.COCO_JSON`` is
+            ``[name, annotation file, image folder]``; paths are relative to the working
+            directory, may begin with ``~``, or be anything that Detectron2's ``PathManager``
+            opens.
+        eval_only (bool): check ``DATASETS.TEST`` alone, so that an evaluation runs where the
+            training data is not.
+
+    Raises:
+        UserError: if an entry has the wrong shape or a name that is taken; if a file cannot be
+            used (``coco_check.py`` says when); if the data sets used differ in their categories;
+            if the model's number of classes is not theirs; if there is nothing to train on or
+            to evaluate with.
+    """
+    datasets = {}
+    for entry in cfg.DATASETS.COCO_JSON:
+        dataset = _register(_parse_entry(entry, with_masks=cfg.MODEL.MASK_ON))
+        datasets[dataset.name] = dataset
+
+    train = [] if eval_only else [datasets[n] for n in cfg.DATASETS.TRAIN if n in datasets]
+    test = [datasets[n] for n in cfg.DATASETS.TEST if n in datasets]
+    for dataset in train + test:
+        dataset.check()
+    _check_same_categories(train + test)
+    _check_num_classes(cfg, train + test)
+    # Another data set may bring the objects; one of background alone is then no mistake.
+    if len(train) == len(cfg.DATASETS.TRAIN):
+        _check_something_to_train_on(train)
+    _check_something_to_evaluate(test)
+    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+        _check_masks_are_polygons(train)
+
+
+class CocoJsonDataset:
+    """One entry of ``DATASETS.COCO_JSON``: the function that Detectron2's catalog calls.
+
+    Args:
+        name (str): the name it is registered under.
+        json_file (str): annotation file.
+        image_root (str): image folder.
+        with_masks (bool): whether an annotation without a usable mask is to be dropped.
+    """
+
+    def __init__(self, name: str, json_file: str, image_root: str, with_masks: bool):
+        self.name = name
+        self.json_file = json_file
+        self.image_root = image_root
+        self.with_masks = with_masks
+        self.checked: CheckedCocoJson | None = None
+        self._checked_as: Tuple | None = None
+
+    def __call__(self) -> List[Dict[str, Any]]:
+        """Return Detectron2's dicts; not kept here, as the loader keeps its own packed copy."""
+        self.check()
+        return load_coco_json(self.checked.json_file, self.image_root, self.name)
+
+    def check(self) -> None:
+        """Check the files, unless they are as they were at the last check; set the metadata.
+
+        Raises:
+            UserError: if they cannot be used.
+        """
+        try:
+            check_as = (self.with_masks, *_size_and_time(self.json_file))
+            if check_as == self._checked_as:
+                return
+            checked = check_coco_json(self.json_file, self.image_root, with_masks=self.with_masks)
+        except UserError as e:
+            raise UserError(f"data set {self.name}: {self.json_file}: {e}") from None
+        if self.checked is not None:
+            MetadataCatalog.remove(self.name)  # metadata cannot be set twice
+        self.checked, self._checked_as = checked, check_as
+        self.set_metadata()
+
+    def set_metadata(self) -> None:
+        metadata = MetadataCatalog.get(self.name)
+        metadata.set(evaluator_type="coco", image_root=self.image_root)
+        if self.checked is None:
+            return
+        # An evaluator that came before the check has set this to a conversion of its own.
+        if not hasattr(metadata, "json_file"):
+            metadata.json_file = self.checked.json_file
+        metadata.thing_classes = self.checked.category_names
+        metadata.thing_dataset_id_to_contiguous_id = {
+            category_id: i for i, category_id in enumerate(self.checked.category_ids)
+        }
+
+
+# ---- entries ----
+
+
+def _parse_entry(entry: Any, with_masks: bool) -> CocoJsonDataset:
+    is_entry = isinstance(entry, (list, tuple)) and len(entry) == 3
+    if not (is_entry and all(isinstance(e, str) and e for e in entry)):
+        raise UserError(
+            f"DATASETS.COCO_JSON has the entry {entry!r}; write "
+            "[[name, annotation file, image folder], ...], three strings each"
+        )
+    name, json_file, image_root = entry
+    return CocoJsonDataset(name, _absolute(json_file), _absolute(image_root), with_masks)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _register(dataset: CocoJsonDataset) -> CocoJsonDataset:
+    """Return the data set that is registered under this name: this one, or its equal."""
+    if dataset.name not in DatasetCatalog:
+        DatasetCatalog.register(dataset.name, dataset)
+        dataset.set_metadata()
+        return dataset
+
+    registered = DatasetCatalog[dataset.name]
+    if not isinstance(registered, CocoJsonDataset):
+        raise UserError(
+            f"DATASETS.COCO_JSON: {dataset.name} is the name of a data set that Detectron2 or "
+            "a script has registered; choose another name"
+        )
+    old, new = ([d.json_file, d.image_root] for d in (registered, dataset))
+    if old != new:
+        raise UserError(
+            f"DATASETS.COCO_JSON: {dataset.name} is registered already, with {', '.join(old)}; "
+            f"choose another name for {', '.join(new)}"
+        )
+    registered.with_masks = dataset.with_masks
+    return registered
+
+
+def _size_and_time(path: str) -> Tuple[int, int]:
+    try:
+        stat = os.stat(PathManager.get_local_path(path))
+    except FileNotFoundError:
+        raise UserError("there is no such annotation file") from None
+    except OSError as e:
+        raise UserError(f"cannot be read: {e}") from None
+    return stat.st_size, stat.st_mtime_ns
+
+
+# ---- data sets against one another, and against the config ----
+
+
+def _check_same_categories(datasets: List[CocoJsonDataset]) -> None:
+    for other in datasets[1:]:
+        first = datasets[0]
+        names, other_names = first.checked.category_names, other.checked.category_names
+        if names == other_names:
+            continue
+        at = next(
+            (i for i, (a, b) in enumerate(zip(names, other_names)) if a != b),
+            min(len(names), len(other_names)),
+        )
+        raise UserError(
+            f"{first.name} and {other.name} must have the same categories, in the order of their "
+            f"ids; category {at} is {_name_at(names, at)} in {first.name} ({len(names)} in all), "
+            f"{_name_at(other_names, at)} in {other.name} ({len(other_names)} in all)"
+        )
+
+
+def _name_at(names: List[str], index: int) -> str:
+    return repr(names[index]) if index < len(names) else "missing"
+
+
+def _check_num_classes(cfg: CfgNode, datasets: List[CocoJsonDataset]) -> None:
+    node = _NUM_CLASSES_NODE.get(cfg.MODEL.META_ARCHITECTURE)
+    if node is None or not datasets:
+        return
+    names = datasets[0].checked.category_names
+    key, num_classes = f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
+    if num_classes != len(names):
+        raise UserError(
+            f"{key} is {num_classes}, but {datasets[0].name} has {len(names)} categories "
+            f"({first(names)}); write {key} {len(names)}"
+        )
+
+
+def _check_something_to_train_on(train: List[CocoJsonDataset]) -> None:
+    if train and not any(d.checked.num_objects for d in train):
+        raise UserError(
+            f"DATASETS.TRAIN: there is no usable annotation in {first(d.name for d in train)}, "
+            "so there is nothing to learn (crowds do not count); check the annotation file"
+        )
+
+
+def _check_something_to_evaluate(test: List[CocoJsonDataset]) -> None:
+    for dataset in test:
+        if not dataset.checked.num_objects:
+            raise UserError(
+                f"DATASETS.TEST: {dataset.name} has no usable annotation, so AP cannot be computed "
+                "(crowds do not count); check the annotation file, or take it out of DATASETS.TEST"
+            )
+
+
+def _check_masks_are_polygons(train: List[CocoJsonDataset]) -> None:
+    for dataset in train:
+        if dataset.checked.num_rle_objects:
+            raise UserError(
+                f"{dataset.name} has {dataset.checked.num_rle_objects} masks in RLE, which "
+                "INPUT.MASK_FORMAT polygon cannot train on; write INPUT.MASK_FORMAT bitmask"
+            )

@@ -1,0 +1,198 @@
+"""One picture of the sample data: shapes of varied size, colour and texture that overlap."""
+
+import colorsys
+from typing import List, NamedTuple, Tuple
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+
+_MAX_OBJECTS = 6
+_MIN_VISIBLE = 0.6  # part of an object that others must leave visible, so that it can be told
+_OBJECT_SIZES = (0.18, 0.6)  # diameter, relative to the shorter side of the image
+_MIN_CONTRAST = 70  # between an object and what is behind it: distance of mean colours in RGB
+_SUPERSAMPLING = 4  # for smooth edges
+
+
+class Shape(NamedTuple):
+    """An object in a picture.
+
+    Args:
+        class_index (int): index into ``CLASS_NAMES``.
+        polygon (np.ndarray): (N, 2) corners as x, y in pixels, with what others hide.
+        mask (np.ndarray): (H, W) of bool, with what others hide.
+        visible (np.ndarray): (H, W) of bool, without it.
+    """
+
+    class_index: int
+    polygon: np.ndarray
+    mask: np.ndarray
+    visible: np.ndarray
+
+
+def draw_picture(rng: np.random.Generator, image_size: int) -> Tuple[np.ndarray, List[Shape]]:
+    """Draw a picture.
+
+    Args:
+        rng (np.random.Generator): what everything is drawn from.
+        image_size (int): longer side in pixels.
+
+    Returns:
+        np.ndarray: (H, W, 3) of uint8, RGB.
+        List[Shape]: 1 ... 6 objects, from back to front.
+    """
+    short = image_size * 3 // 4
+    size = [(image_size, image_size), (short, image_size), (image_size, short)][rng.integers(3)]
+    shapes = _place_shapes(rng, size)
+    picture = _background(rng, size)
+    for shape in shapes:
+        alpha = _smooth_mask(shape.polygon, size)[..., None]
+        paint = _paint(rng, size, shape, behind=picture[shape.mask].mean(axis=0))
+        picture = picture * (1 - alpha) + paint * alpha
+    picture += rng.normal(0, 3, (*size, 1))
+    return picture.clip(0, 255).round().astype(np.uint8), shapes
+
+
+def _place_shapes(rng: np.random.Generator, size: Tuple[int, int]) -> List[Shape]:
+    shapes: List[Shape] = []
+    num_objects = rng.integers(1, _MAX_OBJECTS + 1)
+    for _ in range(4 * num_objects):
+        if len(shapes) == num_objects:
+            break
+        front = _random_shape(rng, size)
+        behind = [s._replace(visible=s.visible & ~front.mask) for s in shapes]
+        if all(map(_can_be_told, behind)):
+            shapes = [*behind, front]
+    return shapes
+
+
+def _random_shape(rng: np.random.Generator, size: Tuple[int, int]) -> Shape:
+    class_index = int(rng.integers(len(CLASS_NAMES)))
+    diameter = min(size) * np.exp(rng.uniform(*np.log(_OBJECT_SIZES)))
+    angle = rng.uniform(0, 2 * np.pi)
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    corners = _OUTLINES[CLASS_NAMES[class_index]] @ rotation * diameter / 2
+    low, high = 1 - corners.min(axis=0), np.array(size[::-1]) - 1 - corners.max(axis=0)
+    polygon = (corners + rng.uniform(low, high)).round(2)
+    mask = mask_util.decode(mask_util.frPyObjects([polygon.ravel().tolist()], *size))
+    mask = mask[..., 0].astype(bool)
+    return Shape(class_index, polygon, mask, visible=mask)
+
+
+def _can_be_told(shape: Shape) -> bool:
+    """Whether enough of an object is visible, and polygons can say which part (no holes)."""
+    if shape.visible.sum() < _MIN_VISIBLE * shape.mask.sum():
+        return False
+    _, hierarchy = cv2.findContours(
+        shape.visible.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+    )
+    return bool((hierarchy.reshape(-1, 4)[:, 3] < 0).all())
+
+
+def _smooth_mask(polygon: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
+    """Return how much of each pixel a polygon covers: (H, W) in 0 ... 1."""
+    height, width = size
+    fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), dtype=np.uint8)
+    corners = (polygon * _SUPERSAMPLING - 0.5).round().astype(np.int32)
+    cv2.fillPoly(fine, [corners], 255)
+    return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) / 255.0
+
+
+# ---- colours and textures ----
+
+
+def _background(rng: np.random.Generator, size: Tuple[int, int]) -> np.ndarray:
+    """Return dull clouds under a faint pattern: (H, W, 3) in 0 ... 255."""
+    gray = rng.uniform(70, 190)
+    clouds = gray + rng.normal(0, 14, (4, 4, 1)) + rng.normal(0, 9, (4, 4, 3))
+    clouds = cv2.resize(clouds, size[::-1], interpolation=cv2.INTER_CUBIC)
+    pattern = _pattern(rng, size, period=rng.uniform(6, 14))
+    return clouds + (pattern[..., None] - 0.5) * rng.uniform(10, 40)
+
+
+def _paint(
+    rng: np.random.Generator, size: Tuple[int, int], shape: Shape, behind: np.ndarray
+) -> np.ndarray:
+    """Return two textured colours that are told from the mean colour behind: (H, W, 3)."""
+    for _ in range(50):
+        colour = _random_colour(rng)
+        # Bright colours go with a darker one, dark colours with a brighter one.
+        other = colour * 0.6 if colour.mean() > 110 else colour + 0.45 * (255 - colour)
+        if min(np.linalg.norm(c - behind) for c in (colour, other)) >= _MIN_CONTRAST:
+            break
+    diameter = np.ptp(shape.polygon, axis=0).max()
+    pattern = _pattern(rng, size, period=max(5.0, diameter * rng.uniform(0.15, 0.3)))
+    return colour + (other - colour) * pattern[..., None]
+
+
+def _random_colour(rng: np.random.Generator) -> np.ndarray:
+    hue, saturation, value = rng.uniform([0, 0.6, 0.5], [1, 1, 1])
+    return 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+
+
+def _pattern(rng: np.random.Generator, size: Tuple[int, int], period: float) -> np.ndarray:
+    """Return a pattern of a random kind, ``period`` in pixels: (H, W) in 0 ... 1."""
+    kind = rng.choice(["plain", "gradient", "stripes", "dots", "checks", "speckles"])
+    if kind == "plain":
+        return np.zeros(size)
+    if kind == "speckles":
+        coarse = rng.uniform(0, 1, (size[0] // 3, size[1] // 3))
+        return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_LINEAR)
+    y, x = np.mgrid[: size[0], : size[1]]
+    angle = rng.uniform(0, np.pi)
+    u = 2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period
+    v = 2 * np.pi * (y * np.cos(angle) - x * np.sin(angle)) / period
+    if kind == "gradient":
+        return (u - u.min()) / (u.max() - u.min())
+    waves = {
+        "stripes": lambda: np.sin(u),
+        "dots": lambda: np.sin(u) + np.sin(v) - 0.9,
+        "checks": lambda: 2 * np.sin(u / 2) * np.sin(v / 2),
+    }
+    return (0.5 + 1.5 * waves[kind]()).clip(0, 1)
+
+
+# ---- shapes ----
+
+
+def _arc(
+    start: float, stop: float, num: int, centre: float = 0.0, radius: float = 1.0
+) -> np.ndarray:
+    """Return (num, 2) points on a circle around (centre, 0), from one angle to another."""
+    angles = np.linspace(start, stop, num)
+    return np.stack([centre + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+
+
+def _star() -> np.ndarray:
+    corners = _arc(0, 2 * np.pi, 11)[:-1]
+    corners[1::2] *= 0.42
+    return corners
+
+
+def _cross(half_width: float = 0.3) -> np.ndarray:
+    w, end = half_width, np.sqrt(1 - half_width**2)
+    arm = np.array([[end, -w], [end, w], [w, w]])
+    quarter_turn = np.array([[0, 1], [-1, 0]])
+    return np.concatenate([arm @ np.linalg.matrix_power(quarter_turn, k) for k in range(4)])
+
+
+def _crescent() -> np.ndarray:
+    outer = _arc(np.pi / 5, 2 * np.pi - np.pi / 5, 28)
+    centre = 0.55  # of the circle cut out, through the same two tips
+    x, y = outer[0] - (centre, 0)
+    tip = np.arctan2(y, x)
+    inner = _arc(2 * np.pi - tip, tip, 20, centre, radius=np.hypot(x, y))[1:-1]
+    return np.concatenate([outer, inner])
+
+
+# Corners of each class, at a distance of 1 or less from the centre. None has a hole, which a
+# polygon could not say.
+_OUTLINES = {
+    "circle": _arc(0, 2 * np.pi, 37)[:-1],
+    "square": _arc(0, 2 * np.pi, 5)[:-1],
+    "triangle": _arc(0, 2 * np.pi, 4)[:-1],
+    "star": _star(),
+    "cross": _cross(),
+    "crescent": _crescent(),
+}
+CLASS_NAMES = tuple(_OUTLINES)

@@ -1,0 +1,176 @@
+"""The folder of the sample data: written whole, left alone when complete, never clobbered."""
+
+import json
+import os
+import tempfile
+from typing import Any, Dict, List
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ...errors import UserError
+from .draw import CLASS_NAMES, Shape, draw_picture
+
+_MANIFEST = "sample.json"
+_MADE_BY = "rsb_d2.data.sample"
+_FOLDERS = ("train", "val", "annotations")
+_VERSION = 1  # of the pictures: data made by another version is made anew
+_JPEG_QUALITY = 92
+
+
+def make_sample_data(
+    folder: str,
+    *,
+    num_train: int = 1000,
+    num_val: int = 200,
+    image_size: int = 160,
+    seed: int = 0,
+) -> None:
+    """Write pictures of shapes and their COCO-format annotations, all or nothing.
+
+    A folder that this function made with the same arguments is left as it is; one that it made
+    with others is replaced. The same arguments give the same bytes on the same machine, with the
+    same versions of NumPy, OpenCV and Pillow.
+
+    Args:
+        folder (str): folder to make; it must not be there, be empty, or be the sample data of an
+            earlier call. May begin with ``~``.
+        num_train (int): number of training images, 1 or more. More of them leave the first as
+            they were.
+        num_val (int): number of validation images, 1 or more.
+        image_size (int): longer side of the images in pixels, 64 ... 1024.
+        seed (int): 0 or more.
+
+    Raises:
+        UserError: if an argument is out of its range, or the folder holds something else.
+    """
+    manifest = dict(
+        made_by=_MADE_BY,
+        version=_VERSION,
+        num_train=_check_int("num_train", num_train, 1),
+        num_val=_check_int("num_val", num_val, 1),
+        image_size=_check_int("image_size", image_size, 64, 1024),
+        seed=_check_int("seed", seed, 0),
+    )
+    folder = os.path.realpath(os.path.expanduser(folder))
+    if _is_complete(folder, manifest):
+        return
+    _check_may_replace(folder)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    # Made next to its place and then renamed, so that half of it is never taken for the whole.
+    with tempfile.TemporaryDirectory(prefix=".sample-", dir=os.path.dirname(folder)) as scratch:
+        new, old = os.path.join(scratch, "new"), os.path.join(scratch, "old")
+        _write(new, manifest)
+        if os.path.exists(folder):
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except OSError:  # another process was faster
+            if not _is_complete(folder, manifest):
+                raise
+
+
+def _check_int(name: str, value: int, low: int, high: int | None = None) -> int:
+    if type(value) is not int or value < low or (high is not None and value > high):
+        range_ = f"of {low} or more" if high is None else f"from {low} to {high}"
+        raise UserError(f"{name} is {value!r}; it must be an integer {range_}")
+    return value
+
+
+# ---- the folder ----
+
+
+def _is_complete(folder: str, manifest: Dict[str, Any]) -> bool:
+    return (
+        _read_manifest(folder) == manifest
+        and _num_files(folder, "train") == manifest["num_train"]
+        and _num_files(folder, "val") == manifest["num_val"]
+        and _num_files(folder, "annotations") == 2
+    )
+
+
+def _read_manifest(folder: str) -> Dict[str, Any] | None:
+    try:
+        with open(os.path.join(folder, _MANIFEST)) as f:
+            return json.load(f)
+    except (OSError, ValueError):
+        return None
+
+
+def _num_files(folder: str, subfolder: str) -> int:
+    path = os.path.join(folder, subfolder)
+    return len(os.listdir(path)) if os.path.isdir(path) else 0
+
+
+def _check_may_replace(folder: str) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder} is a file; name a folder for the sample data")
+    names = set(os.listdir(folder))
+    manifest = _read_manifest(folder)
+    is_sample = isinstance(manifest, dict) and manifest.get("made_by") == _MADE_BY
+    others = sorted(names - {_MANIFEST, *_FOLDERS}) if is_sample else sorted(names)
+    if others:
+        raise UserError(
+            f"{folder} holds what is not sample data ({', '.join(others[:3])}); "
+            "name another folder, or empty it"
+        )
+
+
+def _write(folder: str, manifest: Dict[str, Any]) -> None:
+    for subfolder in _FOLDERS:
+        os.makedirs(os.path.join(folder, subfolder))
+    for split_index, split in enumerate(("train", "val")):
+        images, annotations = [], []
+        for image_id in range(1, manifest[f"num_{split}"] + 1):
+            rng = np.random.default_rng([manifest["seed"], split_index, image_id])
+            picture, shapes = draw_picture(rng, manifest["image_size"])
+            image = dict(
+                id=image_id,
+                file_name=f"{image_id:06d}.jpg",
+                height=picture.shape[0],
+                width=picture.shape[1],
+            )
+            path = os.path.join(folder, split, image["file_name"])
+            Image.fromarray(picture).save(path, quality=_JPEG_QUALITY)
+            images.append(image)
+            annotations += [to_annotation(shape, image_id) for shape in shapes]
+        for annotation_id, annotation in enumerate(annotations, start=1):
+            annotation["id"] = annotation_id
+        categories = [dict(id=i, name=name) for i, name in enumerate(CLASS_NAMES, start=1)]
+        content = dict(info={}, images=images, annotations=annotations, categories=categories)
+        _write_json(os.path.join(folder, "annotations", f"{split}.json"), content)
+    _write_json(os.path.join(folder, _MANIFEST), manifest)
+
+
+def _write_json(path: str, content: Dict[str, Any]) -> None:
+    with open(path, "w") as f:
+        f.write(json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def to_annotation(shape: Shape, image_id: int) -> Dict[str, Any]:
+    """Return the COCO annotation of what is visible of a shape, its ``id`` still to be set."""
+    rows, columns = (np.flatnonzero(shape.visible.any(axis=axis)) for axis in (1, 0))
+    x, y = int(columns[0]), int(rows[0])
+    return dict(
+        id=0,
+        image_id=image_id,
+        category_id=shape.class_index + 1,
+        bbox=[x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+        area=int(shape.visible.sum()),
+        iscrowd=0,
+        segmentation=_polygons(shape),
+    )
+
+
+def _polygons(shape: Shape) -> List[List[float]]:
+    """Return polygons that pycocotools decodes to exactly the visible mask."""
+    if (shape.visible == shape.mask).all():
+        return [shape.polygon.ravel().tolist()]
+    # Of a mask of twice the size, the outline through the outermost pixels' centres lies a quarter
+    # pixel inside the mask's edge: all pixel centres of the mask itself are within.
+    twice = shape.visible.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    contours, _ = cv2.findContours(twice, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [((contour + 0.5) / 2).ravel().tolist() for contour in contours]
