@@ -28,8 +28,9 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Optional
+from typing import NamedTuple
 
 SDIST_NAME = "pb1-detectron2"
 VERSION = "0.6"
@@ -131,6 +132,7 @@ _SCHEDULER = (
 )
 _LAUNCH = "It refused to start several processes on a machine without a GPU."
 _AMP = "torch has deprecated torch.cuda.amp in favour of torch.amp."
+_MESHGRID = "torch wants the indexing spelled out, and warned at every model's first batch."
 _CAFFE2 = "PyTorch has removed caffe2; the rest of detectron2.export does not need it."
 
 
@@ -141,6 +143,16 @@ def _compiled(file: str) -> Mend:
         _NO_OPS,
         "from detectron2 import _C\n",
         "from detectron2.utils.absent import _C\n",
+    )
+
+
+def _needs_operators(file: str, name: str, line: str) -> Mend:
+    return Mend(
+        file,
+        name,
+        "Say at once that it needs the compiled operators, not at the first batch on a GPU.",
+        line,
+        f"{line}        _C.{name}  # raises: it needs the compiled operators\n",
     )
 
 
@@ -187,11 +199,46 @@ COCOeval_opt = COCOeval
     ),
     Mend(
         "detectron2/layers/nms.py",
+        "import of the compiled operators",
+        _NO_OPS,
+        "from torchvision.ops import nms  # BC-compat\n",
+        """\
+from torchvision.ops import nms  # BC-compat
+
+from detectron2.utils.absent import _C
+""",
+    ),
+    Mend(
+        "detectron2/layers/nms.py",
         "nms_rotated",
         _NO_OPS,
-        "    return torch.ops.detectron2.nms_rotated(boxes, scores, iou_threshold)\n",
-        "    from detectron2.utils.absent import _C\n\n"
-        "    return _C.nms_rotated(boxes, scores, iou_threshold)\n",
+        "torch.ops.detectron2.nms_rotated(",
+        "_C.nms_rotated(",
+    ),
+    _needs_operators(
+        "detectron2/layers/deform_conv.py",
+        "DeformConv",
+        "        super(DeformConv, self).__init__()\n",
+    ),
+    _needs_operators(
+        "detectron2/layers/deform_conv.py",
+        "ModulatedDeformConv",
+        "        super(ModulatedDeformConv, self).__init__()\n",
+    ),
+    _needs_operators(
+        "detectron2/layers/deform_conv.py",
+        "deform_conv",
+        "        ctx.stride = _pair(stride)\n",
+    ),
+    _needs_operators(
+        "detectron2/layers/deform_conv.py",
+        "modulated_deform_conv",
+        "        ctx.stride = stride\n",
+    ),
+    _needs_operators(
+        "detectron2/layers/roi_align_rotated.py",
+        "ROIAlignRotated",
+        "        super(ROIAlignRotated, self).__init__()\n",
     ),
     # NumPy
     _numpy_alias("detectron2/data/build.py", "int", 2, end=""),
@@ -238,6 +285,32 @@ COCOeval_opt = COCOeval
         "Python 3.11 samples from sequences only.",
         "self._rng.sample(self._fallback_candidates, k=1)[0]",
         "self._rng.sample(sorted(self._fallback_candidates), k=1)[0]",
+    ),
+    # optional packages
+    Mend(
+        "projects/Panoptic-DeepLab/panoptic_deeplab/dataset_mapper.py",
+        "panopticapi",
+        "It is in no package index; only the dataset mapper needs it, not the model.",
+        "from panopticapi.utils import rgb2id\n",
+        "",
+    ),
+    Mend(
+        "projects/Panoptic-DeepLab/panoptic_deeplab/dataset_mapper.py",
+        "stand-in for panopticapi",
+        "It is in no package index; only the dataset mapper needs it, not the model.",
+        """\
+from .target_generator import PanopticDeepLabTargetGenerator
+""",
+        """\
+from .target_generator import PanopticDeepLabTargetGenerator
+
+try:
+    from panopticapi.utils import rgb2id
+except ImportError:
+    from detectron2.utils.absent import Absent
+
+    rgb2id = Absent("panopticapi.utils.rgb2id", "panopticapi is not installed.")
+""",
     ),
     # caffe2
     Mend(
@@ -313,7 +386,51 @@ def add_export_config(cfg):
         torch.cuda.set_device(local_rank)
 """,
     ),
+    Mend(
+        "detectron2/engine/defaults.py",
+        "device of a distributed model",
+        "DistributedDataParallel takes no device_ids for a model on the CPU.",
+        """\
+    if "device_ids" not in kwargs:
+""",
+        """\
+    if "device_ids" not in kwargs and next(model.parameters()).is_cuda:
+""",
+    ),
+    Mend(
+        "detectron2/utils/comm.py",
+        "bytes to tensor",
+        "torch has deprecated the typed storages.",
+        """\
+    storage = torch.ByteStorage.from_buffer(buffer)
+    tensor = torch.ByteTensor(storage).to(device=device)
+""",
+        """\
+    tensor = torch.frombuffer(bytearray(buffer), dtype=torch.uint8).to(device=device)
+""",
+    ),
     # torch
+    Mend(
+        "detectron2/modeling/anchor_generator.py",
+        "torch.meshgrid",
+        _MESHGRID,
+        "torch.meshgrid(shifts_y, shifts_x)",
+        """torch.meshgrid(shifts_y, shifts_x, indexing="ij")""",
+    ),
+    Mend(
+        "projects/Panoptic-DeepLab/panoptic_deeplab/post_processing.py",
+        "torch.meshgrid",
+        _MESHGRID,
+        """\
+        torch.arange(width, dtype=offsets.dtype, device=offsets.device),
+    )
+""",
+        """\
+        torch.arange(width, dtype=offsets.dtype, device=offsets.device),
+        indexing="ij",
+    )
+""",
+    ),
     Mend(
         "detectron2/engine/hooks.py",
         "base class of the schedulers",
@@ -351,10 +468,33 @@ def add_export_config(cfg):
         "        with autocast():\n",
         """        with autocast("cuda"):\n""",
     ),
+    # resuming
+    Mend(
+        "detectron2/engine/defaults.py",
+        "state of the optimizer",
+        "v0.6 lost it: a run that resumed began with an empty momentum. As Detectron2's main.",
+        """\
+        self._trainer.run_step()
+
+""",
+        """\
+        self._trainer.run_step()
+
+    def state_dict(self):
+        ret = super().state_dict()
+        ret["_trainer"] = self._trainer.state_dict()
+        return ret
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+""",
+    ),
 )
 
 
-def find_detectron2() -> Optional[str]:
+def find_detectron2() -> str | None:
     """Look for a Detectron2 that can be imported.
 
     Returns:
@@ -383,45 +523,51 @@ def require_torch() -> None:
     """
     missing = [x for x in ("torch", "torchvision") if importlib.util.find_spec(x) is None]
     if missing:
-        raise InstallError(f"{' and '.join(missing)} not found: install torch and torchvision first")
+        raise InstallError(
+            f"{' and '.join(missing)} not found: install torch and torchvision first"
+        )
 
 
-def run_pip(*args: str) -> None:
+def run_pip(*args: str) -> bool:
     """Run pip in this interpreter's environment; its output goes to the terminal.
 
-    Raises:
-        InstallError: pip fails.
+    Returns:
+        bool: whether pip succeeded.
     """
-    if subprocess.run([sys.executable, "-m", "pip", *args]).returncode:
-        raise InstallError(f"`pip {args[0]}` failed; see its messages above")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *args]
+    return subprocess.run(command).returncode == 0
 
 
 def download_sdist(folder: Path) -> Path:
     """Download the sdist with pip, which checks the hash before it runs any of its code.
 
+    pip 26.3 declines it, as the sdist names a URL among its optional requirements.
+
     Raises:
-        InstallError: pip cannot get it.
+        InstallError: pip does not deliver it.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{SDIST_NAME}=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
-    # The sdist's setup.py imports torch, which an isolated build environment does not have.
     run_pip(
         "download",
         "--quiet",
         "--no-deps",
         "--no-binary=:all:",
-        "--no-build-isolation",
+        "--no-build-isolation",  # the sdist's setup.py imports torch
         "--require-hashes",
         f"--requirement={requirements}",
         f"--dest={folder}",
     )
     found = sorted(folder.glob("*.tar.gz"))
     if len(found) != 1:
-        raise InstallError(f"pip left {len(found)} sdists where one was expected")
+        raise InstallError(
+            f"pip did not download {SDIST_NAME} {VERSION}, see its messages above; pip 26.3 and "
+            "newer decline it: use an older one, or give a file at hand with --sdist"
+        )
     return found[0]
 
 
-def read_sdist(path: Path) -> Dict[str, bytes]:
+def read_sdist(path: Path) -> dict[str, bytes]:
     """Read the sdist's files, without unpacking or running anything.
 
     Args:
@@ -447,7 +593,7 @@ def read_sdist(path: Path) -> Dict[str, bytes]:
         }
 
 
-def apply_mends(files: Dict[str, bytes], mends: Iterable[Mend]) -> Dict[str, bytes]:
+def apply_mends(files: dict[str, bytes], mends: Iterable[Mend]) -> dict[str, bytes]:
     """Apply mends, in order.
 
     Args:
@@ -473,7 +619,7 @@ def apply_mends(files: Dict[str, bytes], mends: Iterable[Mend]) -> Dict[str, byt
     return files
 
 
-def package_files(files: Dict[str, bytes]) -> Dict[str, bytes]:
+def package_files(files: dict[str, bytes]) -> dict[str, bytes]:
     """Pick what goes into the wheel: the package with the zoo's configs, and the projects.
 
     Args:
@@ -493,7 +639,7 @@ def package_files(files: Dict[str, bytes]) -> Dict[str, bytes]:
     return packaged
 
 
-def dist_info(files: Dict[str, bytes]) -> Dict[str, bytes]:
+def dist_info(files: dict[str, bytes]) -> dict[str, bytes]:
     """The wheel's metadata, save RECORD; the mends are listed in its description."""
     mends = "\n".join(f"- {m.file}, {m.what}: {m.why}" for m in MENDS)
     added = "\n".join(f"- {path}: added" for path in ADDED_FILES)
@@ -506,7 +652,7 @@ def dist_info(files: Dict[str, bytes]) -> Dict[str, bytes]:
             "Author: FAIR",
             "License: Apache-2.0",
             "License-File: LICENSE",
-            "Requires-Python: >=3.8",
+            "Requires-Python: >=3.10",
             *(f"Requires-Dist: {requirement}" for requirement in REQUIREMENTS),
             "Description-Content-Type: text/markdown",
             "",
@@ -534,7 +680,7 @@ def dist_info(files: Dict[str, bytes]) -> Dict[str, bytes]:
     }
 
 
-def write_wheel(files: Dict[str, bytes], folder: Path) -> Path:
+def write_wheel(files: dict[str, bytes], folder: Path) -> Path:
     """Write the wheel, whole or not at all; the same files give the same bytes.
 
     Args:
@@ -576,7 +722,7 @@ def write_wheel(files: Dict[str, bytes], folder: Path) -> Path:
     return target
 
 
-def build_wheel(folder: Path, sdist: Optional[Path] = None) -> Path:
+def build_wheel(folder: Path, sdist: Path | None = None) -> Path:
     """Make the wheel from the sdist.
 
     Args:
@@ -598,7 +744,7 @@ def build_wheel(folder: Path, sdist: Optional[Path] = None) -> Path:
     return write_wheel(apply_mends(files, MENDS), folder)
 
 
-def install(sdist: Optional[Path] = None) -> None:
+def install(sdist: Path | None = None) -> None:
     """Install Detectron2 unless there is one, and say which one there is.
 
     Args:
@@ -612,13 +758,19 @@ def install(sdist: Optional[Path] = None) -> None:
         print(f"Found {found}; nothing to do.")
         return
     require_torch()
+    # The visualizer needs cv2, which comes from one of several packages; a second one would
+    # overwrite the first, so that the wheel requires none.
+    opencv = [] if importlib.util.find_spec("cv2") else ["opencv-python-headless"]
     with tempfile.TemporaryDirectory() as scratch:
-        run_pip("install", str(build_wheel(Path(scratch), sdist)))
+        if not run_pip("install", str(build_wheel(Path(scratch), sdist)), *opencv):
+            raise InstallError("pip did not install the wheel, see its messages above")
     importlib.invalidate_caches()
-    print(f"Installed {find_detectron2()}, pure Python: no rotated boxes, no deformable convolution.")
+    print(
+        f"Installed {find_detectron2()}, pure Python: no rotated boxes, no deformable convolution."
+    )
 
 
-def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--wheel-dir",
@@ -635,7 +787,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         if args.wheel_dir is not None:
