@@ -1,10 +1,12 @@
 """From the command line to a checked, frozen config and an output folder."""
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
 import tempfile
+from logging.handlers import MemoryHandler
 
 import torch
 import yaml
@@ -15,10 +17,14 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 
 from ..config import add_rsb_config
-from ..data import make_sample_data, register_coco_json
+from ..data import register_coco_json
+from ..data.class_names import fill_class_names
+from ..data.sample import make_sample_data
 from ..errors import UserError
+from .best import check_best_metric
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +45,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
         UserError: for a mistake in the config, its files or its data.
     """
     cfg = load_config(args.config_file, args.opts)
-    fallback = _fall_back_to_cpu(cfg)
-    _make_sample_data(cfg)
-    register_coco_json(cfg)
-    _check_datasets(cfg, args.eval_only)
-    build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
-    _check_weights(cfg, args)
-    _check_output_dir(cfg.OUTPUT_DIR)
-    cfg.freeze()
-    default_setup(cfg, args)
-    if fallback:
-        logger.warning(fallback)
+    with _messages_held_back():  # until there is an output folder with a log
+        _fall_back_to_cpu(cfg)
+        _make_sample_data(cfg)
+        register_coco_json(cfg, eval_only=args.eval_only)
+        _check_datasets(cfg, args.eval_only)
+        fill_class_names(cfg)
+        if not args.eval_only:
+            check_best_metric(cfg)
+        build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+        _check_weights(cfg, args)
+        _check_output_dir(cfg.OUTPUT_DIR)
+        cfg.freeze()
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rsb_d2")
     return cfg
 
 
@@ -73,7 +82,7 @@ def load_config(config_file: str, opts: list) -> CfgNode:
         if not PathManager.isfile(config_file):
             raise UserError(f"--config-file: there is no file {config_file}")
         try:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as e:
             raise UserError(f"{config_file}: {_explain(cfg, e)}") from e
     if len(opts) % 2:
@@ -106,14 +115,35 @@ def _all_keys(cfg: CfgNode, prefix: str = "") -> list:
     return keys
 
 
-def _fall_back_to_cpu(cfg: CfgNode) -> str:
-    """Put the CPU in the place of a GPU that is not there; returns the line that says so."""
+@contextlib.contextmanager
+def _messages_held_back():
+    """Give what this project logs to the handlers that are added meanwhile, the log file's too."""
+    ours = logging.getLogger("rsb_d2")
+    ours.setLevel(logging.INFO)
+    before = list(ours.handlers)
+    held = MemoryHandler(capacity=10**6, flushLevel=logging.CRITICAL + 1)
+    ours.addHandler(held)
+    try:
+        yield
+    finally:
+        ours.removeHandler(held)
+        added = [h for h in ours.handlers if h not in before]
+        for record in held.buffer:
+            for handler in added if before or added else [logging.lastResort]:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
+
+
+def _fall_back_to_cpu(cfg: CfgNode) -> None:
+    """Put the CPU in the place of a GPU that is not there."""
     if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
-        return ""
+        return
     device, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
     without_amp = ", without AMP, which needs one" if cfg.SOLVER.AMP.ENABLED else ""
     cfg.SOLVER.AMP.ENABLED = False
-    return f"MODEL.DEVICE is {device}, but torch finds no GPU: running on the CPU{without_amp}."
+    logger.warning(
+        f"MODEL.DEVICE is {device}, but torch finds no GPU: running on the CPU{without_amp}."
+    )
 
 
 def _make_sample_data(cfg: CfgNode) -> None:

@@ -1,0 +1,31 @@
+# `make demo` and `make test` do everything that they need, from an empty folder on.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test test-all lint install clean
+
+demo: install
+	$(PY) train_net.py --config-file configs/frcnn_rsb_sample.yaml
+
+test: install lint
+	$(PY) -m pytest
+
+test-all: install lint
+	$(PY) -m pytest -m ""
+
+lint: install
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+install: .venv/installed
+
+.venv/installed: requirements.txt setup.py tools/install_detectron2.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	$(PY) tools/install_detectron2.py
+	$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,51 @@
+"""Lower bounds only: torch, torchvision and Detectron2 are the user's own and never replaced.
+
+Nor is OpenCV, which comes from one of several packages that overwrite each other.
+"""
+
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+
+
+def read_version():
+    lines = (HERE / "rsb_d2" / "__init__.py").read_text().splitlines()
+    return next(line for line in lines if line.startswith("__version__")).split('"')[1]
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs/ into a wheel's rsb_d2/model_zoo, where a checkout has none."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "rsb_d2" / "model_zoo" / "configs"
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+            shutil.copytree(HERE / "configs", target)
+
+
+setup(
+    name="rsb_d2",
+    version=read_version(),
+    description="timm's 'ResNet strikes back' backbones for Detectron2",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["rsb_d2", "rsb_d2.*"]),
+    cmdclass={"build_py": BuildWithConfigs},
+    install_requires=[
+        "timm>=1.0",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.9",
+        "pycocotools>=2.0.7",
+        "huggingface_hub>=0.23",
+        "safetensors>=0.4",
+        "matplotlib>=3.6",
+        "numpy>=1.24",
+        "pillow>=9.1",
+    ],
+)
