@@ -17,9 +17,13 @@ def main(args):
         cfg = setup(args)
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-                cfg.MODEL.WEIGHTS, resume=args.resume
-            )
+            checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            if checkpointer.report and checkpointer.report.initial:
+                raise UserError(
+                    f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is no whole detector of this config: "
+                    f"it lacks {', '.join(checkpointer.report.initial[:3])}, ..."
+                )
             results = Trainer.test(cfg, model)
             if comm.is_main_process():
                 verify_results(cfg, results)

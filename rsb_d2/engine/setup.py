@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint import check_architecture, locate
 from ..config import add_rsb_config
 from ..data import register_coco_json
 from ..data.class_names import fill_class_names
@@ -173,13 +174,11 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     resumes = args.resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if resumes:
         return
-    weights = cfg.MODEL.WEIGHTS
-    if args.eval_only and not weights:
+    if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise UserError("--eval-only needs MODEL.WEIGHTS, the path of a checkpoint")
-    if weights and "://" not in weights and not PathManager.isfile(weights):
-        raise UserError(f"MODEL.WEIGHTS: there is no file {weights}")
-    if weights:
-        PathManager.get_local_path(weights)  # a download that fails, fails here
+    if cfg.MODEL.WEIGHTS:
+        check_architecture(cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.NAME)
+        locate(cfg.MODEL.WEIGHTS)  # a download that fails, fails here
 
 
 def _check_output_dir(output_dir: str) -> None:

@@ -1,0 +1,110 @@
+"""The one way of weights into a model."""
+
+import logging
+import os
+from typing import Any, Dict, List
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from . import timm_hub
+from .formats import CAFFE2_RESNET, recognise
+from .loading import LoadReport, find_backbone, load_weights, state_dict_of
+from .locating import locate
+from .reading import read_checkpoint
+from .writing import save_torch, to_plain
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's ``DetectionCheckpointer``, strict about the backbone and safe about files.
+
+    It is constructed, saves and resumes as Detectron2's does. What it loads may be of any of the
+    formats in :data:`rsb_d2.checkpoint.FORMATS`.
+
+    Args:
+        model (nn.Module): a detector, or a part of one, with a timm backbone in it; may be
+            wrapped for data parallelism. A model without one is loaded as Detectron2 loads it.
+        save_dir (str): where to save and to look for checkpoints.
+        save_to_disk (bool or None): ``None``: the main process alone saves.
+        checkpointables: more objects with ``state_dict`` and ``load_state_dict``.
+
+    Attributes:
+        report (LoadReport or None): what the last :meth:`load` did.
+    """
+
+    report: LoadReport | None = None
+
+    def load(self, path: str, checkpointables: List[str] | None = None) -> Dict[str, Any]:
+        """Load weights, and say in one block of the log what was loaded from where.
+
+        Args:
+            path (str): a local file, ``timm://NAME`` or another path of Detectron2's
+                ``PathManager``; ``""`` loads nothing.
+            checkpointables (list[str] or None): which of the checkpointables to load, too, if
+                the file has them; ``None`` for all. A file with one of them is a run to resume,
+                and must hold the whole model.
+
+        Returns:
+            dict[str, Any]: what else the file holds.
+
+        Raises:
+            UserError: if there is no such file, if it is damaged or unsafe, or if it does not
+                give the backbone every parameter and buffer. The model is as it was then.
+        """
+        self.report = None
+        if not path:
+            logger.info("No weights are loaded: the model starts from random ones.")
+            return {}
+        _, backbone = find_backbone(self.model)
+        if backbone is not None:
+            timm_hub.check_architecture(path, backbone.name)
+        local_path = locate(path)
+        checkpoint = read_checkpoint(local_path)
+        names = self.checkpointables if checkpointables is None else checkpointables
+        names = [name for name in names if name in checkpoint]
+        if backbone is None:
+            self._load_stock_model(checkpoint)
+        else:
+            weights = state_dict_of(checkpoint)
+            self.report = load_weights(self.model, weights, path, local_path, complete=bool(names))
+            to_be_seen = self.report.other_shape or self.report.differs
+            logger.log(logging.WARNING if to_be_seen else logging.INFO, str(self.report))
+        for name in names:
+            logger.info(f"Loading {name} from {path}")
+            self.checkpointables[name].load_state_dict(checkpoint.pop(name))
+        return checkpoint
+
+    def _load_stock_model(self, checkpoint: Dict[str, Any]) -> None:
+        if recognise(checkpoint["model"]) is CAFFE2_RESNET:
+            checkpoint.update(__author__="Caffe2", matching_heuristics=True)
+        incompatible = self._load_model(checkpoint)
+        if incompatible is not None:
+            self._log_incompatible_keys(incompatible)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save the model and the checkpointables, in types that :meth:`load` reads.
+
+        Args:
+            name (str): the file's name in ``save_dir``, without ``.pth``.
+            kwargs: more to save.
+
+        Raises:
+            UserError: if the file cannot be written, or if something to be saved is more than
+                tensors and plain values.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        for key, checkpointable in self.checkpointables.items():
+            data[key] = to_plain(checkpointable.state_dict(), key)
+        data.update({key: to_plain(value, key) for key, value in kwargs.items()})
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info(f"Saving checkpoint to {path}")
+        if "://" in path:
+            with self.path_manager.open(path, "wb") as f:
+                torch.save(data, f)
+        else:
+            save_torch(path, data)
+        self.tag_last_checkpoint(f"{name}.pth")

@@ -1,0 +1,182 @@
+"""Weights out: a backbone's to Detectron2's own ResNet, or to a model of timm."""
+
+import os
+from typing import Dict, List, NamedTuple
+
+import timm
+import torch
+
+from ..errors import UserError
+from . import resnet_names, timm_hub
+from .formats import DETECTOR, STOCK_DETECTOR, Format, recognise
+from .loading import split_detector, state_dict_of
+from .locating import locate
+from .reading import StateDict, read_checkpoint
+from .resnet_names import PLAIN_RESNETS
+from .timm_names import (
+    COUNTER,
+    architecture,
+    classifier_names,
+    foreign_names,
+    model_name,
+    whole_model,
+)
+from .writing import check_ending, save_weights
+
+TARGETS = ("detectron2", "timm")
+
+_PLAIN_CHILDREN = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+_HAS = f"whose ResNet can be timm's {', '.join(PLAIN_RESNETS)}"
+
+
+class Conversion(NamedTuple):
+    """A backbone's weights in a new form.
+
+    Args:
+        weights (dict[str, Tensor]): by the names of the target.
+        timm_name (str): timm's name of the architecture.
+        format_name (str): what the weights came from.
+        dropped (list[str]): what was in the file beside the backbone.
+    """
+
+    weights: StateDict
+    timm_name: str
+    format_name: str
+    dropped: List[str]
+
+
+def convert_file(source: str, output: str, target: str, timm_name: str = "") -> Conversion:
+    """Convert a file of any of the known formats; write it whole or not at all.
+
+    Args:
+        source (str): a path as in ``MODEL.WEIGHTS``.
+        output (str): a path that ends in ``.pth`` or ``.safetensors``.
+        target (str): ``"detectron2"``: for ``build_resnet_fpn_backbone``; ``"timm"``: for
+            ``timm.create_model(timm_name, num_classes=0, checkpoint_path=output)``.
+        timm_name (str): timm's name of the architecture; it can be left out for a plain ResNet.
+
+    Returns:
+        Conversion: what was written.
+
+    Raises:
+        UserError: if the file cannot be read, is not of the architecture, cannot be converted or
+            the output cannot be written.
+    """
+    check_ending(output)
+    if source.startswith(timm_hub.PREFIX):
+        source_name = source[len(timm_hub.PREFIX) :]
+        timm_hub.check_architecture(source, source_name)  # that there is such a name
+        timm_name = timm_name or source_name
+    if timm_name:
+        _check_name(timm_name, target)
+    path = locate(source)
+    if os.path.exists(output) and os.path.samefile(path, output):
+        raise UserError(f"{output} is the input: name another file to write")
+    weights = state_dict_of(read_checkpoint(path))
+    try:
+        conversion = convert(weights, target, timm_name)
+    except UserError as e:
+        raise UserError(f"{source}: {e}") from e
+    # Without "matching_heuristics" Detectron2 does not look for the backbone in its model.
+    beside = {"__author__": "timm", "matching_heuristics": True} if target == "detectron2" else {}
+    save_weights(output, conversion.weights, **beside)
+    return conversion
+
+
+def convert(weights: StateDict, target: str, timm_name: str = "") -> Conversion:
+    """Convert a state dict of any of the known formats.
+
+    Args:
+        weights (dict[str, Tensor]): as :func:`read_checkpoint` returns it.
+        target (str): ``"detectron2"`` or ``"timm"``.
+        timm_name (str): timm's name of the architecture; it can be left out for a plain ResNet.
+
+    Returns:
+        Conversion: of the backbone alone; the tensors are those of ``weights``, only renamed.
+
+    Raises:
+        UserError: if the weights are not of the architecture, or if it is unknown; for
+            ``"detectron2"`` also if it is none that Detectron2 has.
+    """
+    format = recognise(weights)
+    backbone = _backbone(weights, format)
+    name = _check_name(timm_name, target) if timm_name else _identify(backbone, target)
+    converted = _of_model(backbone, name)
+    dropped = [n for n in backbone if n not in converted]
+    if target == "detectron2":
+        converted = resnet_names.to_detectron2(converted)
+    return Conversion(converted, name, format.name, dropped)
+
+
+def _backbone(weights: StateDict, format: Format) -> StateDict:
+    """The backbone, perhaps with a classifier, by the names of timm or of its feature net."""
+    if format is STOCK_DETECTOR:
+        prefix = "backbone.bottom_up."
+        bottom_up = {n[len(prefix) :]: t for n, t in weights.items() if n.startswith(prefix)}
+        return resnet_names.to_timm(bottom_up)
+    converted = format.convert(weights)
+    return split_detector(converted)[0] if format.holds == DETECTOR else converted
+
+
+def _check_name(timm_name: str, target: str) -> str:
+    name = architecture(timm_name)
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model {timm_name!r}; see timm.list_models()")
+    if target == "detectron2" and name not in PLAIN_RESNETS:
+        raise UserError(f"timm's {name} has no counterpart in Detectron2, {_HAS}")
+    return name
+
+
+def _identify(weights: StateDict, target: str) -> str:
+    """timm's name of the plain ResNet whose names and shapes are in some weights."""
+    shapes = {n: t.shape for n, t in weights.items() if n.partition(".")[0] in _PLAIN_CHILDREN}
+    shapes = _without_counters(shapes)
+    for name in PLAIN_RESNETS:
+        if shapes == _without_counters(_shapes(name)):
+            return name
+    if target == "detectron2":
+        raise UserError(f"not a backbone that Detectron2 has, {_HAS}")
+    raise UserError(
+        "the architecture cannot be told from the names and shapes, as it is no plain ResNet or "
+        "has not all of its stages: give timm's name of it with --name"
+    )
+
+
+def _of_model(weights: StateDict, name: str) -> StateDict:
+    """All that a model of timm has before its classifier, by its names."""
+    shapes = _shapes(name)
+    converted, other_shape = {}, []
+    for source, tensor in weights.items():
+        known = model_name(source, shapes)
+        if known is None:
+            continue
+        converted[known] = tensor
+        if tensor.shape != shapes[known]:
+            other_shape.append(
+                f"{source} is {tuple(tensor.shape)}, in timm's {name} {tuple(shapes[known])}"
+            )
+    missing = [n for n in _without_counters(shapes) if n not in converted]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(shapes)} tensors of timm's {name} are not in it: "
+            + ", ".join(missing[:3])
+        )
+    if other_shape:
+        raise UserError(f"{len(other_shape)} tensors have another shape: {other_shape[0]}")
+    foreign = foreign_names([n for n in weights if n not in converted], converted, name)
+    if foreign:
+        raise UserError(
+            f"{len(foreign)} tensors are not of timm's {name}: {', '.join(foreign[:3])}"
+        )
+    return converted
+
+
+def _shapes(name: str) -> Dict[str, torch.Size]:
+    """Names and shapes of timm's model without its classifier."""
+    classifiers = tuple(f"{c}." for c in classifier_names(name))
+    tensors = whole_model(name).state_dict()
+    return {n: t.shape for n, t in tensors.items() if not n.startswith(classifiers)}
+
+
+def _without_counters(shapes: Dict[str, torch.Size]) -> Dict[str, torch.Size]:
+    return {n: s for n, s in shapes.items() if not n.endswith(COUNTER)}

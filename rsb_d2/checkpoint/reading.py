@@ -1,0 +1,268 @@
+"""Reading a checkpoint file of any kind without running anything that is in it."""
+
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Dict
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from ..errors import UserError
+
+StateDict = Dict[str, torch.Tensor]
+
+# Where the programs that write checkpoints put the state dict.
+_STATE_DICT_KEYS = ("model", "state_dict", "blobs")
+
+_ZIP_START = b"PK\x03\x04"
+# torch.save's format before it became a zip archive starts with this pickled number.
+_LEGACY_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# Protocol 2 and later; the beginnings of what protocol 0 and 1 write for a container or an object.
+_PICKLE_STARTS = (b"\x80", b"(", b"c", b"}", b"]")
+# Safetensors: the header's length in 8 bytes, which is below 2^32, and the header, in JSON.
+_SAFETENSORS_AT_4 = b"\0\0\0\0{"
+_GIT_LFS_START = b"version https://git-lfs"
+
+
+def read_checkpoint(path: str) -> Dict[str, Any]:
+    """Read a checkpoint; what kind of file it is, is told from its content, not from its name.
+
+    Args:
+        path (str): a local file: safetensors, what ``torch.save`` wrote, or a pickle of arrays
+            and plain containers, as in Detectron2's model zoo.
+
+    Returns:
+        dict[str, Any]: under ``"model"`` the state dict, ``{name: Tensor}`` (with the
+        ``_metadata`` that ``nn.Module.state_dict`` attaches, if it has some); beside it whatever
+        else the file holds, such as ``"iteration"``.
+
+    Raises:
+        UserError: if the file is none of these, is damaged, holds no weights, or needs a type
+            that neither ``torch.load(weights_only=True)`` nor plain arrays allow; nothing of it
+            has been executed then.
+    """
+    content = read_file(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {_type_name(content)}, not a state dict")
+    checkpoint = dict(content)
+    for key in _STATE_DICT_KEYS:
+        if isinstance(checkpoint.get(key), Mapping):
+            return {**checkpoint, "model": _as_state_dict(path, checkpoint.pop(key))}
+    return {"model": _as_state_dict(path, content)}
+
+
+def read_file(path: str) -> Any:
+    """Read what a file holds, with the reader for its content; see :func:`read_checkpoint`.
+
+    Args:
+        path (str): a local file.
+
+    Returns:
+        Any: tensors, arrays, plain values and containers of them.
+
+    Raises:
+        UserError: as :func:`read_checkpoint`.
+    """
+    start = _first_bytes(path)
+    if start.startswith(_ZIP_START):
+        _check_zip(path)
+        return _read_torch(path)
+    if start.startswith(_LEGACY_TORCH_START):
+        return _read_torch(path)
+    if start[4:9] == _SAFETENSORS_AT_4:
+        return _read_safetensors(path)
+    _refuse_other_files(path, start)
+    return _read_pickle(path)
+
+
+def _first_bytes(path: str, count: int = 512) -> bytes:
+    try:
+        with open(path, "rb") as f:
+            return f.read(count)
+    except IsADirectoryError as e:
+        raise UserError(f"{path} is a folder: name the checkpoint file in it") from e
+    except FileNotFoundError as e:
+        raise UserError(f"there is no file {path}") from e
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from e
+
+
+def _refuse_other_files(path: str, start: bytes) -> None:
+    if not start:
+        raise UserError(f"{path} is empty (0 bytes): download or copy it again")
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise UserError(
+            f"{path} is a web page (HTML) saved under this name, not a checkpoint: download the "
+            "file itself"
+        )
+    if start.startswith(_GIT_LFS_START):
+        raise UserError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull`")
+    if not start.startswith(_PICKLE_STARTS):
+        raise UserError(
+            f"{path} is neither safetensors nor a file of torch.save nor a pickle, or its "
+            "beginning is lost: download or copy it again"
+        )
+
+
+def _check_zip(path: str) -> None:
+    """Compare the checksums that torch.save wrote, which torch.load does not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as e:  # zipfile has many
+        raise UserError(
+            f"{path} is cut off or damaged ({_first_line(e)}): download or copy it again"
+        ) from e
+    if damaged:
+        raise UserError(
+            f"{path} is damaged (wrong checksum of {damaged}): download or copy it again"
+        )
+
+
+def _read_torch(path: str) -> Any:
+    try:
+        with open(path, "rb") as f:  # given a name, torch.load would go by its ending
+            return torch.load(f, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        refused = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(e))
+        if refused:
+            raise _refused(path, refused.group(1)) from e
+        raise _refused(path, _first_line(e)) from e
+    except Exception as e:  # what a damaged file makes torch raise is of many types
+        raise UserError(
+            f"{path} is cut off, damaged or no file of torch.save ({_first_line(e)})"
+        ) from e
+
+
+def _read_safetensors(path: str) -> StateDict:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as e:
+        raise UserError(
+            f"{path} is cut off or damaged (safetensors: {_first_line(e)}): download or copy it "
+            "again"
+        ) from e
+
+
+def _read_pickle(path: str) -> Any:
+    try:
+        with open(path, "rb") as f:
+            return _ArrayUnpickler(f, encoding="latin1").load()
+    except _RefusedType as e:
+        raise _refused(path, str(e)) from e
+    except Exception as e:  # as in _read_torch
+        raise UserError(
+            f"{path} is cut off, damaged or no pickle ({_first_line(e) or type(e).__name__})"
+        ) from e
+
+
+def _refused(path: str, what: str) -> UserError:
+    return UserError(
+        f"{path} was not read: beyond tensors, arrays and plain containers it needs {what}, and "
+        "reading that can run code. Have its author save the state dict alone, or as safetensors"
+    )
+
+
+class _RefusedType(Exception):
+    """What an unpickler was asked to import and does not."""
+
+
+class _FromBuffer:
+    """NumPy's way, in pickle protocol 5, of making an array.
+
+    A stand-in without attributes: on NumPy's own function a pickle could set some.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, buffer, dtype, shape, order):
+        return np.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape, order=order)
+
+
+class _EmptyBytes:
+    """The way of empty bytes through pickle protocol 2."""
+
+    __slots__ = ()
+
+    def __call__(self) -> bytes:
+        return b""
+
+
+def _numpy_names() -> Dict[str, Any]:
+    names = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+    multiarray = np.core.multiarray if np.__version__ < "2" else np._core.multiarray
+    for package in ("numpy.core", "numpy._core"):  # before and since NumPy 2
+        names[f"{package}.multiarray._reconstruct"] = multiarray._reconstruct
+        names[f"{package}.multiarray.scalar"] = multiarray.scalar
+        names[f"{package}.numeric._frombuffer"] = _FromBuffer()
+    return names
+
+
+class _EncodeLatin1:
+    """The way of bytes through pickle protocol 2."""
+
+    __slots__ = ()
+
+    def __call__(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise _RefusedType(f"_codecs.encode to {encoding}")
+        return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler of NumPy arrays and plain containers; it imports nothing that a file names."""
+
+    _ALLOWED = {
+        **_numpy_names(),
+        "_codecs.encode": _EncodeLatin1(),
+        "__builtin__.bytes": _EmptyBytes(),
+        "collections.OrderedDict": OrderedDict,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._ALLOWED[f"{module}.{name}"]
+        except KeyError:
+            raise _RefusedType(f"{module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _RefusedType("a persistent reference, as of torch's storages")
+
+
+def _as_state_dict(path: str, tensors: Mapping) -> StateDict:
+    if not tensors:
+        raise UserError(f"{path} holds no tensors")
+    state_dict = OrderedDict()
+    for name, value in tensors.items():
+        state_dict[name] = _as_tensor(path, name, value)
+    if hasattr(tensors, "_metadata"):
+        state_dict._metadata = tensors._metadata
+    return state_dict
+
+
+def _as_tensor(path: str, name: Any, value: Any) -> torch.Tensor:
+    if not isinstance(name, str):
+        raise UserError(f"{path} is no state dict: it has the key {name!r}")
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, (np.ndarray, np.number)):
+        try:
+            return torch.from_numpy(np.array(value))
+        except TypeError as e:
+            raise UserError(f"{path}: {name} is an array of {np.asarray(value).dtype}") from e
+    raise UserError(
+        f"{path} is no state dict: {name} is a {_type_name(value)}, where a tensor should be"
+    )
+
+
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

@@ -1,0 +1,254 @@
+"""timm://NAME: the pretrained weights of timm, from the Hugging Face hub."""
+
+import difflib
+import hashlib
+import logging
+import os
+import re
+from typing import IO, Tuple
+
+import timm
+import torch
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
+from timm.models import list_pretrained
+
+from ..errors import UserError
+from ..modeling import TimmBackbone
+from .reading import StateDict, read_checkpoint
+from .timm_names import add_missing_counters, architecture, match, updated_by_timm
+from .writing import save_torch
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "timm://"
+
+# What timm looks for, in this order: a repository has at least one of them.
+_FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+class TimmHubHandler(PathHandler):
+    """Resolves ``timm://NAME``, NAME being any pretrained tag of timm, such as resnet50.a1_in1k.
+
+    The local file is one that Detectron2's stock ``DetectionCheckpointer`` loads, all of it, into
+    a model with a :class:`TimmBackbone`. It is made once from the file in Hugging Face's cache.
+    """
+
+    def _get_supported_prefixes(self):
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        self._check_kwargs(kwargs)
+        return _file_for_detectron2(path[len(PREFIX) :], force)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs) -> IO:
+        self._check_kwargs(kwargs)
+        if mode not in ("r", "rb"):
+            raise UserError(f"{path} can be read only, not opened with mode {mode!r}")
+        return open(self._get_local_path(path), mode, buffering)
+
+    def _isfile(self, path: str, **kwargs) -> bool:
+        self._check_kwargs(kwargs)
+        try:
+            _pretrained_cfg(path[len(PREFIX) :])
+        except UserError:
+            return False
+        return True
+
+    _exists = _isfile
+
+    def _isdir(self, path: str, **kwargs) -> bool:
+        self._check_kwargs(kwargs)
+        return False
+
+
+def register() -> None:
+    """Make ``timm://`` a path of Detectron2's ``PathManager``."""
+    PathManager.register_handler(TimmHubHandler(), allow_override=True)
+
+
+def fetch(name: str, force: bool = False) -> str:
+    """Find timm's file of weights in Hugging Face's cache, or download it into that.
+
+    Several processes download it once; one that was interrupted goes on where it stopped. What
+    is in the cache is taken without asking the hub, and must have the checksum of its name there.
+
+    Args:
+        name (str): a pretrained model of timm, ``"resnet50.a1_in1k"``; without a tag, timm's
+            default one.
+        force (bool): download it again.
+
+    Returns:
+        str: the file, as the hub has it.
+
+    Raises:
+        UserError: if timm has no such weights, if the hub cannot be reached, or if the cached
+            file is damaged.
+    """
+    repository, revision = _repository(name)
+    path = None if force else _find_in_cache(repository, revision)
+    if path is None:
+        path = _download(name, repository, revision, force)
+    _digest(path)
+    return path
+
+
+def check_architecture(path: str, backbone_name: str) -> None:
+    """Check that a ``timm://`` path means weights of the model at hand; other paths pass.
+
+    Args:
+        path (str): as in ``MODEL.WEIGHTS``.
+        backbone_name (str): as in ``MODEL.TIMM.NAME``.
+
+    Raises:
+        UserError: if timm has no such weights, or they are of another architecture: some of
+            these have the same names and shapes and compute something else.
+    """
+    if not path.startswith(PREFIX):
+        return
+    name = path[len(PREFIX) :]
+    _pretrained_cfg(name)
+    wanted, given = architecture(backbone_name), architecture(name)
+    if wanted != given:
+        tags = list_pretrained(wanted + ".*")
+        example = f"MODEL.WEIGHTS {PREFIX}{tags[0]} or " if tags else ""
+        raise UserError(
+            f"MODEL.WEIGHTS: {path} is of {given}, but MODEL.TIMM.NAME is {backbone_name}; write "
+            f"{example}MODEL.TIMM.NAME {given}"
+        )
+
+
+def _pretrained_cfg(name: str):
+    try:
+        pretrained_cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        pretrained_cfg = None
+    if pretrained_cfg is None or not pretrained_cfg.has_weights:
+        known = list_pretrained()
+        near = [n for n in known if architecture(n) == architecture(name)]
+        near = near or difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        hint = f"did you mean {', '.join(near[:5])}?" if near else "see timm.list_pretrained()"
+        raise UserError(f"timm {timm.__version__} has no weights {PREFIX}{name}; {hint}")
+    return pretrained_cfg
+
+
+def _repository(name: str) -> Tuple[str, str | None]:
+    """The hub's repository of some weights, and its revision."""
+    pretrained_cfg = _pretrained_cfg(name)
+    if not pretrained_cfg.hf_hub_id:
+        raise UserError(
+            f"{PREFIX}{name} is not on the Hugging Face hub; download {pretrained_cfg.url} and "
+            "write MODEL.WEIGHTS path/to/that/file"
+        )
+    repository, _, revision = pretrained_cfg.hf_hub_id.partition("@")
+    return repository, revision or None
+
+
+# huggingface_hub is imported where it is used: importing this package must not need it.
+def _find_in_cache(repository: str, revision: str | None) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file_name in _FILE_NAMES:
+        path = try_to_load_from_cache(repository, file_name, revision=revision)
+        if isinstance(path, str) and os.path.isfile(path):
+            return path
+    return None
+
+
+def _download(name: str, repository: str, revision: str | None, force: bool) -> str:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+
+    for file_name in _FILE_NAMES:
+        logger.info(f"Downloading {file_name} of {repository} from the Hugging Face hub ...")
+        try:
+            return hf_hub_download(
+                repository,
+                file_name,
+                revision=revision,
+                force_download=force,
+                library_name="timm",
+                library_version=timm.__version__,
+            )
+        except LocalEntryNotFoundError as e:
+            raise _unreachable(name, repository, e) from e
+        except EntryNotFoundError:  # the hub answered that it does not have this file
+            continue
+        except Exception as e:  # HTTP, TLS, proxy, disk: each library below has its own
+            raise _unreachable(name, repository, e) from e
+    raise UserError(f"{PREFIX}{name}: {repository} on the hub has none of {_FILE_NAMES}")
+
+
+def _unreachable(name: str, repository: str, error: Exception) -> UserError:
+    from huggingface_hub import constants, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE:
+        tried = "HF_HUB_OFFLINE is set, so it was not downloaded"
+    else:
+        reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
+        tried = f"downloading {repository} from {constants.ENDPOINT} failed ({reason})"
+    return UserError(
+        f"{PREFIX}{name} is not in the cache {constants.HF_HUB_CACHE}, and {tried}. By hand: "
+        f"download {hf_hub_url(repository, _FILE_NAMES[0])} where there is a network, copy it "
+        "here, and write MODEL.WEIGHTS path/to/model.safetensors"
+    )
+
+
+def _digest(path: str) -> str:
+    """The sha256 of a cached file; the cache stores large files under theirs."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    stored_as = os.path.basename(os.path.realpath(path))
+    if re.fullmatch(r"[0-9a-f]{64}", stored_as) and stored_as != digest.hexdigest():
+        raise UserError(
+            f"{os.path.realpath(path)} is damaged (its sha256 is {digest.hexdigest()}): delete "
+            "it, and it is downloaded again"
+        )
+    return digest.hexdigest()
+
+
+def _file_for_detectron2(name: str, force: bool) -> str:
+    """The file that the stock checkpointer loads; see :class:`TimmHubHandler`."""
+    source = fetch(name, force)
+    file_name = f"{name}-{_digest(source)[:16]}-timm{timm.__version__}.pth"
+    path = os.path.join(get_cache_dir(), "rsb_d2", file_name)
+    with file_lock(path):
+        if force or not os.path.isfile(path):
+            weights = _feature_net_weights(name, read_checkpoint(source)["model"])
+            # The stock checkpointer looks for names that end in these: whatever the backbone is
+            # called in a model, its network is called "body" in it.
+            content = {"model": {f"body.{n}": t for n, t in weights.items()}}
+            content.update(__author__="timm", matching_heuristics=True)
+            save_torch(path, content)
+    return path
+
+
+def _feature_net_weights(name: str, weights: StateDict) -> StateDict:
+    body = _feature_net(name).state_dict()
+    found = match(weights, body)
+    if found.missing or found.other_shape:
+        updated = updated_by_timm(weights, name)
+        found = found if updated is None else match(updated, body)
+    if found.missing or found.other_shape:
+        raise UserError(
+            f"{PREFIX}{name}: {len(found.missing)} of {len(body)} tensors of its features are "
+            f"not in the file ({', '.join(found.missing[:3])}), and {len(found.other_shape)} have "
+            "another shape"
+        )
+    return add_missing_counters(found.fitting)
+
+
+def _feature_net(name: str) -> torch.nn.Module:
+    """The network of a backbone with all the features that there are, without storage."""
+    for deepest in ("res5", "res4", "res3", "res2"):
+        try:
+            with torch.device("meta"):
+                return TimmBackbone(name, out_features=[deepest]).body
+        except UserError as e:
+            error = e
+    raise error
+
+
+register()

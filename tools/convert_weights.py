@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Convert a backbone's weights between timm, torchvision, OpenMMLab and Detectron2.
+
+tools/convert_weights.py timm://resnet50.a1_in1k r50_rsb.pth --to detectron2
+    for Detectron2's stock build_resnet_fpn_backbone
+tools/convert_weights.py output/model_final.pth r50_coco.safetensors --to timm
+    for timm.create_model("resnet50", num_classes=0, checkpoint_path="r50_coco.safetensors")
+tools/convert_weights.py resnet50_rsb-a1.pth r50.pth --to detectron2
+    a classification model of OpenMMLab or torchvision
+"""
+
+import argparse
+import os
+import sys
+import warnings
+
+warnings.simplefilter("ignore")  # of the libraries, about each other
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from rsb_d2 import UserError  # noqa: E402
+from rsb_d2.checkpoint.convert import TARGETS, Conversion, convert_file  # noqa: E402
+from rsb_d2.checkpoint.resnet_names import PLAIN_RESNETS  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", help="a file of any of these kinds, or timm://NAME")
+    parser.add_argument("output", help="file to write; its name ends in .pth or .safetensors")
+    parser.add_argument("--to", required=True, choices=TARGETS, help="whose names to write")
+    parser.add_argument(
+        "--name", default="", help="timm's name of the architecture, if it is no plain ResNet"
+    )
+    args = parser.parse_args()
+    try:
+        conversion = convert_file(args.input, args.output, args.to, args.name)
+    except UserError as e:
+        print(f"convert_weights.py: {e}", file=sys.stderr)
+        return 2
+    print(_summary(args, conversion))
+    return 0
+
+
+def _summary(args: argparse.Namespace, conversion: Conversion) -> str:
+    lines = [
+        f"{args.input} ({conversion.format_name}) -> {args.output}: "
+        f"{len(conversion.weights)} tensors of {conversion.timm_name}"
+    ]
+    if conversion.dropped:
+        lines.append(f"left out: {', '.join(conversion.dropped)}")
+    lines += _usage(args.to, args.output, conversion.timm_name)
+    return "\n".join(lines)
+
+
+def _usage(target: str, output: str, name: str) -> list:
+    if target == "timm":
+        return [f'timm.create_model("{name}", num_classes=0, checkpoint_path="{output}")']
+    shape = PLAIN_RESNETS[name]
+    usage = [
+        "The config to use it with; images as timm feeds them, RGB:",
+        f"  MODEL.WEIGHTS: {output}",
+        "  MODEL.BACKBONE.NAME: build_resnet_fpn_backbone",
+        f"  MODEL.RESNETS: {{DEPTH: {shape.depth}, NUM_GROUPS: {shape.num_groups}, "
+        f"WIDTH_PER_GROUP: {shape.width_per_group}, RES2_OUT_CHANNELS: "
+        f"{shape.res2_out_channels}, STRIDE_IN_1X1: False}}",
+        "  MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53]",
+        "  MODEL.PIXEL_STD: [58.395, 57.12, 57.375]",
+        "  INPUT.FORMAT: RGB",
+    ]
+    if output.endswith(".safetensors"):
+        usage.append("Detectron2's own checkpointer reads .pth only; rsb_d2.Checkpointer, both.")
+    return usage
+
+
+if __name__ == "__main__":
+    sys.exit(main())
