@@ -1,5 +1,7 @@
 """timm's "ResNet strikes back" backbones for Detectron2."""
 
+import importlib
+
 try:
     import detectron2  # noqa: F401
 except ImportError as e:
@@ -15,7 +17,7 @@ from .modeling import TimmBackbone
 
 __version__ = "0.1.0"
 
-__all__ = ["Checkpointer", "TimmBackbone", "Trainer", "UserError", "add_rsb_config"]
+__all__ = ["Checkpointer", "TimmBackbone", "Trainer", "UserError", "add_rsb_config", "model_zoo"]
 
 
 def __getattr__(name):
@@ -25,4 +27,6 @@ def __getattr__(name):
         from .engine import Trainer
 
         return Trainer
+    if name == "model_zoo":
+        return importlib.import_module(".model_zoo", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,6 +26,13 @@ def add_rsb_config(cfg: CN) -> None:
     # while weight and bias train. The published recipe (norm_eval=True in MMDetection).
     cfg.MODEL.TIMM.NORM_EVAL = True
 
+    # A ReLU between P6 and P7 of build_timm_retinanet_fpn_backbone, as Detectron2 has it. The
+    # published RetinaNet has none.
+    cfg.MODEL.RETINANET.P7_RELU = True
+    # With ROI_HEADS.NAME "OpenMMLabCascadeROIHeads": factor of each stage's losses, as published;
+    # Detectron2's own CascadeROIHeads scales gradients instead and does not read it.
+    cfg.MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS = [1.0, 0.5, 0.25]
+
     # "SGD": Detectron2's own builder, untouched. "AdamW": same parameter groups, decoupled decay.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # AdamW's coefficients of the running averages of the gradient and of its square.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a backbone's weights between timm, torchvision, OpenMMLab and Detectron2.
+"""Convert weights between timm, torchvision, OpenMMLab, Detectron2 and this project's detectors.
 
 tools/convert_weights.py timm://resnet50.a1_in1k r50_rsb.pth --to detectron2
     for Detectron2's stock build_resnet_fpn_backbone
@@ -7,6 +7,8 @@ tools/convert_weights.py output/model_final.pth r50_coco.safetensors --to timm
     for timm.create_model("resnet50", num_classes=0, checkpoint_path="r50_coco.safetensors")
 tools/convert_weights.py resnet50_rsb-a1.pth r50.pth --to detectron2
     a classification model of OpenMMLab or torchvision
+tools/convert_weights.py zoo://frcnn_rsb_1x frcnn_rsb_1x.pth --to rsb_d2
+    a whole detector of OpenMMLab, for the config of that name
 """
 
 import argparse
@@ -26,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("input", help="a file of any of these kinds, or timm://NAME")
+    parser.add_argument("input", help="a file of any of these kinds, timm://NAME, zoo://NAME")
     parser.add_argument("output", help="file to write; its name ends in .pth or .safetensors")
     parser.add_argument("--to", required=True, choices=TARGETS, help="whose names to write")
     parser.add_argument(
@@ -45,7 +47,8 @@ def main() -> int:
 def _summary(args: argparse.Namespace, conversion: Conversion) -> str:
     lines = [
         f"{args.input} ({conversion.format_name}) -> {args.output}: "
-        f"{len(conversion.weights)} tensors of {conversion.timm_name}"
+        f"{len(conversion.weights)} tensors"
+        + (f" of {conversion.timm_name}" if conversion.timm_name else "")
     ]
     if conversion.dropped:
         lines.append(f"left out: {', '.join(conversion.dropped)}")
@@ -54,6 +57,8 @@ def _summary(args: argparse.Namespace, conversion: Conversion) -> str:
 
 
 def _usage(target: str, output: str, name: str) -> list:
+    if target == "rsb_d2":
+        return [f"MODEL.WEIGHTS {output}"]
     if target == "timm":
         return [f'timm.create_model("{name}", num_classes=0, checkpoint_path="{output}")']
     shape = PLAIN_RESNETS[name]

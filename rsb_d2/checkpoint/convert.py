@@ -1,4 +1,4 @@
-"""Weights out: a backbone's to Detectron2's own ResNet, or to a model of timm."""
+"""Weights out: a detector's to this project's, a backbone's to Detectron2's ResNet or to timm."""
 
 import os
 from typing import Dict, List, NamedTuple
@@ -23,18 +23,18 @@ from .timm_names import (
 )
 from .writing import check_ending, save_weights
 
-TARGETS = ("detectron2", "timm")
+TARGETS = ("rsb_d2", "detectron2", "timm")
 
 _PLAIN_CHILDREN = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 _HAS = f"whose ResNet can be timm's {', '.join(PLAIN_RESNETS)}"
 
 
 class Conversion(NamedTuple):
-    """A backbone's weights in a new form.
+    """A detector's or a backbone's weights in a new form.
 
     Args:
         weights (dict[str, Tensor]): by the names of the target.
-        timm_name (str): timm's name of the architecture.
+        timm_name (str): timm's name of the architecture; of a detector, as it was given.
         format_name (str): what the weights came from.
         dropped (list[str]): what was in the file beside the backbone.
     """
@@ -51,7 +51,8 @@ def convert_file(source: str, output: str, target: str, timm_name: str = "") -> 
     Args:
         source (str): a path as in ``MODEL.WEIGHTS``.
         output (str): a path that ends in ``.pth`` or ``.safetensors``.
-        target (str): ``"detectron2"``: for ``build_resnet_fpn_backbone``; ``"timm"``: for
+        target (str): ``"rsb_d2"``: a whole detector by the names of this project's;
+            ``"detectron2"``: for ``build_resnet_fpn_backbone``; ``"timm"``: for
             ``timm.create_model(timm_name, num_classes=0, checkpoint_path=output)``.
         timm_name (str): timm's name of the architecture; it can be left out for a plain ResNet.
 
@@ -88,17 +89,26 @@ def convert(weights: StateDict, target: str, timm_name: str = "") -> Conversion:
 
     Args:
         weights (dict[str, Tensor]): as :func:`read_checkpoint` returns it.
-        target (str): ``"detectron2"`` or ``"timm"``.
+        target (str): ``"rsb_d2"``, ``"detectron2"`` or ``"timm"``.
         timm_name (str): timm's name of the architecture; it can be left out for a plain ResNet.
 
     Returns:
-        Conversion: of the backbone alone; the tensors are those of ``weights``, only renamed.
+        Conversion: of the detector, or of the backbone alone; the tensors are those of
+        ``weights``, renamed and, of a RetinaNet of OpenMMLab, in another order of anchors.
 
     Raises:
         UserError: if the weights are not of the architecture, or if it is unknown; for
-            ``"detectron2"`` also if it is none that Detectron2 has.
+            ``"detectron2"`` also if it is none that Detectron2 has, and for ``"rsb_d2"`` if they
+            are of no detector.
     """
     format = recognise(weights)
+    if target == "rsb_d2":
+        if format.holds != DETECTOR:
+            raise UserError(
+                f"{format.name}: it holds no detector; a config takes a backbone's weights as "
+                "they are, in MODEL.WEIGHTS"
+            )
+        return Conversion(format.convert(weights), timm_name, format.name, [])
     backbone = _backbone(weights, format)
     name = _check_name(timm_name, target) if timm_name else _identify(backbone, target)
     converted = _of_model(backbone, name)

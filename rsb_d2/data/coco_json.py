@@ -24,6 +24,7 @@ _NUM_CLASSES_NODE = {
     "GeneralizedRCNN": "ROI_HEADS",
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
+    "OpenMMLabRetinaNet": "RETINANET",
 }
 
 

@@ -1,5 +1,7 @@
 """The evaluator of a data set."""
 
+import importlib.util
+import logging
 import os
 
 from detectron2.config import CfgNode
@@ -13,6 +15,8 @@ from detectron2.evaluation import (
 )
 
 from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) -> DatasetEvaluator:
@@ -35,13 +39,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) 
     if evaluator_type == "coco":
         return COCOEvaluator(dataset_name, output_dir=output_folder)
     if evaluator_type == "coco_panoptic_seg":
-        return DatasetEvaluators(
-            [
-                SemSegEvaluator(dataset_name, distributed=True, output_dir=output_folder),
-                COCOEvaluator(dataset_name, output_dir=output_folder),
-                COCOPanopticEvaluator(dataset_name, output_folder),
-            ]
-        )
+        evaluators = [
+            SemSegEvaluator(dataset_name, distributed=True, output_dir=output_folder),
+            COCOEvaluator(dataset_name, output_dir=output_folder),
+        ]
+        if importlib.util.find_spec("panopticapi"):
+            evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
+        else:
+            logger.warning(
+                "Panoptic quality is not computed, only that of boxes, masks and stuff: it needs "
+                "panopticapi, https://github.com/cocodataset/panopticapi, which is not on PyPI."
+            )
+        return DatasetEvaluators(evaluators)
     raise UserError(
         f"DATASETS.TEST: {dataset_name!r} has evaluator type {evaluator_type!r}; only COCO-format "
         "data sets are evaluated here (override Trainer.build_evaluator for others)"

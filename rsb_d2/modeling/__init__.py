@@ -4,9 +4,13 @@ from .build import (
     build_timm_retinanet_fpn_backbone,
     check_pixel_format,
 )
+from .cascade_rcnn import OpenMMLabCascadeROIHeads
+from .retinanet import OpenMMLabRetinaNet
 from .timm_backbone import TimmBackbone
 
 __all__ = [
+    "OpenMMLabCascadeROIHeads",
+    "OpenMMLabRetinaNet",
     "TimmBackbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",

@@ -8,9 +8,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from timm.models import is_model_pretrained
 from torch import nn
 
 from ..errors import UserError
+from .retinanet import LastLevelP6P7WithoutReLU
 from .timm_backbone import TimmBackbone, check_model_name
 
 # Gray levels of 255. Room for figures rounded to one decimal; a swapped channel differs by 1.
@@ -46,6 +48,17 @@ def check_pixel_format(cfg: CfgNode, name: str) -> None:
     )
 
 
+def _name_of_weights(cfg: CfgNode) -> str:
+    """timm's name of the model with the tag of the weights, if they are timm's own.
+
+    Weights of one architecture may take images of different mean and scale.
+    """
+    scheme, _, name = cfg.MODEL.WEIGHTS.rpartition("://")
+    built, given = cfg.MODEL.TIMM.NAME.partition(".")[0], name.partition(".")[0]
+    is_of_timm = scheme == "timm" and built == given and is_model_pretrained(name)
+    return name if is_of_timm else cfg.MODEL.TIMM.NAME
+
+
 def _close(values: List[float], expected: List[float]) -> bool:
     return len(values) == len(expected) and all(
         abs(v - e) <= _PIXEL_TOLERANCE for v, e in zip(values, expected)
@@ -70,7 +83,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """
     name = cfg.MODEL.TIMM.NAME
     check_model_name(name)
-    check_pixel_format(cfg, name)
+    check_pixel_format(cfg, _name_of_weights(cfg))
     return TimmBackbone(
         name,
         out_features=cfg.MODEL.TIMM.OUT_FEATURES,
@@ -116,11 +129,13 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the stock FPN on a timm backbone: p3 ... p5, and p6, p7 from res5, as in RetinaNet.
 
-    Arguments and errors as :func:`build_timm_backbone`.
+    ``RETINANET.P7_RELU`` says whether there is a ReLU between p6 and p7. Arguments and errors as
+    :func:`build_timm_backbone`.
     """
     bottom_up = _build_bottom_up(cfg, input_shape)
     deepest = cfg.MODEL.FPN.IN_FEATURES[-1]
-    top_block = LastLevelP6P7(
+    top_block_type = LastLevelP6P7 if cfg.MODEL.RETINANET.P7_RELU else LastLevelP6P7WithoutReLU
+    top_block = top_block_type(
         bottom_up.output_shape()[deepest].channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=deepest
     )
     return _build_fpn(cfg, bottom_up, top_block)

@@ -1,0 +1,127 @@
+"""What is in the zoo: the configs with their published results, and timm's RSB weights."""
+
+import builtins
+import csv
+from functools import cache
+from pathlib import Path
+from typing import Dict, NamedTuple
+
+import timm
+import torch
+from tabulate import tabulate
+from timm.models import list_pretrained
+
+from ..checkpoint.zoo import URLS
+from .model_zoo import config_names
+
+# "ResNet strikes back", by which timm marks the weights that were trained with its recipes.
+RSB_PAPER = "2110.00476"
+
+
+class Table(builtins.list):
+    """A list of named tuples that prints as a table; what is not known is blank."""
+
+    def __str__(self) -> str:
+        if not self:
+            return ""
+        headers = self[0]._fields
+        return tabulate(self, headers, tablefmt="github", floatfmt=".1f", missingval="")
+
+
+class Config(NamedTuple):
+    """A config of the zoo; the figures are published ones, ``None`` where there are none.
+
+    Args:
+        name (str): of the config, without ``.yaml``.
+        box_ap (float or None): on COCO val2017.
+        mask_ap (float or None): on COCO val2017.
+        train_memory_gb (float or None): per GPU with 2 images.
+        weights (str or None): the published detector, for ``MODEL.WEIGHTS``.
+    """
+
+    name: str
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    train_memory_gb: float | None = None
+    weights: str | None = None
+
+
+class RsbWeights(NamedTuple):
+    """Weights of timm that were trained with a recipe of "ResNet strikes back".
+
+    Args:
+        weights (str): for ``MODEL.WEIGHTS``.
+        architecture (str): for ``MODEL.TIMM.NAME``.
+        recipe (str): as timm's tag says it: ``"a1"``.
+        top1 (float or None): ImageNet accuracy in percent, where timm has its table of results.
+        params_m (float): parameters of the whole classification model, in millions.
+    """
+
+    weights: str
+    architecture: str
+    recipe: str
+    top1: float | None
+    params_m: float
+
+
+# COCO val2017, OpenMMLab's configs/resnet_strikes_back/metafile.yml: box AP, mask AP, memory.
+_PUBLISHED = {
+    "frcnn_rsb_1x": (40.8, None, 3.9),
+    "mask_rcnn_rsb_1x": (41.2, 38.2, 4.5),
+    "cascade_mask_rcnn_rsb_1x": (44.8, 39.9, 6.2),
+    "retinanet_rsb_1x": (39.0, None, 3.8),
+}
+
+
+def list() -> Table:
+    """The configs of the zoo with their published results.
+
+    Returns:
+        Table: of :class:`Config`, those with published results first.
+    """
+    configs = []
+    for name in (*_PUBLISHED, *(n for n in config_names() if n not in _PUBLISHED)):
+        weights = f"zoo://{name}" if name in URLS else None
+        configs.append(Config(name, *_PUBLISHED.get(name, (None, None, None)), weights))
+    return Table(configs)
+
+
+def rsb_weights() -> Table:
+    """timm's weights that its own ``paper_ids`` count among those of "ResNet strikes back".
+
+    Returns:
+        Table: of :class:`RsbWeights`, in timm's order.
+    """
+    top1 = _top1_of_timm()
+    rows = []
+    for name in list_pretrained():
+        pretrained_cfg = timm.get_pretrained_cfg(name)
+        if RSB_PAPER not in str(pretrained_cfg.paper_ids):
+            continue
+        architecture, _, tag = name.partition(".")
+        rows.append(
+            RsbWeights(
+                f"timm://{name}",
+                architecture,
+                tag.removesuffix("_in1k"),
+                top1.get(name),
+                round(_num_parameters(architecture) / 1e6, 1),
+            )
+        )
+    return Table(rows)
+
+
+@cache
+def _num_parameters(architecture: str) -> int:
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _top1_of_timm() -> Dict[str, float]:
+    """timm's own results by the names of the weights; they are in its repository, not its wheel."""
+    path = Path(timm.__file__).parents[1] / "results" / "results-imagenet.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as f:
+        return {row["model"]: float(row["top1"]) for row in csv.DictReader(f)}

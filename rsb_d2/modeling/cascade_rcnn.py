@@ -1,0 +1,162 @@
+"""Cascade R-CNN where OpenMMLab's, which the published weights were trained with, differs."""
+
+from typing import Dict, List, Sequence, Tuple
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import CascadeROIHeads, select_foreground_proposals
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..errors import UserError
+
+
+@ROI_HEADS_REGISTRY.register()
+class OpenMMLabCascadeROIHeads(CascadeROIHeads):
+    """The stock ``CascadeROIHeads``, but for what MMDetection's ``CascadeRoIHead`` does otherwise.
+
+    At inference the *logits* of the stages are averaged before the softmax, and there is a mask
+    head for each stage, whose sigmoids are averaged. In training every stage samples its own
+    proposals as the first one does (ground truth added), trains its own mask head on them, and its
+    losses have a weight; the gradient into the features is not scaled.
+    """
+
+    @configurable
+    def __init__(self, *, stage_loss_weights: Sequence[float], **kwargs):
+        """
+        Args:
+            stage_loss_weights (sequence of float): of each stage, the factor of its losses.
+            kwargs: as :class:`CascadeROIHeads`; ``mask_head`` (nn.ModuleList) has a head for each
+                stage.
+
+        Raises:
+            UserError: if there is not one weight for each stage.
+        """
+        super().__init__(**kwargs)
+        if len(stage_loss_weights) != self.num_cascade_stages:
+            raise UserError(
+                f"MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS: {list(stage_loss_weights)} must "
+                f"have one weight for each of the {self.num_cascade_stages} stages of IOUS"
+            )
+        self.stage_loss_weights = list(stage_loss_weights)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> dict:
+        ret = super().from_config(cfg, input_shape)
+        ret["stage_loss_weights"] = cfg.MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS
+        return ret
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> dict:
+        ret = super()._init_mask_head(cfg, input_shape)
+        if ret:
+            heads = [ret["mask_head"]]
+            while len(heads) < len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS):
+                heads.append(super()._init_mask_head(cfg, input_shape)["mask_head"])
+            ret["mask_head"] = nn.ModuleList(heads)
+        return ret
+
+    def forward(
+        self,
+        images: ImageList,
+        features: Dict[str, torch.Tensor],
+        proposals: List[Instances],
+        targets: List[Instances] | None = None,
+    ) -> Tuple[List[Instances], Dict[str, torch.Tensor]]:
+        """As :meth:`ROIHeads.forward`.
+
+        In training it returns the proposals that the first stage sampled, and the losses
+        ``loss_cls_stage0``, ``loss_box_reg_stage0``, ``loss_mask_stage0``, ``loss_cls_stage1`` ...
+        """
+        if not self.training:
+            return super().forward(images, features, proposals)
+        image_sizes = [x.image_size for x in proposals]
+        box_features = [features[f] for f in self.box_in_features]
+        losses = {}
+        for stage in range(self.num_cascade_stages):
+            with get_event_storage().name_scope(f"stage{stage}"):
+                proposals = self._label_and_sample(proposals, targets, stage)
+                predictions = self._run_stage(box_features, proposals, stage)
+                stage_losses = self.box_predictor[stage].losses(predictions, proposals)
+                stage_losses.update(self._mask_losses(features, proposals, stage))
+            for name, loss in stage_losses.items():
+                losses[f"{name}_stage{stage}"] = loss * self.stage_loss_weights[stage]
+            if stage == 0:
+                first_proposals = proposals
+                losses.update(self._forward_keypoint(features, proposals))
+            with torch.no_grad():
+                boxes = self.box_predictor[stage].predict_boxes(predictions, proposals)
+                boxes = [b[~self._are_ground_truth(p)] for b, p in zip(boxes, proposals)]
+                proposals = self._create_proposals_from_boxes(boxes, image_sizes)
+                for p in proposals:  # ground truth is added only where there is this field
+                    p.objectness_logits = p.proposal_boxes.tensor.new_zeros(len(p))
+        return first_proposals, losses
+
+    def _label_and_sample(
+        self, proposals: List[Instances], targets: List[Instances], stage: int
+    ) -> List[Instances]:
+        self.proposal_matcher = self.proposal_matchers[stage]
+        return self.label_and_sample_proposals(proposals, targets)
+
+    def _are_ground_truth(self, proposals: Instances) -> torch.Tensor:
+        """Which of the sampled proposals of an image are the ground-truth boxes added to them.
+
+        The next stage adds them anew rather than what this stage made of them.
+        """
+        if not proposals.has("gt_boxes"):  # an image without objects
+            return torch.zeros_like(proposals.gt_classes, dtype=torch.bool)
+        same = (proposals.proposal_boxes.tensor == proposals.gt_boxes.tensor).all(dim=1)
+        return same & (proposals.gt_classes != self.num_classes)
+
+    def _run_stage(
+        self, features: List[torch.Tensor], proposals: List[Instances], stage: int
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        box_features = self.box_pooler(features, [x.proposal_boxes for x in proposals])
+        return self.box_predictor[stage](self.box_head[stage](box_features))
+
+    def _forward_box(
+        self, features: Dict[str, torch.Tensor], proposals: List[Instances]
+    ) -> List[Instances]:
+        """Boxes, scores and classes at inference (MMDetection's ``_refine_roi``)."""
+        features = [features[f] for f in self.box_in_features]
+        image_sizes = [x.image_size for x in proposals]
+        logits = []
+        for stage in range(self.num_cascade_stages):
+            predictions = self._run_stage(features, proposals, stage)
+            logits.append(predictions[0])
+            if stage < self.num_cascade_stages - 1:
+                boxes = self.box_predictor[stage].predict_boxes(predictions, proposals)
+                proposals = self._create_proposals_from_boxes(boxes, image_sizes)
+        mean_logits = sum(logits) / self.num_cascade_stages
+        instances, _ = self.box_predictor[-1].inference((mean_logits, predictions[1]), proposals)
+        return instances
+
+    def _mask_features(self, features: Dict[str, torch.Tensor], boxes: List[Boxes]) -> torch.Tensor:
+        return self.mask_pooler([features[f] for f in self.mask_in_features], boxes)
+
+    def _mask_losses(
+        self, features: Dict[str, torch.Tensor], proposals: List[Instances], stage: int
+    ) -> Dict[str, torch.Tensor]:
+        if not self.mask_on:
+            return {}
+        proposals, _ = select_foreground_proposals(proposals, self.num_classes)
+        mask_features = self._mask_features(features, [x.proposal_boxes for x in proposals])
+        return self.mask_head[stage](mask_features, proposals)
+
+    def _forward_mask(
+        self, features: Dict[str, torch.Tensor], instances: List[Instances]
+    ) -> List[Instances]:
+        """Masks at inference: the mean of the stages' probabilities on the final boxes."""
+        if not self.mask_on:
+            return instances
+        mask_features = self._mask_features(features, [x.pred_boxes for x in instances])
+        masks_of_stages = []
+        for mask_head in self.mask_head:
+            instances = mask_head(mask_features, instances)
+            masks_of_stages.append([x.pred_masks for x in instances])
+        for instances_per_image, masks in zip(instances, zip(*masks_of_stages)):
+            instances_per_image.pred_masks = torch.stack(masks).mean(dim=0)
+        return instances
