@@ -33,6 +33,10 @@ def add_rsb_config(cfg: CN) -> None:
     # Detectron2's own CascadeROIHeads scales gradients instead and does not read it.
     cfg.MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS = [1.0, 0.5, 0.25]
 
+    # Keep weights and features of the convolutions in the channels-last memory format; the same
+    # values, and faster convolutions on the CPU.
+    cfg.MODEL.CHANNELS_LAST = False
+
     # "SGD": Detectron2's own builder, untouched. "AdamW": same parameter groups, decoupled decay.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # AdamW's coefficients of the running averages of the gradient and of its square.
@@ -44,3 +48,21 @@ def add_rsb_config(cfg: CN) -> None:
     # Folder of the sample data, made there when it is missing; "" makes none. Its annotations are
     # then named in DATASETS.COCO_JSON like anybody's.
     cfg.DATASETS.SAMPLE_DATA = ""
+    # Names of the classes in the order of the model's outputs, and their category ids in the
+    # annotation file. train_net.py fills them in from the data, so that OUTPUT_DIR/config.yaml
+    # says what a model's classes are where the data is not.
+    cfg.DATASETS.CLASS_NAMES = []
+    cfg.DATASETS.CLASS_IDS = []
+
+    # Evaluations of TEST.EVAL_PERIOD compute the losses of training on DATASETS.TEST, too, as
+    # val_total_loss, val_loss_cls and so on. It costs about what the evaluation itself does.
+    cfg.TEST.VAL_LOSS = False
+    # Metric of the evaluations, named as in metrics.json, by which model_best.pth is chosen; "" for
+    # no such file. There is none either where TEST.EVAL_PERIOD is 0: the last model is the one.
+    cfg.SOLVER.BEST_METRIC = "bbox/AP"
+    # Whether a higher or a lower value of it is better: "max", "min", or "auto": "min" if it has
+    # "loss" in its name.
+    cfg.SOLVER.BEST_MODE = "auto"
+    # End the training when so many evaluations in a row brought no better SOLVER.BEST_METRIC;
+    # 0 never ends it early.
+    cfg.SOLVER.EARLY_STOP_PATIENCE = 0

@@ -47,7 +47,7 @@ def row(request, sample, tmp_path_factory):
     num_classes = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES)
     assert num_classes == (80, 80)
     # The sample data has 6 classes of the 80; only their number is checked against the config's.
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = 6
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = 4
     register_coco_json(cfg)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     cfg.freeze()

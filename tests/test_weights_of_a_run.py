@@ -39,7 +39,7 @@ def test_the_recipe_trains_offline_and_its_backbone_goes_back_to_timm(tmp_path):
         *("DATASETS.COCO_JSON", "[['own', 'sample/annotations/train.json', 'sample/train']]"),
         *("DATASETS.TRAIN", "('own',)"),
         *("DATASETS.TEST", "()"),
-        *("MODEL.ROI_HEADS.NUM_CLASSES", "6"),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", "4"),
         *("INPUT.MIN_SIZE_TRAIN", "(64,)"),
         *("DATALOADER.NUM_WORKERS", "0"),
         *("SOLVER.IMS_PER_BATCH", "2"),

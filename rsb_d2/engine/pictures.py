@@ -43,7 +43,7 @@ class PictureWriter(HookBase):
             draw_curves(self._cfg.OUTPUT_DIR)
 
     def after_train(self):
-        if self.trainer.iter + 1 < self.trainer.max_iter:
+        if self.trainer.iter + 1 < self.trainer.max_iter and not self.trainer.stopped_early:
             return  # interrupted
         paths = [draw_curves(self._cfg.OUTPUT_DIR)]
         if self._cfg.DATASETS.TEST:
@@ -89,8 +89,10 @@ def draw_curves(output_dir: str) -> str:
     for axes, (label, names) in zip(figure.subplots(1, len(panels)), panels):
         for name in names:
             points = sorted(metrics.get(name, {}).items())
-            marker = "o" if name in aps else None
-            axes.plot(*zip(*points), label=name, linewidth=1.5, marker=marker) if points else None
+            style = {"marker": "o"} if name in aps or name.startswith("val_") else {}
+            if name[4:] in names:  # "val_" before it: in the colour of the training's loss
+                style.update(linestyle="--", color=f"C{names.index(name[4:])}")
+            axes.plot(*zip(*points), label=name, linewidth=1.5, **style) if points else None
         axes.set_xlabel("iteration")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0, top=100 if names is aps else None)
@@ -122,8 +124,8 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
         for record in DatasetCatalog.get(name)[:num_images]:
             image = utils.read_image(record["file_name"], "RGB")
             instances = model([mapper(record)])[0].get("instances")
-            truth = Visualizer(image, metadata, _scale(image)).draw_dataset_dict(record)
-            found = Visualizer(image, metadata, _scale(image))
+            truth = Visualizer(image, metadata, readable_scale(image)).draw_dataset_dict(record)
+            found = Visualizer(image, metadata, readable_scale(image))
             if instances is not None:
                 instances = instances.to("cpu")
                 found.draw_instance_predictions(instances[instances.scores >= DRAWN_SCORE])
@@ -132,7 +134,7 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
     return path
 
 
-def _scale(image: np.ndarray, short_side: int = 320) -> float:
+def readable_scale(image: np.ndarray, short_side: int = 320) -> float:
     """The factor that makes labels on a small image readable."""
     return max(1.0, short_side / min(image.shape[:2]))
 

@@ -6,13 +6,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.engine.hooks import HookBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 
 from ..checkpoint import Checkpointer
+from ..data.class_names import stored_class_names
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
+from .best import StopTraining, build_best_hooks
 from .pictures import PictureWriter
+from .validation import ValidationLoss
 
 
 class Trainer(DefaultTrainer):
@@ -20,21 +23,41 @@ class Trainer(DefaultTrainer):
 
     Args:
         cfg (CfgNode): with the keys of :func:`rsb_d2.add_rsb_config`.
+
+    Attributes:
+        stopped_early (bool): whether ``SOLVER.EARLY_STOP_PATIENCE`` has ended the training.
     """
 
+    stopped_early = False
+
     def build_hooks(self) -> List[HookBase]:
-        """The stock hooks, with the checkpoints written by this project's checkpointer.
+        """The stock hooks and this project's, with checkpoints by this project's checkpointer.
 
         The stock constructor makes its own checkpointer just before it calls this.
         """
+        classes = stored_class_names(self.cfg)
         self.checkpointer = Checkpointer(
-            self.model, self.cfg.OUTPUT_DIR, **self.checkpointer.checkpointables
+            self.model, self.cfg.OUTPUT_DIR, **self.checkpointer.checkpointables, **classes
         )
         hooks = super().build_hooks()
+        ours = [ValidationLoss(self.cfg, self.model)] if self.cfg.TEST.VAL_LOSS else []
+        ours += build_best_hooks(self.cfg, self.model, **classes)
+        # Behind the evaluation, before the writer, which the main process alone has.
+        position = len(hooks) - comm.is_main_process()
+        hooks[position:position] = ours
         if comm.is_main_process():
             # Behind the stock writer, which must have written the evaluation that is drawn.
             hooks.append(PictureWriter(self.cfg))
         return hooks
+
+    def train(self):
+        """As the stock method; the training may end early, as if it had come to its end."""
+        try:
+            return super().train()
+        except StopTraining:
+            if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+                verify_results(self.cfg, self._last_eval_results)
+                return self._last_eval_results
 
     # Detectron2 0.6 leaves the optimizer and the AMP scaler out of its checkpoints; its main
     # branch saves them as here.
@@ -46,6 +69,13 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        model = super().build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
+            model.to(memory_format=torch.channels_last)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

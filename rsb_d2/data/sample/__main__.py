@@ -14,7 +14,7 @@ def main(args: List[str] | None = None) -> None:
         prog="python -m rsb_d2.data.sample", description="Make COCO-format sample data."
     )
     parser.add_argument("folder", help="folder to make")
-    parser.add_argument("--num-train", type=int, default=1000, help="training images")
+    parser.add_argument("--num-train", type=int, default=1600, help="training images")
     parser.add_argument("--num-val", type=int, default=200, help="validation images")
     parser.add_argument("--image-size", type=int, default=160, help="longer side in pixels")
     parser.add_argument("--seed", type=int, default=0)

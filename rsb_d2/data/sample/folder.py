@@ -15,14 +15,14 @@ from .draw import CLASS_NAMES, Shape, draw_picture
 _MANIFEST = "sample.json"
 _MADE_BY = "rsb_d2.data.sample"
 _FOLDERS = ("train", "val", "annotations")
-_VERSION = 1  # of the pictures: data made by another version is made anew
+_VERSION = 2  # of the pictures: data made by another version is made anew
 _JPEG_QUALITY = 92
 
 
 def make_sample_data(
     folder: str,
     *,
-    num_train: int = 1000,
+    num_train: int = 1600,
     num_val: int = 200,
     image_size: int = 160,
     seed: int = 0,

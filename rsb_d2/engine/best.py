@@ -1,0 +1,300 @@
+"""The best checkpoint of a run, and the end of a run that gets no better."""
+
+import difflib
+import json
+import logging
+import math
+import os
+from typing import Dict, Tuple
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import hooks
+from detectron2.utils import comm
+from torch import nn
+
+from ..checkpoint import Checkpointer
+from ..checkpoint.writing import whole_file
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_MODES = ("auto", "max", "min")
+
+
+def check_best_metric(cfg: CfgNode) -> None:
+    """Check the keys of the validation loss, the best checkpoint and early stopping.
+
+    Args:
+        cfg (CfgNode): its ``DATASETS.TEST`` are registered.
+
+    Raises:
+        UserError: if a value is none that is known, or needs what is switched off.
+    """
+    metric, patience = cfg.SOLVER.BEST_METRIC, cfg.SOLVER.EARLY_STOP_PATIENCE
+    if cfg.SOLVER.BEST_MODE not in _MODES:
+        raise UserError(
+            f"SOLVER.BEST_MODE is {cfg.SOLVER.BEST_MODE!r}; write one of {', '.join(_MODES)}"
+        )
+    if patience < 0:
+        raise UserError(
+            f"SOLVER.EARLY_STOP_PATIENCE is {patience}; it counts evaluations, and 0 is off"
+        )
+    if patience and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST and metric):
+        raise UserError(
+            "SOLVER.EARLY_STOP_PATIENCE counts evaluations: set TEST.EVAL_PERIOD (in "
+            "iterations), DATASETS.TEST and SOLVER.BEST_METRIC, too"
+        )
+    if cfg.TEST.VAL_LOSS and not cfg.DATASETS.TEST:
+        raise UserError("TEST.VAL_LOSS: DATASETS.TEST is empty: name the data to compute it on")
+    if _uses_best_metric(cfg):
+        _check_metric(cfg, metric)
+
+
+def _uses_best_metric(cfg: CfgNode) -> bool:
+    return bool(cfg.SOLVER.BEST_METRIC and cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD > 0)
+
+
+def _check_metric(cfg: CfgNode, metric: str) -> None:
+    if metric.startswith("val_"):
+        if not cfg.TEST.VAL_LOSS:
+            raise UserError(f"SOLVER.BEST_METRIC is {metric}: set TEST.VAL_LOSS True, too")
+        return
+    name, names = metric, cfg.DATASETS.TEST
+    dataset = names[0]
+    if len(names) > 1:
+        dataset = next((n for n in names if metric.startswith(f"{n}/")), None)
+        if dataset is None:
+            raise UserError(
+                f"SOLVER.BEST_METRIC is {metric}, but there are {len(names)} data sets in "
+                f"DATASETS.TEST: begin it with one's name, as in {names[0]}/{metric}"
+            )
+        name = metric[len(dataset) + 1 :]
+    known = _coco_metrics(cfg, dataset)
+    # Another evaluator's metrics are not known here.
+    if known and name not in known:
+        matches = difflib.get_close_matches(name, known, n=3) or known[:3]
+        raise UserError(
+            f"SOLVER.BEST_METRIC: evaluation on {dataset} gives no {name}; "
+            f"did you mean {', '.join(matches)}?"
+        )
+
+
+def _coco_metrics(cfg: CfgNode, dataset: str) -> list:
+    metadata = MetadataCatalog.get(dataset)
+    if metadata.get("evaluator_type") != "coco" or cfg.MODEL.KEYPOINT_ON:
+        return []
+    tasks = ["bbox"] + (["segm"] if cfg.MODEL.MASK_ON else [])
+    classes = [f"AP-{name}" for name in metadata.get("thing_classes", ())]
+    return [f"{task}/{name}" for task in tasks for name in (*_COCO_METRICS, *classes)]
+
+
+class MetricHistory:
+    """The values of one metric over a run, in a JSON file that outlives the process.
+
+    Not in the checkpoints: those of an evaluated iteration are written before its evaluation.
+
+    Args:
+        path (str): the file.
+        metric (str): as in ``metrics.json``.
+        mode (str): ``"max"``, ``"min"``, or ``"auto"``: ``"min"`` for what has ``loss`` in its
+            name.
+    """
+
+    def __init__(self, path: str, metric: str, mode: str = "auto"):
+        self.path = path
+        self.metric = metric
+        self.mode = mode if mode != "auto" else "min" if "loss" in metric else "max"
+        self._values: Dict[int, float] = {}
+
+    @property
+    def best(self) -> Tuple[int, float] | None:
+        """The number of iterations done when the best value was first reached, and the value."""
+        finite = [(v, done) for done, v in self._values.items() if math.isfinite(v)]
+        if not finite:
+            return None
+        sign = -1 if self.mode == "max" else 1
+        value, done = min(finite, key=lambda pair: (sign * pair[0], pair[1]))
+        return done, value
+
+    @property
+    def num_since_best(self) -> int:
+        """How many evaluations there were after the best one; all of them if there is none."""
+        best = self.best
+        return sum(done > best[0] for done in self._values) if best else len(self._values)
+
+    def load(self, iterations_done: int) -> None:
+        """Read what an earlier process wrote, up to the iteration that is resumed from.
+
+        Args:
+            iterations_done (int): 0 for a new run, which takes nothing over.
+        """
+        self._values = {}
+        try:
+            with open(self.path) as f:
+                content = json.load(f)
+            if (content["metric"], content["mode"]) == (self.metric, self.mode):
+                evaluations = ((e["iterations"], e["value"]) for e in content["evaluations"])
+                values = {int(d): math.nan if v is None else float(v) for d, v in evaluations}
+                self._values = {d: v for d, v in sorted(values.items()) if d <= iterations_done}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            logger.warning(f"{self.path} cannot be read ({e}): the best value so far is not known")
+
+    def add(self, iterations_done: int, value: float) -> None:
+        """Add a value, and write the file.
+
+        Args:
+            iterations_done (int): how many iterations there had been at the evaluation.
+            value (float): NaN is kept and is never the best.
+        """
+        self._values[iterations_done] = value
+        best = self.best
+        content = {
+            "metric": self.metric,
+            "mode": self.mode,
+            "best": best and {"iterations": best[0], "value": best[1]},
+            "evaluations": [
+                {"iterations": d, "value": v if math.isfinite(v) else None}
+                for d, v in self._values.items()
+            ],
+        }
+        with whole_file(self.path) as f:
+            f.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+class _WeightsCheckpointer(Checkpointer):
+    """Saves what is not to be resumed from: ``last_checkpoint`` stays as it is."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Detectron2's hook, with its best value kept when a run is resumed.
+
+    ``model_best.pth`` holds the weights and the classes, no optimizer, and is not what a run is
+    resumed from. It belongs to the main process alone.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        model: nn.Module,
+        output_dir: str,
+        history: MetricHistory,
+        **checkpointables,
+    ):
+        """
+        Args:
+            eval_period (int): as of ``EvalHook``.
+            model (nn.Module): to save.
+            output_dir (str): of ``model_best.pth``.
+            history (MetricHistory): of the metric; read and added to.
+            checkpointables: to save beside the weights.
+        """
+        checkpointer = _WeightsCheckpointer(model, output_dir, **checkpointables)
+        super().__init__(eval_period, checkpointer, history.metric, history.mode)
+        self._history = history
+
+    def before_train(self):
+        self._history.load(self.trainer.start_iter)
+        if self._history.best:
+            done, self.best_metric = self._history.best
+            self.best_iter = done - 1
+
+    def _best_checking(self):
+        value, iteration = self.trainer.storage.latest().get(self._val_metric, (None, None))
+        if iteration != self.trainer.storage.iter:  # not of this evaluation
+            names = [n for n in self.trainer.storage.latest() if "/" in n or n.startswith("val_")]
+            logger.warning(
+                f"SOLVER.BEST_METRIC: the evaluation gave no {self._val_metric}, but "
+                f"{', '.join(sorted(names)) or 'nothing'}"
+            )
+            return
+        super()._best_checking()
+        self._history.add(min(self.trainer.iter + 1, self.trainer.max_iter), value)
+
+
+class StopTraining(BaseException):
+    """Ends the training loop as if it were at its end.
+
+    No ``Exception``, as Detectron2 would log one as an error.
+    """
+
+
+class EarlyStopping(hooks.HookBase):
+    """Ends the training of all processes when the best value is too many evaluations ago.
+
+    The last checkpoint is written then as at the end of any run.
+    """
+
+    def __init__(self, eval_period: int, patience: int, history: MetricHistory):
+        """
+        Args:
+            eval_period (int): as of ``EvalHook``.
+            patience (int): stop when so many evaluations in a row were no better than the best
+                one before them; 1 or more.
+            history (MetricHistory): filled by a :class:`BestCheckpointer` before this hook, in
+                the main process.
+        """
+        self._period = eval_period
+        self._patience = patience
+        self._history = history
+
+    def before_train(self):
+        if self._is_over():
+            logger.info(
+                f"The run had stopped early, after {self.trainer.start_iter} iterations. To go "
+                f"on, raise SOLVER.EARLY_STOP_PATIENCE, which is {self._patience}."
+            )
+            self._stop()
+
+    def after_step(self):
+        next_iter = self.trainer.iter + 1
+        if next_iter % self._period or next_iter == self.trainer.max_iter or not self._is_over():
+            return
+        if comm.is_main_process():
+            done, value = self._history.best or (0, math.nan)
+            logger.info(
+                f"Stopping early: {self._history.metric} has been no better in "
+                f"{self._history.num_since_best} evaluations than {value:.4f} after {done} "
+                "iterations."
+            )
+        self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
+        self._stop()
+
+    def _stop(self) -> None:
+        self.trainer.stopped_early = True
+        raise StopTraining
+
+    def _is_over(self) -> bool:
+        # The main process decides for all.
+        return comm.all_gather(self._history.num_since_best >= self._patience)[0]
+
+
+def build_best_hooks(cfg: CfgNode, model: nn.Module, **checkpointables) -> list:
+    """Build the hooks of the best checkpoint and of early stopping that the config asks for.
+
+    Args:
+        cfg (CfgNode): its ``SOLVER.BEST_METRIC``, ``.BEST_MODE``, ``.EARLY_STOP_PATIENCE``.
+        model (nn.Module): the trainer's.
+        checkpointables: to save with the best weights.
+
+    Returns:
+        list[HookBase]: to run after ``EvalHook``.
+    """
+    if not _uses_best_metric(cfg):
+        return []
+    path = os.path.join(cfg.OUTPUT_DIR, "best.json")
+    history = MetricHistory(path, cfg.SOLVER.BEST_METRIC, cfg.SOLVER.BEST_MODE)
+    period, best_hooks = cfg.TEST.EVAL_PERIOD, []
+    if comm.is_main_process():
+        best_hooks.append(
+            BestCheckpointer(period, model, cfg.OUTPUT_DIR, history, **checkpointables)
+        )
+    if cfg.SOLVER.EARLY_STOP_PATIENCE:
+        best_hooks.append(EarlyStopping(period, cfg.SOLVER.EARLY_STOP_PATIENCE, history))
+    return best_hooks

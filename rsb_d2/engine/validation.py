@@ -1,0 +1,202 @@
+"""The validation loss: the losses of training, on the test data, with nothing changed by it."""
+
+import logging
+import random
+from collections import Counter
+from contextlib import contextmanager
+from typing import Any, Dict, Iterable, Iterator, List
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data import detection_utils as utils
+from detectron2.engine.hooks import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from timm.layers import DropBlock2d, DropPath
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+# What computes something else in training than in evaluation, and no loss.
+_RANDOM_OR_RUNNING = (_NormBase, _DropoutNd, DropPath, DropBlock2d)
+
+
+class ValidationLoss(HookBase):
+    """Computes ``val_total_loss``, ``val_loss_cls`` and so on whenever ``EvalHook`` evaluates.
+
+    It goes before the writers, which then write the values as they do all others.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module):
+        """
+        Args:
+            cfg (CfgNode): its ``DATASETS.TEST``, ``INPUT`` and ``TEST.EVAL_PERIOD``.
+            model (nn.Module): as it is trained; may be wrapped for data parallelism.
+        """
+        self._cfg = cfg
+        self._period = cfg.TEST.EVAL_PERIOD
+        self._model = model
+        self._loader = None
+
+    def after_step(self):
+        next_iter = self.trainer.iter + 1
+        if (
+            self._period > 0
+            and next_iter % self._period == 0
+            and next_iter != self.trainer.max_iter
+        ):
+            self._compute()
+
+    def after_train(self):
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._compute()
+
+    def _compute(self) -> None:
+        with random_state_kept():
+            if self._loader is None:
+                self._loader = build_validation_loader(self._cfg)
+            losses = validation_losses(self._model, self._loader)
+        self.trainer.storage.put_scalars(smoothing_hint=False, **losses)
+        text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        logger.info(f"Validation loss: {text}")
+
+
+def build_validation_loader(cfg: CfgNode) -> Iterable:
+    """Build a loader of ``DATASETS.TEST`` with ground truth, without augmentation.
+
+    Args:
+        cfg (CfgNode): images are resized as for evaluation; which images without annotations
+            are left out is as for training.
+
+    Returns:
+        Iterable[list[dict]]: this process's share, one image at a time, each with the key
+        ``"validation_index"``, its place in the whole.
+    """
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TEST,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        if cfg.MODEL.KEYPOINT_ON
+        else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    arguments = DatasetMapper.from_config(cfg, is_train=True)
+    arguments["augmentations"] = utils.build_augmentation(cfg, is_train=False)
+    arguments["recompute_boxes"] = False
+    if _has_rle(records):
+        arguments["instance_mask_format"] = "bitmask"
+    records = [{**record, "validation_index": i} for i, record in enumerate(records)]
+    return build_detection_test_loader(
+        records, mapper=DatasetMapper(**arguments), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
+def _has_rle(records: List[dict]) -> bool:
+    return any(
+        isinstance(annotation.get("segmentation"), dict)
+        for record in records
+        for annotation in record.get("annotations", ())
+    )
+
+
+def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
+    """Compute the losses of training, averaged over the images of all processes.
+
+    The sampling of anchors and proposals is seeded by image, so that equal weights give equal
+    losses, whatever the number of processes. Normalisation uses the running statistics and
+    nothing is dropped out, as in evaluation. Weights, buffers, modes and the trainer's event
+    storage are afterwards what they were; wrap the call in :func:`random_state_kept` for the
+    random state.
+
+    Args:
+        model (nn.Module): a detector that returns a dict of losses in training.
+        loader (Iterable[list[dict]]): of :func:`build_validation_loader`.
+
+    Returns:
+        dict[str, float]: ``val_`` before the name of each loss, and ``val_total_loss``, their
+        sum. The same in all processes; empty if there is no image.
+    """
+    if isinstance(model, (DistributedDataParallel, DataParallel)):
+        model = model.module
+    sums, count = Counter(), 0
+    # Iteration 1, as at 0 Detectron2's models would draw pictures of the batch.
+    with loss_mode(model), torch.no_grad(), EventStorage(1):
+        for batch in loader:
+            _seed(batch[0]["validation_index"])
+            with _attributes_kept(model):
+                losses = model(batch)
+            sums.update({f"val_{name}": loss.item() for name, loss in losses.items()})
+            count += len(batch)
+    total, num_images = Counter(), 0
+    for sums_of_process, count_of_process in comm.all_gather((sums, count)):
+        total.update(sums_of_process)
+        num_images += count_of_process
+    means = {name: total[name] / num_images for name in sorted(total)}
+    return {"val_total_loss": sum(means.values()), **means} if means else {}
+
+
+@contextmanager
+def loss_mode(model: nn.Module) -> Iterator[None]:
+    """Let a detector compute losses with its backbone, norms and dropout as in evaluation.
+
+    Args:
+        model (nn.Module): a detector with its backbone in ``model.backbone``; each module's mode
+            is put back at the end.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    in_backbone = {id(module) for module in model.backbone.modules()}
+    try:
+        # Not through train() and eval(), which modules may override, and which would lose what
+        # was in evaluation on purpose.
+        for module, _ in modes:
+            module.training = not (
+                id(module) in in_backbone or isinstance(module, _RANDOM_OR_RUNNING)
+            )
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put the random state of Python, NumPy and torch (CPU, current GPU) back at the end."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Keep the model's plain numbers: RetinaNet's running ``loss_normalizer`` is one."""
+
+    def numbers() -> Dict[str, Any]:
+        return {k: v for k, v in vars(model).items() if isinstance(v, (int, float))}
+
+    before = numbers()
+    try:
+        yield
+    finally:
+        for name in numbers().keys() - before.keys():
+            delattr(model, name)
+        vars(model).update(before)
