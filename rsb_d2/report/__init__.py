@@ -1,0 +1,1 @@
+"""Two pages about data: what is annotated, and how well it is detected."""

@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Look at a data set before training on it: an HTML gallery and a PNG sheet.
+
+tools/browse_data.py --config-file configs/frcnn_rsb_sample.yaml --output data.html
+tools/browse_data.py --annotations train.json --images train --output data.html
+
+Writes data.html and data.png. A config adds how well its anchors cover the boxes, and what
+training with it would stop at.
+"""
+
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from rsb_d2 import UserError  # noqa: E402
+from rsb_d2.report.browse import browse  # noqa: E402
+from rsb_d2.report.command_line import add_dataset_arguments, open_dataset  # noqa: E402
+from rsb_d2.report.output import check_output  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_dataset_arguments(parser, "the first of DATASETS.TRAIN")
+    parser.add_argument(
+        "--output", default="data.html", metavar="FILE", help="page to write; and FILE's .png"
+    )
+    parser.add_argument(
+        "--num-images", type=int, default=120, metavar="N", help="images of the gallery"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="by which the images are drawn")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        check_output(args.output, ".html")
+        source, cfg = open_dataset(args, "TRAIN")
+        page = browse(source, args.output, cfg=cfg, num_images=args.num_images, seed=args.seed)
+    except UserError as e:
+        print(f"browse_data.py: error: {e}", file=sys.stderr)
+        return 2
+    print(_summary(page))
+    print(f"{args.output}, {args.output[: -len('.html')]}.png")
+    return 0
+
+
+def _summary(page: dict) -> str:
+    width = max(map(len, [*page["classes"], "all classes"]))
+    header = f"{'class':{width}} {'objects':>8} {'images':>8} {'size':>7} {'h / w':>6}"
+    if page["config"]:
+        header += "".join(f" {f'IoU {iou}':>8}" for iou in page["anchorIous"])
+    lines = [header]
+    for name, stats in zip([*page["classes"], "all classes"], page["stats"]):
+        line = f"{name:{width}} {stats['objects']:8} {stats['images']:8}"
+        if stats["objects"]:
+            line += f" {stats['size']:7.1f} {stats['ratio']:6.2f}"
+            line += "".join(f" {share:8.1%}" for share in stats.get("cover", [[]])[0])
+        lines.append(line)
+    if page["config"]:
+        lines.append("IoU t: share of the boxes whose best anchor has IoU t or more")
+    return "\n".join(lines + [f"note: {note}" for note in page["notes"]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""Explain an evaluation: from a data set and a results JSON to one HTML page.
+
+tools/report.py --config-file configs/frcnn_rsb_sample.yaml \\
+    --results output/frcnn_rsb_sample/inference/coco_instances_results.json
+tools/report.py --annotations val.json --images val --results coco_instances_results.json
+
+The exit status is 0; 1 if the page was written but the results hold no detection; 2 if there is
+no page.
+"""
+
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from rsb_d2 import UserError  # noqa: E402
+from rsb_d2.report.command_line import add_dataset_arguments, open_dataset  # noqa: E402
+from rsb_d2.report.output import check_output  # noqa: E402
+from rsb_d2.report.report import report  # noqa: E402
+from rsb_d2.report.results import read_results  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_dataset_arguments(parser, "the first of DATASETS.TEST")
+    parser.add_argument(
+        "--results", required=True, metavar="FILE", help="coco_instances_results.json"
+    )
+    parser.add_argument("--output", default="report.html", metavar="FILE", help="page to write")
+    parser.add_argument(
+        "--task", choices=["bbox", "segm"], help="boxes or masks alone; by default what there is"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="detections below it are not in the confusion matrix and the images' rank",
+    )
+    parser.add_argument(
+        "--num-images",
+        type=int,
+        default=24,
+        metavar="N",
+        help="N worst and N best images, and a few of each class; 0 for none",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        check_output(args.output, ".html")
+        records = read_results(args.results)
+        with_masks = any("segmentation" in record for record in records)
+        source, _ = open_dataset(args, "TEST", with_masks=with_masks)
+        page = report(
+            source,
+            args.results,
+            args.output,
+            score_threshold=args.threshold,
+            num_images=args.num_images,
+            task=args.task,
+            records=records,
+        )
+    except UserError as e:
+        print(f"report.py: error: {e}", file=sys.stderr)
+        return 2
+    print(_summary(page, args.output))
+    if not records:
+        print(f"report.py: warning: {args.results} holds no detection at all", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _summary(page: dict, output: str) -> str:
+    lines = [f"{'':5}" + "".join(f"{name:>7}" for name in page["figures"])]
+    for task, data in page["tasks"].items():
+        figures = ("-" if f is None else f"{100 * f:.2f}" for f in data["figures"])
+        lines.append(f"{task:5}" + "".join(f"{f:>7}" for f in figures))
+    return "\n".join([*lines, f"{output}: {os.path.getsize(output) / 1e6:.1f} MB"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
