@@ -36,6 +36,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["rsb_d2", "rsb_d2.*"]),
+    package_data={"rsb_d2.report": ["page/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "timm>=1.0",
@@ -47,5 +48,7 @@ setup(
         "matplotlib>=3.6",
         "numpy>=1.24",
         "pillow>=9.1",
+        "plotly>=6.0",
+        "tqdm>=4.30",
     ],
 )
