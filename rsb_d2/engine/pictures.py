@@ -6,17 +6,25 @@ import os
 from typing import Dict, List
 
 import cv2
+import matplotlib
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
+from detectron2.data.catalog import Metadata
 from detectron2.engine.hooks import HookBase
 from detectron2.evaluation import inference_context
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
+
+# RGB in 0 ... 255: one for each class, in turn.
+PALETTE = [
+    tuple(round(255 * c) for c in matplotlib.colormaps["tab10"](i)[:3])
+    for i in (0, 1, 2, 3, 4, 6, 8, 9)
+]
 
 # Detections below this score are not drawn.
 DRAWN_SCORE = 0.5
@@ -117,21 +125,31 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
         str: ``path``.
     """
     name = cfg.DATASETS.TEST[0]
-    metadata = MetadataCatalog.get(name)
+    classes = MetadataCatalog.get(name).get("thing_classes", [])
+    colors = [PALETTE[i % len(PALETTE)] for i in range(len(classes))]
+    metadata = Metadata(thing_classes=classes, thing_colors=colors)
     mapper = DatasetMapper(cfg, is_train=False)
     pairs = []
     with inference_context(model), torch.no_grad():
         for record in DatasetCatalog.get(name)[:num_images]:
             image = utils.read_image(record["file_name"], "RGB")
             instances = model([mapper(record)])[0].get("instances")
-            truth = Visualizer(image, metadata, readable_scale(image)).draw_dataset_dict(record)
-            found = Visualizer(image, metadata, readable_scale(image))
+            if not cfg.MODEL.MASK_ON:
+                record = {**record, "annotations": _without_masks(record.get("annotations", []))}
+            # In this mode an object has the colour of its class, but for a little noise.
+            options = dict(scale=readable_scale(image), instance_mode=ColorMode.SEGMENTATION)
+            truth = Visualizer(image, metadata, **options).draw_dataset_dict(record)
+            found = Visualizer(image, metadata, **options)
             if instances is not None:
                 instances = instances.to("cpu")
                 found.draw_instance_predictions(instances[instances.scores >= DRAWN_SCORE])
             pairs.append((truth.get_image(), found.output.get_image()))
     cv2.imwrite(path, _grid(pairs)[:, :, ::-1])
     return path
+
+
+def _without_masks(annotations: List[dict]) -> List[dict]:
+    return [{k: v for k, v in a.items() if k != "segmentation"} for a in annotations]
 
 
 def readable_scale(image: np.ndarray, short_side: int = 320) -> float:
