@@ -84,6 +84,8 @@ def load_config(config_file: str, opts: list) -> CfgNode:
             raise UserError(f"--config-file: there is no file {config_file}")
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)
+        except AttributeError as e:  # yacs asks whatever the file holds for its items
+            raise UserError(f"{config_file}: this is no YAML of the form `KEY: value`") from e
         except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as e:
             raise UserError(f"{config_file}: {_explain(cfg, e)}") from e
     if len(opts) % 2:
@@ -178,7 +180,10 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError("--eval-only needs MODEL.WEIGHTS, the path of a checkpoint")
     if cfg.MODEL.WEIGHTS:
         check_architecture(cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.NAME)
-        locate(cfg.MODEL.WEIGHTS)  # a download that fails, fails here
+        try:
+            locate(cfg.MODEL.WEIGHTS)  # a download that fails, fails here
+        except UserError as e:
+            raise UserError(f"MODEL.WEIGHTS: {e}") from e
 
 
 def _check_output_dir(output_dir: str) -> None:
