@@ -36,6 +36,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["rsb_d2", "rsb_d2.*"]),
+    extras_require={"export": ["onnx>=1.16", "onnxruntime>=1.18"]},
     package_data={"rsb_d2.report": ["page/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[

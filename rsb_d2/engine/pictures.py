@@ -106,7 +106,8 @@ def draw_curves(output_dir: str) -> str:
         axes.set_ylim(bottom=0, top=100 if names is aps else None)
         axes.grid(alpha=0.3)
         if len(names) > 1:
-            axes.legend(fontsize="small")
+            many = len(names) > 6
+            axes.legend(fontsize="x-small" if many else "small", ncols=2 if many else 1)
     path = os.path.join(output_dir, "curves.png")
     figure.savefig(path, dpi=100)
     return path
