@@ -59,17 +59,6 @@ class Trainer(DefaultTrainer):
                 verify_results(self.cfg, self._last_eval_results)
                 return self._last_eval_results
 
-    # Detectron2 0.6 leaves the optimizer and the AMP scaler out of its checkpoints; its main
-    # branch saves them as here.
-    def state_dict(self):
-        state = super().state_dict()
-        state["_trainer"] = self._trainer.state_dict()
-        return state
-
-    def load_state_dict(self, state_dict):
-        super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
-
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         model = super().build_model(cfg)
