@@ -3,13 +3,12 @@
 
 import sys
 
-import torch.multiprocessing as mp
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from rsb_d2 import Checkpointer, Trainer, UserError
-from rsb_d2.engine import setup
+from rsb_d2.engine import launch, setup
 
 
 def main(args):
@@ -36,15 +35,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
     try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except mp.ProcessExitedException as e:  # it has said why
-        sys.exit(e.exit_code)
+        launch(main, default_argument_parser().parse_args())
+    except UserError as e:
+        sys.exit(f"train_net.py: error: {e}")

@@ -66,3 +66,12 @@ def add_rsb_config(cfg: CN) -> None:
     # End the training when so many evaluations in a row brought no better SOLVER.BEST_METRIC;
     # 0 never ends it early.
     cfg.SOLVER.EARLY_STOP_PATIENCE = 0
+
+    # How many of the periodic checkpoints to keep, the newest ones; 0 keeps all. The final and the
+    # best one are kept beside them.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
+    # --resume stops where the config differs from the run's own in the model, the classes, the
+    # data, the batch, the seed or the optimizer; True goes on with the new values.
+    cfg.SOLVER.RESUME_WITH_CHANGES = False
+    # A bad image is skipped in training, with a warning; beyond so many different ones it stops.
+    cfg.DATALOADER.MAX_BAD_IMAGES = 100

@@ -20,6 +20,7 @@ from torch import nn
 
 from rsb_d2 import Trainer, UserError
 from rsb_d2.data import register_coco_json
+from rsb_d2.data.random_state import random_state_kept
 from rsb_d2.data.sample import CLASS_NAMES, make_sample_data
 from rsb_d2.engine import setup
 from rsb_d2.engine.best import EarlyStopping, MetricHistory, StopTraining, check_best_metric
@@ -27,7 +28,6 @@ from rsb_d2.engine.pictures import draw_curves
 from rsb_d2.engine.validation import (
     build_validation_loader,
     loss_mode,
-    random_state_kept,
     validation_losses,
 )
 
@@ -151,9 +151,7 @@ def _losses_in_a_process(rank, num_processes, port, cfg, results):
     # The main process alone has evaluated; all of them stop.
     history = MetricHistory(f"{cfg.OUTPUT_DIR}/best.json", "bbox/AP")
     hook = EarlyStopping(1, 2, history)
-    hook.trainer = SimpleNamespace(
-        iter=2, max_iter=10, checkpointer=SimpleNamespace(save=lambda *_, **__: None)
-    )
+    hook.trainer = SimpleNamespace(iter=2, max_iter=10, save_checkpoint=lambda name: None)
     if rank == 0:
         for done in (1, 2):
             history.add(done, 5.0)

@@ -1,6 +1,12 @@
 from .checkpointer import Checkpointer
 from .formats import BACKBONE, DETECTOR, FORMATS, Format
 from .locating import locate
+from .run_folder import (
+    find_newest_complete,
+    has_run,
+    remove_leftovers,
+    remove_old_checkpoints,
+)
 from .timm_hub import check_architecture
 
 __all__ = [
@@ -10,5 +16,9 @@ __all__ = [
     "Checkpointer",
     "Format",
     "check_architecture",
+    "find_newest_complete",
+    "has_run",
     "locate",
+    "remove_leftovers",
+    "remove_old_checkpoints",
 ]

@@ -6,13 +6,15 @@ from typing import Any, Dict, List
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 
 from . import timm_hub
 from .formats import CAFFE2_RESNET, recognise
 from .loading import LoadReport, find_backbone, load_weights, state_dict_of
 from .locating import locate
 from .reading import read_checkpoint
-from .writing import save_torch, to_plain
+from .run_folder import LAST_CHECKPOINT, find_newest_complete
+from .writing import save_torch, to_plain, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,27 @@ class Checkpointer(DetectionCheckpointer):
         if incompatible is not None:
             self._log_incompatible_keys(incompatible)
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
+        """Go on from the newest complete checkpoint in ``save_dir``, or load ``path``.
+
+        Args:
+            path (str): as of :meth:`load`.
+            resume (bool): whether to look for checkpoints in ``save_dir``; those that are damaged
+                are reported and passed over. All processes take what the main process finds.
+
+        Returns:
+            dict[str, Any]: as of :meth:`load`.
+
+        Raises:
+            UserError: as :meth:`load`, and if there are checkpoints and all are damaged.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        if "://" in self.save_dir:
+            return self.load(self.get_checkpoint_file())
+        newest = find_newest_complete(self.save_dir) if comm.is_main_process() else None
+        return self.load(comm.all_gather(newest)[0])
+
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model and the checkpointables, in types that :meth:`load` reads.
 
@@ -108,3 +131,15 @@ class Checkpointer(DetectionCheckpointer):
         else:
             save_torch(path, data)
         self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the newest checkpoint in ``last_checkpoint``, whole or not at all.
+
+        Args:
+            last_filename_basename (str): the file's name in ``save_dir``.
+        """
+        if "://" in self.save_dir:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        with whole_file(os.path.join(self.save_dir, LAST_CHECKPOINT)) as f:
+            f.write(last_filename_basename.encode())

@@ -3,7 +3,7 @@
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, Iterator
 
 import numpy as np
@@ -35,16 +35,27 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "xb") as f:
+        with open(temporary, "wb") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        _sync_folder(os.path.dirname(path) or ".")
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     finally:
         if os.path.lexists(temporary):
             os.remove(temporary)
+
+
+def _sync_folder(folder: str) -> None:
+    """Have the new name outlast a power cut, too, where the system lets one ask for that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save_torch(path: str, content: Any) -> None:
@@ -58,7 +69,12 @@ def save_torch(path: str, content: Any) -> None:
         UserError: if it cannot be written.
     """
     with whole_file(path) as f:
-        torch.save(content, f)
+        try:
+            torch.save(content, f)
+        except RuntimeError as e:  # torch closes its archive, which fails anew
+            if isinstance(e.__context__, OSError):
+                raise e.__context__ from None
+            raise
 
 
 def save_weights(path: str, weights: StateDict, **beside: Any) -> None:

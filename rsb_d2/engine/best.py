@@ -124,6 +124,10 @@ class MetricHistory:
         best = self.best
         return sum(done > best[0] for done in self._values) if best else len(self._values)
 
+    def knows(self, iterations_done: int) -> bool:
+        """Whether there is a value of the evaluation after so many iterations."""
+        return iterations_done in self._values
+
     def load(self, iterations_done: int) -> None:
         """Read what an earlier process wrote, up to the iteration that is resumed from.
 
@@ -197,12 +201,12 @@ class BestCheckpointer(hooks.BestCheckpointer):
         """
         checkpointer = _WeightsCheckpointer(model, output_dir, **checkpointables)
         super().__init__(eval_period, checkpointer, history.metric, history.mode)
-        self._history = history
+        self.history = history
 
     def before_train(self):
-        self._history.load(self.trainer.start_iter)
-        if self._history.best:
-            done, self.best_metric = self._history.best
+        self.history.load(self.trainer.start_iter)
+        if self.history.best:
+            done, self.best_metric = self.history.best
             self.best_iter = done - 1
 
     def _best_checking(self):
@@ -215,7 +219,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
             )
             return
         super()._best_checking()
-        self._history.add(min(self.trainer.iter + 1, self.trainer.max_iter), value)
+        self.history.add(min(self.trainer.iter + 1, self.trainer.max_iter), value)
 
 
 class StopTraining(BaseException):
@@ -263,7 +267,7 @@ class EarlyStopping(hooks.HookBase):
                 f"{self._history.num_since_best} evaluations than {value:.4f} after {done} "
                 "iterations."
             )
-        self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
+        self.trainer.save_checkpoint("model_final")
         self._stop()
 
     def _stop(self) -> None:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import difflib
 import logging
-import os
 import tempfile
 from logging.handlers import MemoryHandler
 
@@ -19,13 +18,14 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import check_architecture, locate
+from ..checkpoint import check_architecture, has_run, locate
 from ..config import add_rsb_config
 from ..data import register_coco_json
 from ..data.class_names import fill_class_names
 from ..data.sample import make_sample_data
 from ..errors import UserError
 from .best import check_best_metric
+from .resume import check_resumed_config
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
             check_best_metric(cfg)
         build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
         _check_weights(cfg, args)
+        if args.resume and not args.eval_only and has_run(cfg.OUTPUT_DIR):
+            check_resumed_config(cfg)
         _check_output_dir(cfg.OUTPUT_DIR)
         cfg.freeze()
         default_setup(cfg, args)
@@ -173,8 +175,7 @@ def _check_datasets(cfg: CfgNode, eval_only: bool) -> None:
 
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    resumes = args.resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if resumes:
+    if args.resume and has_run(cfg.OUTPUT_DIR):
         return
     if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise UserError("--eval-only needs MODEL.WEIGHTS, the path of a checkpoint")

@@ -1,25 +1,46 @@
-"""Detectron2's default trainer with this project's optimizer, checkpointer and pictures."""
+"""Detectron2's default trainer with this project's parts, and a run that survives."""
 
-from typing import List
+import errno
+import logging
+import math
+import os
+import sys
+from contextlib import contextmanager, suppress
+from typing import Any, Dict, Iterable, Iterator, List, Mapping
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
-from detectron2.engine.hooks import HookBase
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
-from ..checkpoint import Checkpointer
+from ..checkpoint import Checkpointer, has_run, remove_leftovers
+from ..checkpoint.run_folder import LAST_CHECKPOINT
 from ..data.class_names import stored_class_names
+from ..data.images import CheckedDatasetMapper
+from ..data.loader import TrainLoader, build_train_loader
+from ..data.random_state import random_state_kept
+from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
-from .best import StopTraining, build_best_hooks
+from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
+from .checkpoints import CheckpointWriter, EvaluationWriter
 from .pictures import PictureWriter
+from .resume import CONFIG_KEY, gather_process_states, set_process_state
+from .signals import Interrupted, SignalWatch
 from .validation import ValidationLoss
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
     """The trainer of ``train_net.py``; stock but for the pieces that Detectron2 lets one replace.
+
+    A run that was killed and is resumed takes the same steps as one that never stopped: the
+    checkpoints hold the place in the data and the random state of every process beside what
+    Detectron2 saves. SIGTERM and SIGINT end :meth:`train` with a checkpoint and ``SystemExit``.
 
     Args:
         cfg (CfgNode): with the keys of :func:`rsb_d2.add_rsb_config`.
@@ -30,34 +51,227 @@ class Trainer(DefaultTrainer):
 
     stopped_early = False
 
-    def build_hooks(self) -> List[HookBase]:
+    def __init__(self, cfg: CfgNode):
+        self.signals = SignalWatch(comm.get_world_size())
+        self._process_states: List[Dict[str, Any]] = []
+        self._metric_writers: List[EventWriter] = []
+        self._has_failed = False
+        super().__init__(cfg)
+        self.model.register_forward_hook(_check_losses)
+
+    def build_hooks(self) -> List[hooks.HookBase]:
         """The stock hooks and this project's, with checkpoints by this project's checkpointer.
 
         The stock constructor makes its own checkpointer just before it calls this.
         """
-        classes = stored_class_names(self.cfg)
+        cfg = self.cfg
+        classes = stored_class_names(cfg)
         self.checkpointer = Checkpointer(
-            self.model, self.cfg.OUTPUT_DIR, **self.checkpointer.checkpointables, **classes
+            self.model,
+            cfg.OUTPUT_DIR,
+            **self.checkpointer.checkpointables,
+            **classes,
         )
-        hooks = super().build_hooks()
-        ours = [ValidationLoss(self.cfg, self.model)] if self.cfg.TEST.VAL_LOSS else []
-        ours += build_best_hooks(self.cfg, self.model, **classes)
-        # Behind the evaluation, before the writer, which the main process alone has.
-        position = len(hooks) - comm.is_main_process()
-        hooks[position:position] = ours
+        stock = super().build_hooks()
+        writers = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
+        others = (hooks.EvalHook, hooks.PeriodicWriter, hooks.PeriodicCheckpointer)
+        period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
+        ours = [
+            *(hook for hook in stock if not isinstance(hook, others)),
+            CheckpointWriter(period, keep, cfg.TEST.EVAL_PERIOD, self.signals),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+        ]
+        if cfg.TEST.VAL_LOSS:
+            ours.append(ValidationLoss(cfg, self.model))
+        ours += build_best_hooks(cfg, self.model, **classes)
+        ours += [*writers, EvaluationWriter(cfg.TEST.EVAL_PERIOD, self._metric_writers)]
         if comm.is_main_process():
             # Behind the stock writer, which must have written the evaluation that is drawn.
-            hooks.append(PictureWriter(self.cfg))
-        return hooks
+            ours.append(PictureWriter(cfg))
+        return ours
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on with the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start a new one.
+
+        Args:
+            resume (bool): as in Detectron2. Without it, a run in ``OUTPUT_DIR`` is no longer one
+                to be resumed.
+
+        Raises:
+            UserError: as :meth:`rsb_d2.Checkpointer.resume_or_load`.
+        """
+        folder = self.cfg.OUTPUT_DIR
+        if comm.is_main_process() and os.path.isdir(folder):
+            remove_leftovers(folder)
+            if not resume and has_run(folder):
+                tag = os.path.join(folder, LAST_CHECKPOINT)
+                with open(tag) as f:
+                    logger.warning(
+                        f"{folder} holds a run, whose files this one will overwrite. To go on with "
+                        f"that one instead, stop now, write {f.read().strip()} into {tag}, and "
+                        "use --resume."
+                    )
+                os.remove(tag)
+        comm.synchronize()
+        super().resume_or_load(resume)
 
     def train(self):
-        """As the stock method; the training may end early, as if it had come to its end."""
+        """As the stock method, but that the training may end before ``SOLVER.MAX_ITER``.
+
+        Early stopping ends it as if it had come to its end.
+
+        Raises:
+            SystemExit: after SIGTERM or SIGINT, with the status that a shell expects, 143 or 130.
+            UserError: if the loss is no finite number, if too many images are bad, or if the disk
+                is full. The checkpoints written so far are as they were.
+        """
+        self.signals.start()
         try:
             return super().train()
         except StopTraining:
             if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
                 verify_results(self.cfg, self._last_eval_results)
                 return self._last_eval_results
+        except _Failed as e:
+            raise e.error from None
+        except Interrupted as e:
+            logger.warning(
+                f"Stopped by a signal after {min(self.iter + 1, self.max_iter)} iterations; "
+                "--resume goes on from there."
+            )
+            sys.exit(128 + e.number)
+        finally:
+            self.signals.stop()
+
+    def before_train(self):
+        if self._process_states:
+            set_process_state(self.model, self._process_states)
+        with self._failures_told():
+            super().before_train()
+            if self._lacks_evaluation():
+                logger.info(f"Evaluating after {self.start_iter} iterations: it was interrupted.")
+                self.iter = self.storage.iter = self.start_iter - 1
+                for hook in self._hooks:
+                    if isinstance(hook, _EVALUATION_HOOKS):
+                        hook.after_step()
+
+    def before_step(self):
+        with self._failures_told():
+            super().before_step()
+
+    def run_step(self):
+        with self._failures_told():
+            try:
+                super().run_step()
+            except FloatingPointError as e:
+                raise UserError(self._explain_divergence(e)) from e
+
+    def after_step(self):
+        with self._failures_told():
+            super().after_step()
+
+    def after_train(self):
+        self.iter = min(self.iter, self.max_iter)  # beyond it where there was nothing left to do
+        if self._has_failed:  # neither evaluated nor drawn
+            self.storage.iter = self.iter
+            for hook in self._hooks:
+                if isinstance(hook, hooks.PeriodicWriter):
+                    with suppress(OSError):  # the disk may be full
+                        hook.after_train()
+        else:
+            with self._failures_told():
+                super().after_train()
+
+    def save_checkpoint(self, name: str) -> None:
+        """Save all that is needed to go on; every process must call it.
+
+        Args:
+            name (str): the file's name in ``OUTPUT_DIR``, without ``.pth``.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
+        self._process_states = gather_process_states(self.model)
+        self.checkpointer.save(name, iteration=self.iter, **{CONFIG_KEY: self.cfg.dump()})
+
+    def state_dict(self) -> Dict[str, Any]:
+        state = super().state_dict()
+        state["processes"] = self._process_states
+        if isinstance(self.data_loader, TrainLoader):
+            state["data"] = self.data_loader.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._process_states = state.get("processes", [])
+        if "data" in state and isinstance(self.data_loader, TrainLoader):
+            self.data_loader.load_state_dict(state["data"])
+        else:
+            logger.warning(
+                "The checkpoint does not say where in the data its run was: it starts at the "
+                "beginning."
+            )
+
+    @contextmanager
+    def ended_by_signals(self) -> Iterator[None]:
+        """Let signals end what the block does between two steps, such as a long evaluation.
+
+        A checkpoint is written then, in which what the block does is still to be done; several
+        processes have written theirs before.
+        """
+        if comm.get_world_size() > 1:
+            with self.signals.obeyed_at_once():
+                yield
+            return
+        try:
+            with self.signals.raised_at_once():
+                yield
+        except Interrupted:
+            if self.iter + 1 < self.max_iter:
+                self.save_checkpoint(f"model_{self.iter:07d}")
+            raise
+
+    def _evaluate(self) -> dict:
+        with self.ended_by_signals(), random_state_kept():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether the process before was killed between a checkpoint and its evaluation."""
+        period, done = self.cfg.TEST.EVAL_PERIOD, self.start_iter
+        if done in (0, self.max_iter) or period <= 0 or done % period:
+            return False
+        best = [hook for hook in self._hooks if isinstance(hook, BestCheckpointer)]
+        # The main process decides for all.
+        return comm.all_gather(any(not hook.history.knows(done) for hook in best))[0]
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Let what the user can mend end the training without the stack of frames."""
+        try:
+            yield
+        except UserError as e:
+            self._has_failed = True
+            raise _Failed(e) from None
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._has_failed = True
+            error = UserError(f"cannot write to {self.cfg.OUTPUT_DIR}: {e.strerror}")
+            raise _Failed(error) from None
+
+    def _explain_divergence(self, error: FloatingPointError) -> str:
+        """One line: the iteration, the losses, the images, and what is left."""
+        latest = self.storage.latest()
+        losses = [f"{name} {latest[name][0]:.4g}" for name in latest if "loss" in name]
+        images = ", ".join(getattr(self.data_loader, "last_files", ())) or "unknown"
+        parts = [f"iteration {self.iter}: {' '.join(str(error).split())}", f"images: {images}"]
+        if losses:
+            parts.append(f"losses in the last iteration before: {', '.join(losses)}")
+        if self.checkpointer.has_checkpoint():
+            parts.append(f"the last checkpoint is {self.checkpointer.get_checkpoint_file()}")
+        advice = "A lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS may help"
+        return f"{'; '.join(parts)}. {advice}"
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -71,7 +285,45 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+        mapper = CheckedDatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str = None
     ) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
+
+    def build_writers(self) -> List[EventWriter]:
+        writers = super().build_writers()
+        self._metric_writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
+        return writers
+
+
+# What EvalHook and those behind it do with an evaluation.
+_EVALUATION_HOOKS = (
+    *(hooks.EvalHook, ValidationLoss, BestCheckpointer, EarlyStopping, EvaluationWriter),
+)
+
+
+class _Failed(BaseException):
+    """Carries a :class:`UserError` past Detectron2's loop, which would log its frames."""
+
+    def __init__(self, error: UserError):
+        super().__init__(error)
+        self.error = error
+
+
+def _check_losses(model: torch.nn.Module, batch: Any, losses: Any) -> None:
+    """Stop before a step is taken with a loss that is no number; in the process that has it."""
+    if not (model.training and torch.is_grad_enabled() and isinstance(losses, dict)):
+        return
+    values = {name: loss.detach().item() for name, loss in losses.items()}
+    if not all(map(math.isfinite, values.values())):
+        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise FloatingPointError(f"the loss is not finite: {text}")

@@ -1,12 +1,10 @@
 """The validation loss: the losses of training, on the test data, with nothing changed by it."""
 
 import logging
-import random
 from collections import Counter
 from contextlib import contextmanager
 from typing import Any, Dict, Iterable, Iterator, List
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -23,6 +21,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from ..data.random_state import random_state_kept
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class ValidationLoss(HookBase):
             self._compute()
 
     def _compute(self) -> None:
-        with random_state_kept():
+        with self.trainer.ended_by_signals(), random_state_kept():
             if self._loader is None:
                 self._loader = build_validation_loader(self._cfg)
             losses = validation_losses(self._model, self._loader)
@@ -114,8 +114,8 @@ def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
     The sampling of anchors and proposals is seeded by image, so that equal weights give equal
     losses, whatever the number of processes. Normalisation uses the running statistics and
     nothing is dropped out, as in evaluation. Weights, buffers, modes and the trainer's event
-    storage are afterwards what they were; wrap the call in :func:`random_state_kept` for the
-    random state.
+    storage are afterwards what they were; wrap the call in
+    :func:`rsb_d2.data.random_state.random_state_kept` for the random state.
 
     Args:
         model (nn.Module): a detector that returns a dict of losses in training.
@@ -165,19 +165,6 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Put the random state of Python, NumPy and torch (CPU, current GPU) back at the end."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def _seed(seed: int) -> None:

@@ -1,0 +1,92 @@
+"""The checkpoints in the folder of a run: the newest that is whole, and those to remove."""
+
+import glob
+import logging
+import math
+import os
+import re
+from typing import List, Tuple
+
+from ..errors import UserError
+from .reading import read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+LAST_CHECKPOINT = "last_checkpoint"
+
+_PERIODIC = re.compile(r"model_(\d{7})\.pth")
+
+
+def has_run(output_dir: str) -> bool:
+    """Whether the folder holds a run to resume, by its ``last_checkpoint``, as in Detectron2."""
+    return os.path.isfile(os.path.join(output_dir, LAST_CHECKPOINT))
+
+
+def find_newest_complete(output_dir: str) -> str:
+    """Find what ``--resume`` goes on from, and report what is damaged.
+
+    It is the checkpoint that ``last_checkpoint`` names, one that was written after it had been
+    named, or, where these are damaged, the newest one before.
+
+    Args:
+        output_dir (str): the local folder of a run, with a ``last_checkpoint``.
+
+    Returns:
+        str: path of a checkpoint that can be read as a whole.
+
+    Raises:
+        UserError: if there is none.
+    """
+    damaged = []
+    for path in _newest_first(output_dir):
+        try:
+            read_checkpoint(path)
+        except UserError as e:
+            damaged.append(str(e))
+            continue
+        for message in damaged:
+            logger.warning(f"--resume: {message}. The checkpoint before it is taken: {path}")
+        return path
+    raise UserError(
+        f"--resume: none of the checkpoints in {output_dir} can be read "
+        f"({'; '.join(damaged)}). Start anew without --resume, or in another OUTPUT_DIR"
+    )
+
+
+def remove_leftovers(output_dir: str) -> None:
+    """Remove what processes that were killed while they wrote a checkpoint have left."""
+    for path in glob.glob(os.path.join(glob.escape(output_dir), "*.pth.*.tmp")):
+        os.remove(path)
+
+
+def remove_old_checkpoints(output_dir: str, iteration: int, num_kept: int) -> None:
+    """Remove all but the newest periodic checkpoints, ``model_0000000.pth`` and the like.
+
+    Args:
+        output_dir (str): the local folder of a run.
+        iteration (int): what has a higher number than this is of another run, and stays.
+        num_kept (int): how many to keep; 1 or more.
+    """
+    names = sorted(number for number in _periodic(output_dir) if number[0] <= iteration)
+    for _, name in names[:-num_kept]:
+        os.remove(os.path.join(output_dir, name))
+
+
+def _periodic(output_dir: str) -> List[Tuple[int, str]]:
+    matches = map(_PERIODIC.fullmatch, os.listdir(output_dir))
+    return [(int(match[1]), match[0]) for match in matches if match]
+
+
+def _newest_first(output_dir: str) -> List[str]:
+    """What may be resumed from; not what an earlier, longer run has left in the folder."""
+    tag = os.path.join(output_dir, LAST_CHECKPOINT)
+    with open(tag) as f:
+        tagged = f.read().strip()
+    periodic = sorted(_periodic(output_dir), reverse=True)
+    # model_final.pth is the last of all.
+    number_of_tagged = {name: number for number, name in periodic}.get(tagged, math.inf)
+    time_of_tag = os.path.getmtime(tag)
+    paths = [(number, os.path.join(output_dir, name)) for number, name in periodic]
+    later = [p for n, p in paths if n > number_of_tagged and os.path.getmtime(p) >= time_of_tag]
+    earlier = [p for n, p in paths if n < number_of_tagged]
+    return [*later, os.path.join(output_dir, tagged), *earlier]

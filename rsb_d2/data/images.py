@@ -1,0 +1,278 @@
+"""Image files, and what can be wrong with one: read to 8 bit, or one error that names the file.
+
+What Detectron2's ``read_image`` and ``DatasetMapper`` do, and where they would go wrong:
+
+- An image of more pixels than Pillow decodes, or of another size than the annotations say, is
+  refused by its header, before there is memory for its pixels.
+- 16-bit grey keeps the high byte, as Pillow does for 16-bit RGB. Its ``convert("RGB")`` would
+  clip at 255 instead, which leaves a white picture.
+- EXIF orientation is applied once. Pillow turns a TIFF by itself, and ``read_image`` once more.
+- Transparency is dropped and the colours below it are kept, as ``convert("RGB")`` does.
+"""
+
+import copy
+from typing import Any, BinaryIO, Dict, List, Tuple
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.utils.file_io import PathManager
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import UserError, printable
+from .masks import is_finite, is_polygon, is_rle
+
+_EXIF_ORIENTATION = 0x0112
+# https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, 4.6.4, Orientation
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Formats whose mode "I", of 32 bits, holds 16: Pillow opens their 16-bit grey in it, PNG before
+# Pillow 11.
+_16_BIT_FORMATS = ("PNG", "PPM")
+
+_START = "cannot use the image "
+
+
+class BadImageError(UserError):
+    """One image file, or what is annotated in it, cannot be used.
+
+    Args:
+        path (str): of the file.
+        reason (str): what is wrong with it. Without it, ``path`` is a text with the message of
+            such an error in it: ``torch.utils.data.DataLoader`` makes a worker's exception anew
+            from the text of its traceback.
+
+    Attributes:
+        path (str): of the file.
+        reason (str): one line.
+    """
+
+    def __init__(self, path: str, reason: str | None = None):
+        if reason is None:
+            text = path.rpartition(_START)[2].partition("\n")[0]
+            path, _, reason = text.rpartition(": ")
+        self.path = printable(path)
+        self.reason = printable(reason).replace(": ", ", ")
+        super().__init__(f"{_START}{self.path}: {self.reason}")
+
+    def __reduce__(self):
+        return type(self), (self.path, self.reason)
+
+
+def read_image(
+    path: str, image_format: str | None, size: Tuple[int, int] | None = None
+) -> np.ndarray:
+    """Read an image, upright by its EXIF orientation.
+
+    Args:
+        path (str): anything that Detectron2's ``PathManager`` opens.
+        image_format (str or None): as for Detectron2's ``read_image``: a mode of Pillow as
+            ``"RGB"`` or ``"L"``, or ``"BGR"`` or ``"YUV-BT.601"``; ``None`` leaves the mode.
+        size (tuple[int, int] or None): the width and height, in pixels, that it must have.
+
+    Returns:
+        ndarray: (H, W, C), uint8, 0 ... 255; float for ``"YUV-BT.601"``.
+
+    Raises:
+        BadImageError: if the file is not there, is no image, is damaged, has more pixels than
+            Pillow decodes (twice ``PIL.Image.MAX_IMAGE_PIXELS``), has pixels of more than 16 bits
+            a channel, or has another size.
+    """
+    try:
+        with PathManager.open(path, "rb") as f:
+            return utils.convert_PIL_to_numpy(_open(f, size), image_format)
+    except Exception as e:  # what a damaged file makes Pillow raise is of many types
+        raise BadImageError(path, _reason(e)) from None
+
+
+class _Unusable(Exception):
+    """Its text says what is wrong with the image."""
+
+
+def _open(f: BinaryIO, size: Tuple[int, int] | None) -> Image.Image:
+    if not f.read(1):
+        raise _Unusable("the file is empty")
+    f.seek(0)
+    image = Image.open(f)
+    stored_size = image.size
+    if size is not None and sorted(stored_size) != sorted(size):
+        raise _Unusable(_size_reason(stored_size, size))
+    image.load()
+    image.info.pop("transparency", None)  # of which Pillow warns when it is dropped
+    # Asked for when the pixels are there: a TIFF has been turned by then and says so.
+    image = _upright(_to_8_bit(image), _orientation(image))
+    if size is not None and image.size != tuple(size):
+        raise _Unusable(_size_reason(image.size, size, turned=image.size != stored_size))
+    return image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged EXIF is no reason to lose the image, here as in Detectron2
+        return None
+
+
+def _upright(image: Image.Image, orientation: Any) -> Image.Image:
+    method = _TO_UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _16_BIT_FORMATS):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        kind = "floating-point" if image.mode.startswith("F") else "32-bit integer"
+        raise _Unusable(
+            f"it has {kind} pixels, which have no known range; save it with 8 bits a channel"
+        )
+    return image
+
+
+def _size_reason(size: Tuple[int, int], expected: Tuple[int, int], turned: bool = False) -> str:
+    reason = (
+        f"it has {size[0]} x {size[1]} pixels, the annotation file says "
+        f"{expected[0]} x {expected[1]} (width x height)"
+    )
+    if turned:
+        reason += "; its EXIF orientation turns it, so annotate the upright image"
+    return reason
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, _Unusable):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image, or of a kind that Pillow does not read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it is too large to be decoded ({error})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error) or "no reason given"
+    # Pillow's OSErrors say what is wrong, as "image file is truncated".
+    return f"it is damaged ({text if isinstance(error, OSError) else f'{_name(error)}, {text}'})"
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__
+
+
+class CheckedDatasetMapper(DatasetMapper):
+    """Detectron2's mapper, with one error for all that can be wrong with one image.
+
+    Use it in the place of ``DatasetMapper``: the arguments, and what it returns, are the same. In
+    training a loader can go on after the error; in evaluation it must stop the run, as it does
+    when nobody catches it, since a figure without the image would be wrong.
+    """
+
+    def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+        """Read an image and transform it and its annotations.
+
+        Args:
+            dataset_dict (dict): one image, in Detectron2's format; not changed.
+
+        Returns:
+            dict: for a detector: ``image``, a uint8 tensor (3, H, W), and in training
+            ``instances``.
+
+        Raises:
+            BadImageError: if the image cannot be used (:func:`read_image` says when), if nothing
+                is left of it when it is resized, or if an annotation cannot be used: a box that is
+                not finite, a class below 0, a polygon of less than three points, a mask of another
+                size.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        path = dataset_dict["file_name"]
+        size = None
+        if "width" in dataset_dict and "height" in dataset_dict:
+            size = dataset_dict["width"], dataset_dict["height"]
+        image = read_image(path, self.image_format, size)
+        utils.check_image_size(dataset_dict, image)  # fills in the size where there is none
+        sem_seg = None
+        if "sem_seg_file_name" in dataset_dict:
+            sem_seg = read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
+
+        if self.is_train:
+            self._check_annotations(dataset_dict)
+        try:
+            return self._transform(dataset_dict, image, sem_seg)
+        except (ValueError, TypeError, KeyError, IndexError, AssertionError) as e:
+            reason = f"it cannot be transformed ({_name(e)}, {e})"
+            if min(image.shape[:2]) * 20 < max(image.shape[:2]):
+                reason = (
+                    f"its shape is too long and narrow to be resized ({image.shape[1]} x "
+                    f"{image.shape[0]} pixels)"
+                )
+            raise BadImageError(path, reason) from None
+
+    def _transform(
+        self, dataset_dict: Dict[str, Any], image: np.ndarray, sem_seg: np.ndarray | None
+    ) -> Dict[str, Any]:
+        """What the stock ``__call__`` does once the image is read."""
+        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(aug_input)
+        image, sem_seg = aug_input.image, aug_input.sem_seg
+        image_shape = image.shape[:2]
+        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(
+                dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image_shape)
+        return dataset_dict
+
+    def _check_annotations(self, dataset_dict: Dict[str, Any]) -> None:
+        """For data sets that were not checked when they were registered."""
+        annotations = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
+        for index, annotation in enumerate(annotations):
+            reason = _annotation_reason(annotation)
+            if reason is None and self.use_instance_mask:
+                size = [dataset_dict["height"], dataset_dict["width"]]
+                reason = _mask_reason(annotation, size, self.instance_mask_format)
+            if reason is not None:
+                raise BadImageError(
+                    dataset_dict["file_name"], f"object {index} of its annotations has {reason}"
+                )
+
+
+def _annotation_reason(annotation: Dict[str, Any]) -> str | None:
+    box = annotation.get("bbox")
+    is_box = isinstance(box, (list, tuple, np.ndarray)) and len(box) in (4, 5)
+    if not (is_box and all(map(is_finite, box))):
+        return f"the box {box}, which is not of four finite numbers"
+    category = annotation.get("category_id")
+    if not isinstance(category, (int, np.integer)) or category < 0:
+        return f"the class {category}, which is no class index"
+    return None
+
+
+def _mask_reason(annotation: Dict[str, Any], size: List[int], mask_format: str) -> str | None:
+    mask = annotation.get("segmentation")
+    if isinstance(mask, list) and mask:
+        if all(is_polygon(polygon, size) for polygon in mask):
+            return None
+        return "a polygon that is not of three points or more, in or near the image"
+    if isinstance(mask, dict):
+        if mask_format == "polygon":
+            return "a mask in RLE: write INPUT.MASK_FORMAT bitmask"
+        return None if is_rle(mask, size) else f"an RLE mask that does not fit {size} (h, w)"
+    if isinstance(mask, np.ndarray) and mask_format == "bitmask":
+        fits = mask.shape == tuple(size)
+        return None if fits else f"a mask of the shape {mask.shape}, not of the image's {size}"
+    return "no mask"

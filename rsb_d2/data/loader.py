@@ -1,0 +1,224 @@
+"""The training loader: every batch is a function of the seed and of its number."""
+
+import logging
+import signal
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import UserError
+from .images import BadImageError, CheckedDatasetMapper
+from .order import Place, TrainingOrder, build_sampler
+from .random_state import random_state_kept, seed_cpu
+
+logger = logging.getLogger(__name__)
+
+# So many images are drawn for one place before the data is taken to be gone.
+_MAX_DRAWN = 10
+
+
+class TrainLoader:
+    """An endless stream of batches that goes on where another process's stopped.
+
+    Which images a batch has, and how each is augmented, depends on the seed and on the number of
+    the batch: not on the number of workers, nor on what was loaded before. So the state of the
+    loader is two numbers, and to go on from a batch no image before it is read.
+
+    An image that cannot be read is logged, and another one takes its place, which also depends on
+    nothing but the seed and the place.
+
+    Args:
+        records (list[dict]): in Detectron2's dataset format.
+        mapper (callable): from a record to what the model takes, with random augmentation or
+            without; raises :class:`rsb_d2.data.images.BadImageError` for an image that cannot be
+            used, or returns ``None`` to have another one drawn.
+        build_sampler (callable): from a seed to an endless ``Sampler[int]`` over the records.
+        total_batch_size (int): images in a batch, in all processes together.
+        aspect_ratio_grouping (bool): whether the images of a batch are all wider than high or all
+            not, as in Detectron2; needs ``width`` and ``height`` in each record.
+        num_workers (int): processes that load for this one; 0 loads in this one.
+        max_bad_images (int): so many different files may be bad before the training stops.
+        seed (int): of order and augmentation, the same in all processes.
+
+    Raises:
+        UserError: if there is no record, or if the batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        records: List[dict],
+        mapper: Callable[[dict], dict],
+        build_sampler: Callable[[int], Any],
+        *,
+        total_batch_size: int,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        max_bad_images: int = 100,
+        seed: int,
+    ):
+        if not records:
+            raise UserError("DATASETS.TRAIN: there is no image to train on")
+        self._groups = bytes(
+            aspect_ratio_grouping and record["width"] <= record["height"] for record in records
+        )
+        self._records = DatasetFromList(records, copy=False)
+        self._mapper = mapper
+        self._build_sampler = build_sampler
+        self._total_batch_size = total_batch_size
+        self._num_workers = num_workers
+        self._max_bad_images = max_bad_images
+        self._seed = seed
+        self._num_batches = 0
+        self._bad_images: Dict[str, str] = {}
+        self.last_files: List[str] = []
+        self._order()  # a batch that cannot be shared out is an error now
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What :meth:`load_state_dict` needs to go on behind the last batch that was taken."""
+        return {
+            "seed": self._seed,
+            "num_images": self._num_batches * self._total_batch_size,
+            "bad_images": dict(self._bad_images),
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on from a state; takes effect on what is iterated over from now on.
+
+        Args:
+            state (dict[str, Any]): of :meth:`state_dict`, of any number of processes.
+        """
+        self._seed = state["seed"]
+        self._num_batches = -(-state["num_images"] // self._total_batch_size)
+        self._bad_images = dict(state["bad_images"])
+
+    def __iter__(self) -> Iterator[List[dict]]:
+        order = self._order()
+        order.num_skipped = self._num_batches
+        images = DataLoader(
+            _MappedRecords(self._records, self._mapper, self._groups, self._seed),
+            sampler=order,
+            batch_size=None,  # one by one, so that the workers share the load of a batch
+            collate_fn=_same,
+            num_workers=self._num_workers,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # the default one would take from the training's numbers
+        )
+        images, batch_size = iter(images), self._total_batch_size // comm.get_world_size()
+        while True:
+            loaded = [next(images) for _ in range(batch_size)]
+            self._report_bad_images([bad for _, bad_images in loaded for bad in bad_images])
+            batch = [image for image, _ in loaded]
+            if None in batch:
+                raise UserError(
+                    f"{_MAX_DRAWN} images, drawn in the place of one another, cannot be used"
+                )
+            self.last_files = [image["file_name"] for image in batch if "file_name" in image]
+            self._num_batches += 1
+            yield batch
+
+    def _order(self) -> TrainingOrder:
+        return TrainingOrder(
+            self._build_sampler(self._seed),
+            self._groups,
+            self._total_batch_size,
+            comm.get_rank(),
+            comm.get_world_size(),
+        )
+
+    def _report_bad_images(self, bad_images: Sequence[tuple]) -> None:
+        """Log and count the bad images of this batch, those of all processes alike."""
+        found = {}
+        for found_by_one in comm.all_gather(list(bad_images)):
+            found.update(found_by_one)
+        for path in sorted(found.keys() - self._bad_images.keys()):
+            self._bad_images[path] = found[path]
+            logger.warning(
+                f"Skipped a bad image, number {len(self._bad_images)} of at most "
+                f"{self._max_bad_images}: {path}: {found[path]}"
+            )
+        if len(self._bad_images) > self._max_bad_images:
+            raise UserError(
+                f"more than {self._max_bad_images} images are bad, the last one is "
+                f"{list(self._bad_images)[-1]}: mend the data, or raise DATALOADER.MAX_BAD_IMAGES"
+            )
+
+
+class _MappedRecords(Dataset):
+    """From a place to the mapped record there, or another one if that is bad, and the bad ones."""
+
+    def __init__(self, records: Dataset, mapper: Callable, groups: bytes, seed: int):
+        self._records = records
+        self._mapper = mapper
+        self._groups = groups
+        self._seed = seed
+
+    def __getitem__(self, place: Place) -> Tuple[dict | None, List[Tuple[str, str]]]:
+        position, index = place
+        bad_images = []
+        with random_state_kept(with_gpu=False):
+            for number in range(_MAX_DRAWN):
+                seed_cpu(self._seed, position, number)
+                if number:
+                    index = self._draw(index)
+                try:
+                    image = self._mapper(self._records[index])
+                except BadImageError as e:
+                    bad_images.append((e.path, e.reason))
+                    continue
+                if image is not None:
+                    return image, bad_images
+        return None, bad_images
+
+    def _draw(self, index: int) -> int:
+        """Another record of the same group; the only one is drawn again."""
+        same_group = [i for i, group in enumerate(self._groups) if group == self._groups[index]]
+        others = [i for i in same_group if i != index] or same_group
+        return others[int(torch.randint(len(others), ()))]
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _ignore_signals(worker_id: int) -> None:
+    """Leave it to the training to end its workers, when it has finished its iteration."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:
+    """Build the training loader of a config, of the same keys as Detectron2's.
+
+    Args:
+        cfg (CfgNode): its ``DATASETS``, ``DATALOADER``, ``INPUT``, ``SOLVER.IMS_PER_BATCH`` and
+            ``SEED``; a negative seed takes a random one, the same in all processes.
+        mapper (callable or None): instead of :class:`rsb_d2.data.images.CheckedDatasetMapper`.
+
+    Returns:
+        TrainLoader
+
+    Raises:
+        UserError: as :class:`TrainLoader`, and for an unknown sampler.
+    """
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        if cfg.MODEL.KEYPOINT_ON
+        else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    return TrainLoader(
+        records,
+        CheckedDatasetMapper(cfg, is_train=True) if mapper is None else mapper,
+        lambda seed: build_sampler(cfg, records, seed),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        max_bad_images=cfg.DATALOADER.MAX_BAD_IMAGES,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+    )

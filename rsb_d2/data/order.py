@@ -1,0 +1,106 @@
+"""The order of training: which image is at which place, as a function of the seed alone."""
+
+import itertools
+from typing import Iterator, Sequence, Tuple
+
+from detectron2.config import CfgNode
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from torch.utils.data import Sampler
+
+from ..errors import UserError
+
+# A place in the stream of the sampler, counted from 0, and the index of the record there.
+Place = Tuple[int, int]
+
+
+def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
+    """Build the training sampler of Detectron2 that ``DATALOADER.SAMPLER_TRAIN`` names.
+
+    Args:
+        cfg (CfgNode): its ``DATALOADER``.
+        records (Sequence[dict]): in Detectron2's dataset format.
+        seed (int): of the shuffling.
+
+    Returns:
+        Sampler[int]: the endless stream of all processes; each sees the whole of it.
+
+    Raises:
+        UserError: if there is no such sampler.
+    """
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        sampler = TrainingSampler(len(records), seed=seed)
+    elif name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+        sampler = RepeatFactorTrainingSampler(factors, seed=seed)
+    elif name == "RandomSubsetTrainingSampler":
+        sampler = RandomSubsetTrainingSampler(
+            len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed
+        )
+    else:
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {name!r}; write TrainingSampler, "
+            "RepeatFactorTrainingSampler or RandomSubsetTrainingSampler"
+        )
+    # Detectron2's samplers give each process every N-th index. Here the batches are made before
+    # they are shared out, so that their order does not depend on the number of processes.
+    sampler._rank, sampler._world_size = 0, 1
+    return sampler
+
+
+class TrainingOrder(Sampler):
+    """The places that one process loads, in order, from a given batch on.
+
+    The images of a batch, of all processes together, have the same group. In one process the
+    order is that of Detectron2's ``AspectRatioGroupedDataset``; more processes share out the
+    batches of one.
+
+    Args:
+        sampler (Sampler[int]): an endless stream of indices, as of :func:`build_sampler`.
+        groups (Sequence[int]): the group of each record, from 0 on.
+        total_batch_size (int): images in a batch, in all processes together.
+        rank (int): of this process.
+        world_size (int): number of processes; a divisor of ``total_batch_size``.
+
+    Attributes:
+        num_skipped (int): how many batches to leave out at the beginning.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        groups: Sequence[int],
+        total_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if total_batch_size < 1 or total_batch_size % world_size:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}: it must be a multiple of the number "
+                f"of processes, which is {world_size}"
+            )
+        self._sampler = sampler
+        self._groups = groups
+        self._total_batch_size = total_batch_size
+        share = total_batch_size // world_size
+        self._share = slice(rank * share, (rank + 1) * share)
+        self.num_skipped = 0
+
+    def __iter__(self) -> Iterator[Place]:
+        for batch in itertools.islice(self._batches(), self.num_skipped, None):
+            yield from batch[self._share]
+
+    def _batches(self) -> Iterator[list]:
+        waiting = {}
+        for place in enumerate(self._sampler):
+            group = self._groups[place[1]]
+            batch = waiting.setdefault(group, [])
+            batch.append(place)
+            if len(batch) == self._total_batch_size:
+                yield waiting.pop(group)

@@ -1,0 +1,66 @@
+"""The hooks that write down what a run must not lose: its state, and its evaluations."""
+
+from typing import Sequence
+
+from detectron2.engine.hooks import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+
+from ..checkpoint import remove_old_checkpoints
+from .signals import Interrupted, SignalWatch
+
+
+class CheckpointWriter(HookBase):
+    """Detectron2's ``PeriodicCheckpointer``, which also writes when a signal asks for the end.
+
+    It goes before the evaluation, as there: an evaluation that fails leaves the checkpoint. All
+    processes have it, as each has a random state to be saved.
+    """
+
+    def __init__(self, period: int, num_kept: int, eval_period: int, signals: SignalWatch):
+        """
+        Args:
+            period (int): in iterations.
+            num_kept (int): how many periodic checkpoints to keep; 0 keeps all.
+            eval_period (int): of the evaluations, in iterations; 0 for none. Several processes
+                write a checkpoint before each, as they cannot agree on one in its middle.
+            signals (SignalWatch): of this process.
+        """
+        self._period = period
+        self._num_kept = num_kept
+        self._eval_period = eval_period if comm.get_world_size() > 1 else 0
+        self._signals = signals
+
+    def after_step(self):
+        num_done = self.trainer.iter + 1
+        received = [number for number in comm.all_gather(self._signals.received) if number]
+        is_last = num_done >= self.trainer.max_iter
+        is_due = any(p > 0 and num_done % p == 0 for p in (self._period, self._eval_period))
+        if is_due or (received and not is_last):
+            self.trainer.save_checkpoint(f"model_{self.trainer.iter:07d}")
+            if self._num_kept and comm.is_main_process():
+                folder = self.trainer.checkpointer.save_dir
+                remove_old_checkpoints(folder, self.trainer.iter, self._num_kept)
+        if is_last:
+            self.trainer.save_checkpoint("model_final")
+        if received:
+            comm.synchronize()  # with a process that ends, its launcher ends the others
+            raise Interrupted(received[0])
+
+
+class EvaluationWriter(HookBase):
+    """Writes the figures of an evaluation at once; Detectron2 writes every 20 iterations."""
+
+    def __init__(self, eval_period: int, writers: Sequence[EventWriter]):
+        """
+        Args:
+            eval_period (int): as of ``EvalHook``.
+            writers (Sequence[EventWriter]): which write nothing twice.
+        """
+        self._period = eval_period
+        self._writers = writers
+
+    def after_step(self):
+        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
+            for writer in self._writers:
+                writer.write()

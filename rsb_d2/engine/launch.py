@@ -1,0 +1,111 @@
+"""One process or many: Detectron2's own launcher, or the one that torchrun has started."""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from typing import Any, Callable, Tuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import launch as launch_detectron2
+from detectron2.engine.launch import _distributed_worker
+
+from ..errors import UserError
+
+
+def launch(main: Callable[..., Any], args: argparse.Namespace) -> Any:
+    """Run ``main(args)`` in as many processes as the command line or torchrun asks for.
+
+    With GPUs the processes talk over NCCL, without any over gloo. One that fails ends the others.
+
+    Args:
+        main (callable): a function that can be imported, as the processes start anew.
+        args (Namespace): from ``detectron2.engine.default_argument_parser()``; under torchrun
+            ``--num-gpus`` and those for several machines are left at their defaults.
+
+    Returns:
+        Any: what ``main`` returns, if there is one process; else ``None``.
+
+    Raises:
+        UserError: if there are fewer GPUs than processes.
+        SystemExit: if a process has failed, with its status, or 128 and the number of the signal
+            that killed it.
+    """
+    if dist.is_torchelastic_launched():
+        return _join_torchrun(main, args)
+    num_processes = args.num_gpus * args.num_machines
+    if num_processes <= 1:
+        return main(args)
+    _check_gpus(args.num_gpus)
+    before = {n: signal.signal(n, _forward) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        launch_detectron2(
+            _work,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args, args.num_gpus),
+        )
+    except mp.ProcessExitedException as e:
+        if e.exit_code >= 0:  # it has said why
+            sys.exit(e.exit_code)
+        print(f"process {e.error_index} was killed by {e.signal_name}", file=sys.stderr)
+        sys.exit(128 - e.exit_code)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _join_torchrun(main: Callable[..., Any], args: argparse.Namespace) -> Any:
+    if args.num_gpus * args.num_machines > 1:
+        raise UserError(
+            "torchrun says how many processes there are: leave --num-gpus and --num-machines out"
+        )
+    # https://pytorch.org/docs/stable/elastic/run.html, "Environment Variables"
+    world_size, local_size, rank, local_rank = (
+        int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")
+    )
+    if world_size == 1:
+        return main(args)
+    _check_gpus(local_size)
+    machine_rank = (rank - local_rank) // local_size
+    _distributed_worker(
+        local_rank, _work, world_size, local_size, machine_rank, "env://", (main, args, local_size)
+    )
+
+
+def _check_gpus(num_processes: int) -> None:
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < num_processes:
+        raise UserError(
+            f"{num_processes} processes on this machine need as many GPUs, and it has {num_gpus}"
+        )
+
+
+def _work(main: Callable[..., Any], args: argparse.Namespace, num_local: int) -> None:
+    """What each of several processes does."""
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_local))
+    try:
+        main(args)
+    except BaseException:
+        # NCCL could wait here for those that do not know yet.
+        if dist.get_backend() == "gloo":
+            dist.destroy_process_group()
+        raise
+    # Left to the end of the interpreter, the threads of gloo abort the process now and then.
+    dist.destroy_process_group()
+
+
+def _forward(number: int, frame: Any) -> None:
+    """Pass a signal on to the processes, which end in their own time, and this one with them."""
+    children: Tuple[Any, ...] = tuple(multiprocessing.active_children())
+    for child in children:
+        os.kill(child.pid, number)
+    if not children:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

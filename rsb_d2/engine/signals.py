@@ -1,0 +1,125 @@
+"""SIGTERM and SIGINT, of a cluster or of Ctrl-C: the first is noted, the second obeyed at once.
+
+A cluster, a launcher and a terminal may all send the same signal to the same process, so what
+comes within half a second counts as one.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import Iterator
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SAME_SIGNAL_SECONDS = 0.5
+# Among several processes one may wait for another that is gone, and never come to its checkpoint.
+_GRACE_SECONDS = 120.0
+
+
+class Interrupted(BaseException):
+    """A signal has asked for the end.
+
+    No ``Exception``, as Detectron2 would log one as an error.
+
+    Args:
+        number (int): of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+class SignalWatch:
+    """Notes SIGTERM and SIGINT; a second one ends the process at once, whatever it does.
+
+    The exit status is then 128 and the signal's number, as a shell expects it. Outside of the main
+    thread, where Python has no signals, nothing is noted.
+
+    Args:
+        num_processes (int): of the job; of several, each ends 120 seconds after the signal even
+            if it hangs.
+
+    Attributes:
+        received (int or None): number of the first signal since :meth:`start`.
+    """
+
+    def __init__(self, num_processes: int = 1):
+        self.received: int | None = None
+        self._grace = _GRACE_SECONDS if num_processes > 1 else None
+        self._before = {}
+        self._raises = False
+        self._exits = False
+
+    def start(self) -> None:
+        """Take the signals over."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self.received = None
+        # Python calls handlers between two of its own instructions, which may be seconds apart in
+        # training; the system writes to this socket at once.
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._before_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Give the signals back to whoever had them."""
+        if not self._before:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        signal.set_wakeup_fd(self._before_fd)
+        self._writer.close()  # ends the thread
+
+    @contextmanager
+    def raised_at_once(self) -> Iterator[None]:
+        """Raise :class:`Interrupted` in the middle of what the block does, or before it."""
+        self._raises = True
+        try:
+            if self.received is not None:
+                raise Interrupted(self.received)
+            yield
+        finally:
+            self._raises = False
+
+    @contextmanager
+    def obeyed_at_once(self) -> Iterator[None]:
+        """End the process in the middle of what the block does, or before it."""
+        self._exits = True
+        try:
+            if self.received is not None:
+                raise Interrupted(self.received)
+            yield
+        finally:
+            self._exits = False
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.received is None:
+            self.received = number
+        if self._raises:
+            self._raises = False
+            raise Interrupted(number)
+
+    def _watch(self, reader: socket.socket) -> None:
+        first, time_of_first = None, 0.0
+        with reader:
+            while True:
+                try:
+                    number = reader.recv(1)
+                except TimeoutError:
+                    os._exit(128 + first)
+                if not number:
+                    return
+                if number[0] not in _SIGNALS:
+                    continue
+                is_second = first and time.monotonic() - time_of_first > _SAME_SIGNAL_SECONDS
+                if is_second or self._exits:
+                    os._exit(128 + number[0])
+                if first is None:
+                    first, time_of_first = number[0], time.monotonic()
+                    reader.settimeout(self._grace)
