@@ -387,6 +387,23 @@ def add_export_config(cfg):
 """,
     ),
     Mend(
+        "detectron2/engine/launch.py",
+        "end of a process",
+        "The threads of gloo, left to the end of the interpreter, abort a process now and then.",
+        """\
+    comm.synchronize()
+
+    main_func(*args)
+""",
+        """\
+    comm.synchronize()
+
+    main_func(*args)
+    if not has_gpu and dist.is_initialized():
+        dist.destroy_process_group()
+""",
+    ),
+    Mend(
         "detectron2/engine/defaults.py",
         "device of a distributed model",
         "DistributedDataParallel takes no device_ids for a model on the CPU.",
