@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.layers import paste_masks_in_image
+from detectron2.modeling.roi_heads import StandardROIHeads
 from PIL import Image
 from seeded_run import CLASSES, IDS, make_seeded_config, make_seeded_model, make_seeded_run
 
@@ -18,7 +19,15 @@ from rsb_d2 import UserError
 from rsb_d2.data.class_names import ClassNames
 from rsb_d2.data.sample.draw import draw_picture
 from rsb_d2.engine.predictor import Predictor, load_detector, load_predict_config
-from rsb_d2.export import Detections, compare, export_detector, run_onnx, run_torchscript
+from rsb_d2.export import (
+    Detections,
+    compare,
+    export_detector,
+    make_dataflow,
+    run_onnx,
+    run_torch_export,
+    run_torchscript,
+)
 from rsb_d2.export.export import check_output
 from rsb_d2.export.images import comparison_images
 from rsb_d2.export.running import run_model
@@ -42,7 +51,9 @@ def exported(tmp_path_factory):
 
     def export(kind, suffix="onnx"):
         if (kind, suffix) not in done:
-            cfg = make_seeded_config(kind, *THRESHOLD)
+            sizes = ["INPUT.MIN_SIZE_TEST", "160", "INPUT.MAX_SIZE_TEST", "224"]
+            large = sizes if (kind, suffix) == ("retinanet", "pt2") else []
+            cfg = make_seeded_config(kind, *THRESHOLD, *large)
             model = make_seeded_model(cfg)
             path = str(folder / f"{kind}.{suffix}")
             done[kind, suffix] = model, export_detector(cfg, model, NAMES, path, pictures())
@@ -85,6 +96,65 @@ def test_torchscript_computes_what_the_model_does(exported, kind):
     about = {"metadata.json": ""}
     torch.jit.load(result.path, _extra_files=about)
     assert json.loads(about["metadata.json"]) == result.contract
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "faster",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("mask", "cascade", "retinanet")),
+    ],
+)
+def test_torch_export_computes_what_the_model_does(exported, kind):
+    model, result = exported(kind, "pt2")
+    assert result.difference.detections >= 5 and len(set(result.sizes)) >= 3
+    min_side = 129 if kind == "retinanet" else 65
+    assert result.contract["input_min_side"] == str(min_side)
+    program, torch_model = run_torch_export(result.path), run_model(model)
+    total = 0
+    for seed, size in enumerate([(min_side, min_side), (min_side + 1, 257), (301, 160)]):
+        image = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+        expected = torch_model(image)
+        difference = compare(expected, program(image), 0.3, 100)
+        assert difference.box < 1e-3 and difference.score < 1e-5 and difference.mask < 1e-5
+        assert (expected.masks is not None) == (kind in ("mask", "cascade"))
+        total += difference.detections
+    assert total >= 20
+    about = {"metadata.json": ""}
+    torch.export.load(result.path, extra_files=about)
+    assert json.loads(about["metadata.json"]) == result.contract
+
+
+@pytest.mark.parametrize("kind", ["faster", "mask", "cascade", "stock cascade", "retinanet"])
+@pytest.mark.parametrize("threshold", ["0.3", "1.0"])
+def test_dataflow_is_detectron2s_inference(kind, threshold):
+    opts = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", threshold]
+    opts += ["MODEL.RETINANET.SCORE_THRESH_TEST", threshold]
+    if kind.startswith("stock"):
+        opts += ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"]
+    model = make_seeded_model(make_seeded_config(kind.split()[-1], *opts)).requires_grad_(False)
+    expected, dataflow = run_model(model), make_dataflow(model)
+    for image in pictures(2, 160):
+        found = Detections(*(o.numpy() for o in dataflow(torch.from_numpy(image))))
+        difference = compare(expected(image), found, float(threshold), 100)
+        assert difference.box < 1e-3 and difference.score < 1e-5 and difference.mask < 1e-5
+        assert (difference.detections >= 3) == (threshold == "0.3")
+
+
+def test_what_torch_export_cannot_take(tmp_path):
+    cfg = make_seeded_config("retinanet", *THRESHOLD)  # whose images get 96 pixels, of 129
+    model = make_seeded_model(cfg)
+    with pytest.raises(UserError, match="resized to 96 x 96, .* of 129 pixels or more"):
+        export_detector(cfg, model, NAMES, str(tmp_path / "m.pt2"), [np.zeros((9, 9, 3), np.uint8)])
+
+    class OtherHeads(StandardROIHeads):
+        pass
+
+    model = make_seeded_model(make_seeded_config("faster"))
+    model.roi_heads.__class__ = OtherHeads
+    with pytest.raises(UserError, match="OtherHeads cannot be exported with torch.export"):
+        make_dataflow(model)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["faster", "retinanet"])
@@ -299,7 +369,7 @@ def test_nothing_detected_is_nothing_compared(tmp_path):
 def test_outputs_that_cannot_be(tmp_path):
     (tmp_path / "folder.onnx").mkdir()
     for path, message in [
-        ("model.pth", "must end in .onnx, or in .ts"),
+        ("model.pth", "must end in .onnx, in .pt2"),
         ("folder.onnx", "is a folder"),
         ("no/such/model.onnx", "there is no folder"),
     ]:
@@ -324,7 +394,7 @@ def test_images_to_compare_on(tmp_path):
     (image,) = comparison_images(cfg, [str(tmp_path)])
     assert (image == pictures(1)[0]).all()
     (tmp_path / "b.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="--images: cannot read .*b.png"):
+    with pytest.raises(UserError, match="--images: .*b.png: it is no image"):
         comparison_images(cfg, [str(tmp_path)])
 
 

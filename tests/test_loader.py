@@ -1,7 +1,10 @@
 """The training loader: its order is Detectron2's, and a function of seed and place alone."""
 
 import itertools
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,16 +76,23 @@ SAMPLERS = {
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-# Without grouping, each worker of the stock loader makes batches of its own.
-@pytest.mark.parametrize("grouping, num_workers", [(True, 0), (True, 2), (False, 0)])
-def test_the_order_is_that_of_detectron2(sampler, grouping, num_workers):
+@pytest.mark.parametrize("grouping", [True, False])
+def test_the_order_is_that_of_detectron2(sampler, grouping):
     records = make_records()
-    kwargs = {"aspect_ratio_grouping": grouping, "num_workers": num_workers}
+    # With workers, the stock order depends on their number.
     stock = build_detection_train_loader(
-        records, mapper=same, sampler=SAMPLERS[sampler](records), total_batch_size=4, **kwargs
+        records,
+        mapper=same,
+        sampler=SAMPLERS[sampler](records),
+        total_batch_size=4,
+        aspect_ratio_grouping=grouping,
+        num_workers=0,
     )
     expected = ids(iter(stock), 30)
-    assert ids(iter(make_loader(cfg=make_cfg(SAMPLER_TRAIN=sampler), **kwargs)), 30) == expected
+    for num_workers in (0, 2):
+        cfg = make_cfg(SAMPLER_TRAIN=sampler)
+        ours = make_loader(cfg=cfg, aspect_ratio_grouping=grouping, num_workers=num_workers)
+        assert ids(iter(ours), 30) == expected
     if grouping:
         wide = [{i % 3 == 2 for i in batch} for batch in expected]
         assert all(len(shapes) == 1 for shapes in wide) and {True} in wide and {False} in wide
@@ -209,6 +219,29 @@ def test_too_many_bad_images_stop_the_training():
         contents(iter(loader), 20)
     loader = make_loader(make_bad(0, 1, 2), max_bad_images=3)
     assert len(contents(iter(loader), 40)) == 40
+
+
+def test_workers_end_with_the_process_that_leaves_them():
+    program = """
+import signal, subprocess, sys
+sys.path.insert(0, {tests!r})
+from test_loader import make_loader, noisy
+batches = iter(make_loader(noisy, num_workers=2))
+next(batches)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.run(["sh", "-c", "kill -TERM 0"])  # all of them, as a cluster does
+for _ in range(20):
+    next(batches)
+print("loaded")
+"""
+    program = program.format(tests=os.path.dirname(__file__))
+    result = subprocess.run(
+        ["setsid", "--wait", sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert (result.stdout, result.returncode) == ("loaded\n", 0), result.stderr
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

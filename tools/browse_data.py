@@ -11,8 +11,10 @@ training with it would stop at.
 import argparse
 import os
 import sys
+import warnings
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
 
 from rsb_d2 import UserError  # noqa: E402
 from rsb_d2.report.browse import browse  # noqa: E402

@@ -4,8 +4,8 @@
 tools/export.py --run output/frcnn_rsb_sample --output model.onnx
     Faster or Mask R-CNN or RetinaNet to ONNX, with the best weights of a training
 tools/export.py --config-file configs/mask_rcnn_rsb_1x.yaml --weights zoo://mask_rcnn_rsb_1x \\
-        --output model.ts --images a.jpg b.jpg
-    to TorchScript, which torch and torchvision run
+        --output model.pt2 --images a.jpg b.jpg
+    by torch.export, for torch and torchvision; model.ts: TorchScript, which torch gives up
 
 The file is compared with the model on the images, and is not written if they differ. docs/onnx.md
 says how to use it. The exit status is 0, or 2 if nothing was written.
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--run", default="", help="OUTPUT_DIR of a training")
     parser.add_argument("--config-file", default="", help="a YAML file, or a name in the model zoo")
     parser.add_argument("--weights", default="", help="a file, zoo://NAME, ...")
-    parser.add_argument("--output", required=True, help="file to write: NAME.onnx or NAME.ts")
+    parser.add_argument("--output", required=True, help="NAME.onnx, NAME.pt2 or NAME.ts")
     parser.add_argument(
         "--images", nargs="+", default=[], help="to compare on; default: the first of the test data"
     )

@@ -12,8 +12,10 @@ no page.
 import argparse
 import os
 import sys
+import warnings
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
 
 from rsb_d2 import UserError  # noqa: E402
 from rsb_d2.report.command_line import add_dataset_arguments, open_dataset  # noqa: E402

@@ -1,7 +1,9 @@
 """The training loader: every batch is a function of the seed and of its number."""
 
 import logging
+import os
 import signal
+import threading
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
@@ -104,7 +106,7 @@ class TrainLoader:
             batch_size=None,  # one by one, so that the workers share the load of a batch
             collate_fn=_same,
             num_workers=self._num_workers,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_leave_signals_to_training,
             generator=torch.Generator(),  # the default one would take from the training's numbers
         )
         images, batch_size = iter(images), self._total_batch_size // comm.get_world_size()
@@ -184,10 +186,20 @@ def _same(item: Any) -> Any:
     return item
 
 
-def _ignore_signals(worker_id: int) -> None:
-    """Leave it to the training to end its workers, when it has finished its iteration."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_signals_to_training(worker_id: int) -> None:
+    """Go on until the training, which finishes its iteration first, ends its workers.
+
+    A terminal and a cluster send signals to all processes of a job, the workers among them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_training, daemon=True).start()
+
+
+def _end_with_training() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:

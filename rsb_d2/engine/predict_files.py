@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
 import numpy as np
-from detectron2.data import detection_utils as utils
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.images import BadImageError, read_image
 from ..errors import UserError
-from .pictures import readable_scale
+from .pictures import PALETTE, readable_scale
 from .predictor import Predictor
 
 _MAX_ROWS = 20
@@ -140,7 +140,9 @@ def predict_files(
     images = find_images(inputs, output_dir)
     pictures = os.path.join(output_dir, "pictures")
     _make_folder(pictures)
-    metadata = Metadata(name="predictions", thing_classes=list(predictor.classes.names))
+    names = list(predictor.classes.names)
+    colors = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    metadata = Metadata(name="predictions", thing_classes=names, thing_colors=colors)
     predictions, skipped, results, records = [], [], [], []
     for batch in _batches(predictor, images, batch_size, skipped):
         outputs = predictor([prepared for _, _, _, prepared in batch])
@@ -185,9 +187,9 @@ def _batches(
     with tqdm(images, unit="image", disable=len(images) < 2, file=sys.stderr) as progress:
         for path, name in progress:
             try:
-                image = utils.read_image(path, predictor.input_format)
+                image = read_image(path, predictor.input_format)
                 batch.append((path, name, image, predictor.prepare(image)))
-            except Exception as e:  # what a damaged file makes Pillow raise is of many types
+            except Exception as e:  # a shape that cannot be resized, beside what cannot be read
                 skipped.append((path, _reason(e)))
                 progress.write(f"skipped {path}: {_reason(e)}", file=sys.stderr)
             if len(batch) == batch_size:
@@ -198,8 +200,8 @@ def _batches(
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "it is no image, or of a kind that Pillow does not read"
+    if isinstance(error, BadImageError):
+        return error.reason
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0][:200]
 
@@ -215,7 +217,8 @@ def _summarise(path: str, picture: str, instances: Instances, metadata: Metadata
 
 def _draw(image: np.ndarray, instances: Instances, metadata: Metadata, path: str) -> None:
     """Write an annotated picture of an RGB image."""
-    picture = Visualizer(image, metadata, readable_scale(image))
+    # In this mode an object has the colour of its class, but for a little noise.
+    picture = Visualizer(image, metadata, readable_scale(image), ColorMode.SEGMENTATION)
     drawn = picture.draw_instance_predictions(instances).get_image()
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)

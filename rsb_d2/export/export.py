@@ -18,14 +18,22 @@ from ..data.class_names import ClassNames
 from ..engine.predictor import Predictor
 from ..errors import UserError
 from .comparison import Detections, Difference, compare
-from .contract import MIN_SIDE, input_contract
-from .running import Detector, import_onnx, run_model, run_onnx, run_torchscript
+from .contract import input_contract
+from .dataflow import make_dataflow, smallest_side
+from .running import (
+    Detector,
+    import_onnx,
+    run_model,
+    run_onnx,
+    run_torch_export,
+    run_torchscript,
+)
 from .traceable import OUTPUTS, make_traceable
 
 # RoiAlign with the half-pixel offset of ROIAlignV2 is of 16.
 _OPSET = 17
 
-_ONNX, _TORCHSCRIPT = ".onnx", ".ts"
+_ONNX, _TORCH_EXPORT, _TORCHSCRIPT = ".onnx", ".pt2", ".ts"
 
 
 @dataclass
@@ -59,7 +67,8 @@ def export_detector(
         model (nn.Module): in evaluation mode, on the CPU; its parameters will not require
             gradients any more.
         classes (ClassNames): of the model.
-        path (str): ends in ``.onnx``, or in ``.ts`` for TorchScript.
+        path (str): ends in ``.onnx``, in ``.pt2`` for ``torch.export``, or in ``.ts`` for
+            TorchScript.
         images (list[ndarray]): to compare on: uint8 (H, W, 3), channels as in ``INPUT.FORMAT``.
             The first is also compared lying on its side and at two thirds of its size, so that
             there is more than one size.
@@ -72,11 +81,14 @@ def export_detector(
             if nothing was detected, so that nothing could be compared. Nothing is written then,
             and a file that was there before is left.
     """
-    write, load = _format_of(path)
+    wrap, write, load = _format_of(path)
+    traceable = wrap(model.requires_grad_(False))
     contract = input_contract(cfg, classes)
-    traceable = make_traceable(model.requires_grad_(False))
+    if wrap is make_dataflow:
+        contract["input_min_side"] = str(smallest_side(model))
     predictor = Predictor(cfg, model, classes)
-    sized = _of_several_sizes([_resized(predictor, image) for image in images])
+    sized = [_resized(predictor, image) for image in images]
+    sized = _of_several_sizes(sized, int(contract["input_min_side"]))
     expected = [run_model(model)(image) for image in sized]
     if not any(len(detections) for detections in expected):
         raise UserError(
@@ -106,15 +118,28 @@ def check_output(path: str) -> None:
 def _format_of(path: str) -> Tuple:
     if path.endswith(_ONNX):
         import_onnx()
-        return _to_onnx, run_onnx
+        return make_traceable, _to_onnx, run_onnx
+    if path.endswith(_TORCH_EXPORT):
+        return make_dataflow, _to_torch_export, run_torch_export
     if path.endswith(_TORCHSCRIPT):
-        return _to_torchscript, run_torchscript
-    raise UserError(f"--output: {path} must end in {_ONNX}, or in {_TORCHSCRIPT} for TorchScript")
+        return make_traceable, _to_torchscript, run_torchscript
+    raise UserError(
+        f"--output: {path} must end in {_ONNX}, in {_TORCH_EXPORT} for torch.export or in "
+        f"{_TORCHSCRIPT} for TorchScript"
+    )
 
 
-def _of_several_sizes(images: List[np.ndarray]) -> List[np.ndarray]:
+def _of_several_sizes(images: List[np.ndarray], min_side: int) -> List[np.ndarray]:
+    for image in images:
+        height, width = image.shape[:2]
+        if min(height, width) < min_side:
+            raise UserError(
+                f"an image to compare on is resized to {width} x {height}, but the file takes "
+                f"sides of {min_side} pixels or more: give others with --images, or raise "
+                "INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST"
+            )
     first = Image.fromarray(images[0])
-    smaller = first.resize([max(MIN_SIDE, side * 2 // 3) for side in first.size])
+    smaller = first.resize([max(min_side, side * 2 // 3) for side in first.size])
     return [*images, np.array(first.transpose(Image.Transpose.ROTATE_90)), np.array(smaller)]
 
 
@@ -155,6 +180,20 @@ def _to_torchscript(traceable: nn.Module, image: np.ndarray, contract: Dict[str,
     with _quiet(), torch.no_grad():
         traced = torch.jit.trace(traceable, torch.as_tensor(image), check_trace=False)
         torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(contract)})
+    return buffer.getvalue()
+
+
+def _to_torch_export(traceable: nn.Module, image: np.ndarray, contract: Dict[str, str]) -> bytes:
+    any_side = torch.export.Dim.AUTO
+    buffer = io.BytesIO()
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(
+            traceable,
+            (torch.as_tensor(image),),
+            dynamic_shapes={"image": {0: any_side, 1: any_side}},
+            strict=False,
+        )
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(contract)})
     return buffer.getvalue()
 
 

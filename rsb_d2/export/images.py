@@ -6,9 +6,9 @@ from typing import List
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data import detection_utils as utils
 
 from ..data import register_coco_json
+from ..data.images import BadImageError, read_image
 from ..data.sample.draw import draw_picture
 from ..engine.predict_files import find_images
 from ..errors import UserError
@@ -40,9 +40,9 @@ def comparison_images(cfg: CfgNode, inputs: List[str]) -> List[np.ndarray]:
 
 def _read(path: str, image_format: str) -> np.ndarray:
     try:
-        return np.ascontiguousarray(utils.read_image(path, image_format))
-    except Exception as e:  # what a damaged file makes Pillow raise is of many types
-        raise UserError(f"--images: cannot read {path}: {e}") from None
+        return np.ascontiguousarray(read_image(path, image_format))
+    except BadImageError as e:
+        raise UserError(f"--images: cannot read {e.path}: {e.reason}") from None
 
 
 def _test_images(cfg: CfgNode) -> List[str]:

@@ -49,6 +49,18 @@ def run_torchscript(path: str) -> Detector:
     return lambda image: _run(function, image)
 
 
+def run_torch_export(path: str) -> Detector:
+    """Load a file of ``torch.export``; as :func:`run_onnx`."""
+    with open(path, "rb") as f:  # by its name torch would ask for the ending .pt2
+        function = torch.export.load(f).module()
+
+    def run(image: np.ndarray) -> Detections:
+        with torch.no_grad():
+            return _detections(*function(torch.as_tensor(image))[: len(OUTPUTS)])
+
+    return run
+
+
 def run_model(model: nn.Module) -> Detector:
     """Run a detector of Detectron2 as it is; as :func:`run_onnx`."""
 

@@ -7,8 +7,8 @@ from typing import Any, Dict, List
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import detection_utils as utils
 
+from ..data.images import BadImageError, read_image
 from .source import Source
 
 LONGEST_SIDE = 400
@@ -26,8 +26,8 @@ def thumbnail(source: Source, image: Dict[str, Any]) -> str | None:
         image (dict): one of ``Source.images``.
     """
     try:
-        picture = utils.read_image(os.path.join(source.image_root, image["file_name"]), "BGR")
-    except Exception:  # whatever the reader makes of a damaged file: the page says so
+        picture = read_image(os.path.join(source.image_root, image["file_name"]), "BGR")
+    except BadImageError:  # the page says so
         return None
     scale = min(1.0, LONGEST_SIDE / max(picture.shape[:2]))
     if scale < 1:

@@ -1,7 +1,6 @@
 """A results JSON as Detectron2's ``COCOEvaluator`` writes it, checked against its data set."""
 
 import json
-import math
 from collections import Counter
 from typing import Any, Dict, List, NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.utils.file_io import PathManager
 
+from ..data.masks import is_finite, is_rle
 from ..errors import UserError
 from .source import Source
 
@@ -83,18 +83,14 @@ def _problem(record: Dict[str, Any]) -> str:
     for key in ("image_id", "category_id"):
         if type(record.get(key)) is not int:
             return f"no '{key}' that is an integer"
-    if not _is_finite(record.get("score")):
+    if not is_finite(record.get("score")):
         return "no 'score' that is a finite number"
     if "bbox" not in record and "segmentation" not in record:
         return "neither 'bbox' nor 'segmentation'"
     bbox = record.get("bbox", [0, 0, 1, 1])
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_finite, bbox))):
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(is_finite, bbox))):
         return "no 'bbox' that is [x, y, width, height], four finite numbers"
     return ""
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def match_to_source(records: List[Dict[str, Any]], source: Source, path: str) -> Results:
@@ -165,6 +161,11 @@ def _rle(record: Dict[str, Any], position: int, image: Dict[str, Any], path: str
         raise UserError(
             f"{path}: the result at position {position} has a mask of size {mask.get('size')}, "
             f"but its image {image['file_name']} has {size}; is it of another data set?"
+        )
+    if not is_rle(mask, size, may_be_empty=True):
+        raise UserError(
+            f"{path}: the result at position {position} has a mask whose 'counts' do not add up to "
+            f"{size[0]} x {size[1]} pixels; is the file damaged?"
         )
     return mask if isinstance(mask["counts"], str) else mask_util.frPyObjects(mask, *size)
 

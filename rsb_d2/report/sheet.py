@@ -7,10 +7,10 @@ from typing import Any, Dict, List
 
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.data import detection_utils as utils
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
+from ..data.images import BadImageError, read_image
 from .box_stats import IOU_EDGES, RATIO_EDGES, SIZE_EDGES, Boxes
 from .source import Source, xywh
 
@@ -109,8 +109,8 @@ def _draw_image(
     source: Source, image: Dict[str, Any], annotations: List[Dict[str, Any]]
 ) -> np.ndarray | None:
     try:
-        picture = utils.read_image(os.path.join(source.image_root, image["file_name"]), "RGB")
-    except Exception:  # whatever the reader makes of a damaged file: the sheet says so
+        picture = read_image(os.path.join(source.image_root, image["file_name"]), "RGB")
+    except BadImageError:  # the sheet says so
         return None
     visualizer = Visualizer(
         picture,
