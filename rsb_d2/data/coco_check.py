@@ -7,6 +7,7 @@ is dropped, and counted in one warning. What Detectron2's reader or pycocotools 
 files leave out (``iscrowd``, ``area``) is filled in.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,12 +23,18 @@ from detectron2.structures.masks import polygon_area
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 
-from ..errors import UserError
+from ..errors import UserError, printable
+from .masks import is_finite, is_polygon, is_rle
 
 logger = logging.getLogger(__name__)
 
 # Pixels by which a box may reach beyond its image unnoticed: tools round differently.
 _BOX_TOLERANCE = 1.0
+# What fits into 64 and 32 bits, as ids and sizes have to in pycocotools and in images.
+_MAX_ID = 2**63 - 1
+_MAX_SIZE = 2**31 - 1
+# COCOeval leaves out objects with a larger area (its areaRng), and those with one below 0.
+_MAX_AREA = 1e5**2
 
 Annotations = List[Dict[str, Any]]
 Sizes = Dict[int, List[int]]  # image id: [height, width]
@@ -105,8 +112,10 @@ def _read_json(json_file: str) -> Dict[str, Any]:
         raise UserError(f"cannot be read: {e}") from None
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text; save it as JSON in UTF-8") from None
-    except json.JSONDecodeError as e:
+    except ValueError as e:  # JSONDecodeError, and of a number of more digits than Python takes
         raise UserError(f"is not valid JSON: {e}") from None
+    except RecursionError:
+        raise UserError("is not in COCO's format: its lists are nested too deeply") from None
     if not isinstance(content, dict):
         raise UserError(
             "is not in COCO's format: at the top there must be an object with the keys "
@@ -125,13 +134,17 @@ def _records(content: Dict[str, Any], key: str) -> List[Dict[str, Any]]:
 
 
 def _check_ids(records: List[Dict[str, Any]], key: str) -> None:
-    wrong = [i for i, record in enumerate(records) if type(record.get("id")) is not int]
+    wrong = [i for i, record in enumerate(records) if not _is_id(record.get("id"))]
     if wrong:
         raise UserError(
-            f"{len(wrong)} of '{key}' have no 'id' that is an integer; give them one "
-            f"(positions in the list: {first(wrong)})"
+            f"{len(wrong)} of '{key}' have no 'id' that is an integer of at most 64 bits; give "
+            f"them one (positions in the list: {first(wrong)})"
         )
     _check_no_duplicates([record["id"] for record in records], f"ids in '{key}'")
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) <= _MAX_ID
 
 
 def _check_no_duplicates(values: List[Any], what: str) -> None:
@@ -174,7 +187,7 @@ def _check_images(images: List[Dict[str, Any]]) -> None:
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= _MAX_SIZE
 
 
 def _leaves_folder(file_name: str) -> bool:
@@ -214,7 +227,7 @@ def _find_missing(file_names: List[str], image_root: str) -> List[str]:
 def _list_folder(folder: str) -> Set[str]:
     try:
         return set(PathManager.ls(folder))
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name that no file can have
         return set()
 
 
@@ -246,7 +259,10 @@ def _check_annotations(annotations: List[Dict[str, Any]], category_ids: Set[int]
 
 
 def _is_box(bbox: Any) -> bool:
-    return isinstance(bbox, list) and len(bbox) == 4 and all(type(x) in (int, float) for x in bbox)
+    # Not finite ones are numbers, too: such a box is dropped.
+    if not (isinstance(bbox, list) and len(bbox) == 4):
+        return False
+    return all(type(x) is float or (type(x) is int and is_finite(x)) for x in bbox)
 
 
 def _stop_if(ids: List[int], what: str) -> None:
@@ -326,31 +342,10 @@ def _correct_masks(
 def _usable_mask(segmentation: Any, size: List[int]) -> Any:
     """Return the polygons, or the RLE, that can be used; None if there are none."""
     if isinstance(segmentation, dict):
-        return segmentation if _is_rle(segmentation, size) else None
+        return segmentation if is_rle(segmentation, size) else None
     if isinstance(segmentation, list):
-        return [polygon for polygon in segmentation if _is_polygon(polygon)] or None
+        return [polygon for polygon in segmentation if is_polygon(polygon, size)] or None
     return None
-
-
-def _is_polygon(polygon: Any) -> bool:
-    """Whether this is [x, y, ...] of three points or more, all finite."""
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        return False
-    try:
-        return math.isfinite(sum(polygon))
-    except (TypeError, OverflowError):
-        return False
-
-
-def _is_rle(rle: Dict[str, Any], size: List[int]) -> bool:
-    """Whether this is a run-length encoded mask, not empty, of an image of this size."""
-    counts = rle.get("counts")
-    if rle.get("size") != size:
-        return False
-    if isinstance(counts, list):
-        are_counts = all(type(c) is int and c >= 0 for c in counts)
-        return are_counts and sum(counts) == size[0] * size[1] and sum(counts[1::2]) > 0
-    return isinstance(counts, str) and 0 < mask_util.area(rle) <= size[0] * size[1]
 
 
 def _fill_in(annotations: Annotations) -> Dict[str, int]:
@@ -369,10 +364,20 @@ def _fill_in(annotations: Annotations) -> Dict[str, int]:
             annotation["iscrowd"] = 1
             changed["with 'ignore' made crowds"] += 1
         area = annotation.get("area")
-        if type(area) not in (int, float) or not math.isfinite(area):
-            annotation["area"] = _area(annotation)
+        if not (is_finite(area) and 0 <= area <= _MAX_AREA):
+            annotation["area"] = min(_area(annotation), _MAX_AREA)
             changed["'area' filled in"] += 1
+        if "keypoints" in annotation and not _are_keypoints(annotation["keypoints"]):
+            del annotation["keypoints"]
+            changed["keypoints that cannot be used taken out"] += 1
     return changed
+
+
+def _are_keypoints(keypoints: Any) -> bool:
+    """Whether this is [x, y, visibility, ...], all finite."""
+    return (
+        isinstance(keypoints, list) and len(keypoints) % 3 == 0 and all(map(is_finite, keypoints))
+    )
 
 
 def _area(annotation: Dict[str, Any]) -> float:
@@ -424,16 +429,26 @@ def _write_copy(content: Dict[str, Any], json_file: str) -> str:
     path = os.path.join(folder, f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json")
     if os.path.exists(path):
         return path
-    os.makedirs(folder, exist_ok=True)
     # Written aside and then renamed, since another process may write or read the same file.
     aside = f"{path}.{uuid.uuid4().hex}"
-    with open(aside, "w") as f:
-        f.write(text)
-    os.replace(aside, path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(aside, "w") as f:
+            f.write(text)
+        os.replace(aside, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        raise UserError(
+            f"needs a corrected copy, which cannot be written to {folder} ({e.strerror}); make "
+            "room there, or name another folder in the environment variable FVCORE_CACHE"
+        ) from None
     return path
 
 
 def first(values: Iterable[Any], count: int = 5) -> str:
     """Return the first values as text for a message: "3, 5, 8, 9, 12, ..."."""
     values = list(values)
-    return ", ".join(str(v) for v in values[:count]) + (", ..." if len(values) > count else "")
+    return ", ".join(printable(str(v)) for v in values[:count]) + (
+        ", ..." if len(values) > count else ""
+    )

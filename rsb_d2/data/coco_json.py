@@ -20,7 +20,7 @@ from .coco_check import CheckedCocoJson, check_coco_json, first
 
 # The key that says how many classes a meta architecture has. One that is not here (ProposalNetwork,
 # SemanticSegmentor, a user's own) has no such key, or none that is known.
-_NUM_CLASSES_NODE = {
+NUM_CLASSES_NODE = {
     "GeneralizedRCNN": "ROI_HEADS",
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
@@ -199,7 +199,7 @@ def _name_at(names: List[str], index: int) -> str:
 
 
 def _check_num_classes(cfg: CfgNode, datasets: List[CocoJsonDataset]) -> None:
-    node = _NUM_CLASSES_NODE.get(cfg.MODEL.META_ARCHITECTURE)
+    node = NUM_CLASSES_NODE.get(cfg.MODEL.META_ARCHITECTURE)
     if node is None or not datasets:
         return
     names = datasets[0].checked.category_names

@@ -10,13 +10,14 @@ import matplotlib
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
-from detectron2.data import detection_utils as utils
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.engine.hooks import HookBase
 from detectron2.evaluation import inference_context
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib.figure import Figure
+
+from ..data.images import CheckedDatasetMapper, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +130,11 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
     classes = MetadataCatalog.get(name).get("thing_classes", [])
     colors = [PALETTE[i % len(PALETTE)] for i in range(len(classes))]
     metadata = Metadata(thing_classes=classes, thing_colors=colors)
-    mapper = DatasetMapper(cfg, is_train=False)
+    mapper = CheckedDatasetMapper(cfg, is_train=False)
     pairs = []
     with inference_context(model), torch.no_grad():
         for record in DatasetCatalog.get(name)[:num_images]:
-            image = utils.read_image(record["file_name"], "RGB")
+            image = read_image(record["file_name"], "RGB")
             instances = model([mapper(record)])[0].get("instances")
             if not cfg.MODEL.MASK_ON:
                 record = {**record, "annotations": _without_masks(record.get("annotations", []))}

@@ -25,6 +25,7 @@ from ..data.class_names import fill_class_names
 from ..data.sample import make_sample_data
 from ..errors import UserError
 from .best import check_best_metric
+from .check_config import check_config, check_other_datasets
 from .resume import check_resumed_config
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = load_config(args.config_file, args.opts)
     with _messages_held_back():  # until there is an output folder with a log
+        check_config(cfg, args.eval_only)
         _fall_back_to_cpu(cfg)
         _make_sample_data(cfg)
         register_coco_json(cfg, eval_only=args.eval_only)
         _check_datasets(cfg, args.eval_only)
+        check_other_datasets(cfg, args.eval_only)
         fill_class_names(cfg)
         if not args.eval_only:
             check_best_metric(cfg)

@@ -8,7 +8,6 @@ from typing import Any, Dict, Iterable, Iterator, List
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetMapper,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -22,6 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..data.images import CheckedDatasetMapper
 from ..data.random_state import random_state_kept
 
 logger = logging.getLogger(__name__)
@@ -89,14 +89,14 @@ def build_validation_loader(cfg: CfgNode) -> Iterable:
         else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
     )
-    arguments = DatasetMapper.from_config(cfg, is_train=True)
+    arguments = CheckedDatasetMapper.from_config(cfg, is_train=True)
     arguments["augmentations"] = utils.build_augmentation(cfg, is_train=False)
     arguments["recompute_boxes"] = False
     if _has_rle(records):
         arguments["instance_mask_format"] = "bitmask"
     records = [{**record, "validation_index": i} for i, record in enumerate(records)]
     return build_detection_test_loader(
-        records, mapper=DatasetMapper(**arguments), num_workers=cfg.DATALOADER.NUM_WORKERS
+        records, mapper=CheckedDatasetMapper(**arguments), num_workers=cfg.DATALOADER.NUM_WORKERS
     )
 
 

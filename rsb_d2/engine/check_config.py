@@ -1,0 +1,315 @@
+"""The values of a config against what they mean, before a run trips over one of them hours later.
+
+yacs checks that a value has the type of the default. Here: numbers that are not in their range,
+names that do not exist, and data of Detectron2's own data sets that is not there.
+"""
+
+import difflib
+import importlib.util
+import logging
+import math
+from typing import Any, Iterable, List, NamedTuple, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+)
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils.file_io import PathManager
+
+from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class _Range(NamedTuple):
+    """The numbers from ``low`` to ``high``, in words."""
+
+    words: str
+    low: float = -math.inf
+    high: float = math.inf
+    is_open: bool = False  # without low itself
+
+    def holds(self, value: Any) -> bool:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return False
+        return (value > self.low if self.is_open else value >= self.low) and value <= self.high
+
+
+_FINITE = _Range("that is finite")
+_POSITIVE = _Range("above 0", 0, is_open=True)
+_NOT_NEGATIVE = _Range("0 or more", 0)
+_COUNT = _Range("1 or more", 1)
+_SHARE = _Range("between 0 and 1", 0, 1)
+_SEED = _Range("below 2^31; a negative one is drawn anew in each run", high=2**31 - 1)
+
+# For lists, of each of their values. None, the default of some, is allowed for all.
+_RANGES = {
+    "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
+    "INPUT.MIN_SIZE_TEST": _NOT_NEGATIVE,  # 0 leaves the images as they are
+    "INPUT.MAX_SIZE_TEST": _COUNT,
+    "MODEL.PIXEL_MEAN": _FINITE,
+    "MODEL.PIXEL_STD": _POSITIVE,
+    "MODEL.BACKBONE.FREEZE_AT": _NOT_NEGATIVE,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _SHARE,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
+    "MODEL.ROI_HEADS.NUM_CLASSES": _COUNT,
+    "MODEL.RETINANET.SCORE_THRESH_TEST": _SHARE,
+    "MODEL.RETINANET.NMS_THRESH_TEST": _SHARE,
+    "MODEL.RETINANET.NUM_CLASSES": _COUNT,
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST": _COUNT,
+    "MODEL.RPN.NMS_THRESH": _SHARE,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": _COUNT,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": _COUNT,
+    "MODEL.ANCHOR_GENERATOR.SIZES": _POSITIVE,
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _POSITIVE,
+    "TEST.DETECTIONS_PER_IMAGE": _COUNT,
+    "SEED": _SEED,
+}
+_RANGES_OF_TRAINING = {
+    "DATALOADER.MAX_BAD_IMAGES": _NOT_NEGATIVE,
+    "DATALOADER.REPEAT_THRESHOLD": _NOT_NEGATIVE,
+    "DATALOADER.RANDOM_SUBSET_RATIO": _Range("above 0 and at most 1", 0, 1, is_open=True),
+    "INPUT.MIN_SIZE_TRAIN": _NOT_NEGATIVE,
+    "INPUT.MAX_SIZE_TRAIN": _COUNT,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": _COUNT,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": _SHARE,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": _SHARE,
+    "MODEL.RETINANET.IOU_THRESHOLDS": _SHARE,
+    "MODEL.RETINANET.FOCAL_LOSS_GAMMA": _NOT_NEGATIVE,
+    "MODEL.RETINANET.FOCAL_LOSS_ALPHA": _SHARE,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": _COUNT,
+    "MODEL.RPN.POSITIVE_FRACTION": _SHARE,
+    "MODEL.RPN.IOU_THRESHOLDS": _SHARE,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": _COUNT,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": _COUNT,
+    "SOLVER.BASE_LR": _POSITIVE,
+    "SOLVER.BETAS": _SHARE,
+    "SOLVER.BIAS_LR_FACTOR": _POSITIVE,
+    "SOLVER.CHECKPOINT_KEEP": _NOT_NEGATIVE,
+    "SOLVER.CHECKPOINT_PERIOD": _COUNT,
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
+    "SOLVER.EARLY_STOP_PATIENCE": _NOT_NEGATIVE,
+    "SOLVER.GAMMA": _POSITIVE,
+    "SOLVER.IMS_PER_BATCH": _COUNT,
+    "SOLVER.MAX_ITER": _COUNT,
+    "SOLVER.MOMENTUM": _SHARE,
+    "SOLVER.REFERENCE_WORLD_SIZE": _NOT_NEGATIVE,
+    "SOLVER.STEPS": _COUNT,
+    "SOLVER.WARMUP_FACTOR": _SHARE,
+    "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,
+    "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
+    "SOLVER.WEIGHT_DECAY_BIAS": _NOT_NEGATIVE,
+    "SOLVER.WEIGHT_DECAY_NORM": _NOT_NEGATIVE,
+    "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
+    "VIS_PERIOD": _NOT_NEGATIVE,
+}
+_CHOICES = {
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+}
+_REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+}
+
+
+def check_config(cfg: CfgNode, eval_only: bool) -> None:
+    """Check the values of a config; warn of those that are possible, but hardly meant.
+
+    A key that a version of Detectron2 does not have is passed over.
+
+    Args:
+        cfg (CfgNode): with this project's keys; not changed.
+        eval_only (bool): leave out what only training reads.
+
+    Raises:
+        UserError: for the first value that cannot be used: it names the key, the value and what
+            to write instead.
+    """
+    for key, range_ in {**_RANGES, **({} if eval_only else _RANGES_OF_TRAINING)}.items():
+        _check_range(cfg, key, range_)
+    for key, choices in _CHOICES.items():
+        _check_choice(key, _value(cfg, key), choices)
+    for key, registry in _REGISTRIES.items():
+        # "PrecomputedProposals" and "" are ways of having none.
+        name = _value(cfg, key)
+        if name not in ("", "PrecomputedProposals") and name not in registry:
+            raise UserError(f"{key} is {name!r}; {_did_you_mean(name, [n for n, _ in registry])}")
+    _check_device(cfg.MODEL.DEVICE)
+    if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
+        raise UserError(
+            f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values, MODEL.PIXEL_STD has "
+            f"{len(cfg.MODEL.PIXEL_STD)}; write one of each for a channel"
+        )
+    if not eval_only:
+        _check_training_sizes(cfg)
+        _check_schedule(cfg)
+
+
+def check_other_datasets(cfg: CfgNode, eval_only: bool) -> None:
+    """Check the data sets that are not of ``DATASETS.COCO_JSON``, as Detectron2's own.
+
+    A test set is first read at the first evaluation, when its file may turn out to be missing.
+
+    Args:
+        cfg (CfgNode): its ``DATASETS.TRAIN`` and ``.TEST`` are registered; not changed.
+        eval_only (bool): leave out ``DATASETS.TRAIN``.
+
+    Raises:
+        UserError: if an annotation file or image folder is missing, or if the model has another
+            number of classes.
+    """
+    for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[split]:
+            if not isinstance(DatasetCatalog[name], CocoJsonDataset):
+                _check_files(split, name)
+                _check_num_classes(cfg, split, name)
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        if part not in cfg:
+            return None
+        cfg = cfg[part]
+    return cfg
+
+
+def _flat(value: Any) -> List[Any]:
+    if isinstance(value, (list, tuple)):
+        return [v for item in value for v in _flat(item)]
+    return [value]
+
+
+def _check_range(cfg: CfgNode, key: str, range_: _Range) -> None:
+    value = _value(cfg, key)
+    if value is None or all(range_.holds(v) for v in _flat(value)):
+        return
+    each = "each value" if isinstance(value, (list, tuple)) else "it"
+    raise UserError(f"{key} is {value!r}; {each} must be a number {range_.words}")
+
+
+def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
+    if value is not None and value not in choices:
+        raise UserError(f"{key} is {value!r}; write {' or '.join(choices)}")
+
+
+def _did_you_mean(name: Any, names: List[str]) -> str:
+    matches = difflib.get_close_matches(str(name), names, n=3)
+    if matches:
+        return f"did you mean {' or '.join(matches)}?"
+    return f"write one of {', '.join(sorted(names))}"
+
+
+def _check_device(device: str) -> None:
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"MODEL.DEVICE is {device!r}; write cpu or cuda") from None
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count() > 0:
+        raise UserError(
+            f"MODEL.DEVICE is {device}, but there are {torch.cuda.device_count()} GPUs, counted "
+            "from 0; write cuda"
+        )
+
+
+def _check_training_sizes(cfg: CfgNode) -> None:
+    sizes, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    sizes = sizes if isinstance(sizes, (list, tuple)) else (sizes,)
+    if not sizes or (sampling == "range" and (len(sizes) != 2 or sizes[0] > sizes[1])):
+        what = "the lowest and the highest" if sampling == "range" else "those to draw from"
+        raise UserError(
+            f"INPUT.MIN_SIZE_TRAIN is {sizes!r}; with INPUT.MIN_SIZE_TRAIN_SAMPLING {sampling} "
+            f"it lists {what}"
+        )
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and cfg.MODEL.MASK_ON and importlib.util.find_spec("shapely") is None:
+        raise UserError(
+            "INPUT.CROP.ENABLED with MODEL.MASK_ON needs shapely, which cuts polygons; install "
+            "it: pip install shapely"
+        )
+    of_share = crop.TYPE.startswith("relative")
+    range_ = _Range("above 0" + " and at most 1" * of_share, 0, 1 if of_share else math.inf, True)
+    if crop.ENABLED and not (len(crop.SIZE) == 2 and all(map(range_.holds, crop.SIZE))):
+        raise UserError(
+            f"INPUT.CROP.SIZE is {crop.SIZE!r}; with INPUT.CROP.TYPE {crop.TYPE} it is two "
+            f"numbers {range_.words}"
+        )
+
+
+def _check_schedule(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    late = [step for step in solver.STEPS if step > solver.MAX_ITER]
+    if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        # No error: whoever shortens a run of a published config means just this.
+        logger.warning(
+            f"SOLVER.STEPS {tuple(solver.STEPS)}: the training ends at SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}, so the learning rate is not lowered at {_listed(late)}."
+        )
+    if solver.WARMUP_ITERS >= solver.MAX_ITER:
+        logger.warning(
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS}: the training ends at SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}, before the learning rate has come up to SOLVER.BASE_LR."
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.STEPS = tuple(step for step in solver.STEPS if step <= solver.MAX_ITER)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=solver.BASE_LR)
+    try:
+        build_lr_scheduler(cfg, optimizer)
+    except (ValueError, AssertionError) as e:
+        raise UserError(
+            f"no learning-rate schedule can be made of SOLVER.LR_SCHEDULER_NAME "
+            f"{solver.LR_SCHEDULER_NAME}, STEPS {tuple(solver.STEPS)} and MAX_ITER "
+            f"{solver.MAX_ITER}: {e}; STEPS must rise and be below MAX_ITER"
+        ) from None
+
+
+def _listed(values: List[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _check_files(split: str, name: str) -> None:
+    metadata = MetadataCatalog.get(name)
+    files: List[Tuple[str, str]] = [
+        ("annotation file", metadata.get("json_file")),
+        ("image folder", metadata.get("image_root")),
+    ]
+    for what, path in files:
+        if path and "://" not in path and not PathManager.exists(path):
+            raise UserError(
+                f"DATASETS.{split}: {name} has its {what} at {path}, where there is none; put the "
+                "data there, or name the folder above in the environment variable "
+                "DETECTRON2_DATASETS"
+            )
+
+
+def _check_num_classes(cfg: CfgNode, split: str, name: str) -> None:
+    node = NUM_CLASSES_NODE.get(cfg.MODEL.META_ARCHITECTURE)
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if node is None or not classes:
+        return
+    key, num_classes = f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
+    if num_classes != len(classes):
+        raise UserError(
+            f"{key} is {num_classes}, but {name} of DATASETS.{split} has {len(classes)} classes; "
+            f"write {key} {len(classes)}"
+        )
