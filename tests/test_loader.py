@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import signal
 import subprocess
 import sys
 
@@ -219,6 +220,15 @@ def test_too_many_bad_images_stop_the_training():
         contents(iter(loader), 20)
     loader = make_loader(make_bad(0, 1, 2), max_bad_images=3)
     assert len(contents(iter(loader), 40)) == 40
+
+
+def test_a_worker_that_dies_is_an_error():
+    def mapper(record):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(UserError, match="a process that loads images has died.*NUM_WORKERS") as e:
+        next(iter(make_loader(mapper, num_workers=1)))
+    assert "\n" not in str(e.value)
 
 
 def test_workers_end_with_the_process_that_leaves_them():

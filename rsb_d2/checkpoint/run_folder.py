@@ -1,6 +1,5 @@
 """The checkpoints in the folder of a run: the newest that is whole, and those to remove."""
 
-import glob
 import logging
 import math
 import os
@@ -15,6 +14,8 @@ logger = logging.getLogger(__name__)
 LAST_CHECKPOINT = "last_checkpoint"
 
 _PERIODIC = re.compile(r"model_(\d{7})\.pth")
+# The temporary names of rsb_d2.checkpoint.writing.whole_file.
+_LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint|best\.json)\.\d+\.tmp")
 
 
 def has_run(output_dir: str) -> bool:
@@ -54,9 +55,9 @@ def find_newest_complete(output_dir: str) -> str:
 
 
 def remove_leftovers(output_dir: str) -> None:
-    """Remove what processes that were killed while they wrote a checkpoint have left."""
-    for path in glob.glob(os.path.join(glob.escape(output_dir), "*.pth.*.tmp")):
-        os.remove(path)
+    """Remove what processes that were killed while they wrote a file of a run have left."""
+    for name in filter(_LEFTOVER.fullmatch, os.listdir(output_dir)):
+        os.remove(os.path.join(output_dir, name))
 
 
 def remove_old_checkpoints(output_dir: str, iteration: int, num_kept: int) -> None:

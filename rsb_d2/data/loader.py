@@ -111,7 +111,7 @@ class TrainLoader:
         )
         images, batch_size = iter(images), self._total_batch_size // comm.get_world_size()
         while True:
-            loaded = [next(images) for _ in range(batch_size)]
+            loaded = [self._next(images) for _ in range(batch_size)]
             self._report_bad_images([bad for _, bad_images in loaded for bad in bad_images])
             batch = [image for image, _ in loaded]
             if None in batch:
@@ -121,6 +121,17 @@ class TrainLoader:
             self.last_files = [image["file_name"] for image in batch if "file_name" in image]
             self._num_batches += 1
             yield batch
+
+    def _next(self, images: Iterator) -> tuple:
+        try:
+            return next(images)
+        except RuntimeError as e:
+            if not str(e).startswith("DataLoader worker"):
+                raise
+            raise UserError(
+                f"a process that loads images has died ({' '.join(str(e).split())}); where the "
+                "memory was full, fewer DATALOADER.NUM_WORKERS help"
+            ) from e
 
     def _order(self) -> TrainingOrder:
         return TrainingOrder(
