@@ -136,7 +136,7 @@ def test_images(row):
     batch = next(iter(trainer.data_loader))
     assert len(batch) == 16
     assert all(min(x["image"].shape[1:]) == 800 for x in batch)  # of images up to 4:3
-    mapper = trainer.data_loader.dataset.dataset.dataset._map_func._obj
+    mapper = trainer.data_loader.mapper
     assert mapper.image_format == "RGB"
     resize, flip = mapper.augmentations.augs
     assert (set(resize.short_edge_length), resize.max_size) == ({800}, 1333)

@@ -46,6 +46,10 @@ class TrainLoader:
         max_bad_images (int): so many different files may be bad before the training stops.
         seed (int): of order and augmentation, the same in all processes.
 
+    Attributes:
+        mapper (callable): as given.
+        last_files (list[str]): the image files of the batch that was taken last, of this process.
+
     Raises:
         UserError: if there is no record, or if the batch cannot be shared out evenly.
     """
@@ -68,7 +72,7 @@ class TrainLoader:
             aspect_ratio_grouping and record["width"] <= record["height"] for record in records
         )
         self._records = DatasetFromList(records, copy=False)
-        self._mapper = mapper
+        self.mapper = mapper
         self._build_sampler = build_sampler
         self._total_batch_size = total_batch_size
         self._num_workers = num_workers
@@ -101,7 +105,7 @@ class TrainLoader:
         order = self._order()
         order.num_skipped = self._num_batches
         images = DataLoader(
-            _MappedRecords(self._records, self._mapper, self._groups, self._seed),
+            _MappedRecords(self._records, self.mapper, self._groups, self._seed),
             sampler=order,
             batch_size=None,  # one by one, so that the workers share the load of a batch
             collate_fn=_same,

@@ -18,6 +18,7 @@ from .. import model_zoo
 from ..checkpoint import Checkpointer
 from ..data.class_names import ClassNames, find_class_names
 from ..errors import UserError
+from ..inference import optimize_for_inference
 from .setup import load_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -168,15 +169,15 @@ class Predictor:
         cfg (CfgNode): its ``INPUT`` keys are read.
         model (nn.Module): in evaluation mode.
         classes (ClassNames): of the model.
-        dtype (str): ``"float32"``, or ``"bfloat16"`` for automatic mixed precision.
+        dtype (str): ``"float32"``, or ``"bfloat16"`` for automatic mixed precision. A model of
+            :func:`rsb_d2.optimize_for_inference` has its own and takes ``"float32"`` here.
 
     Raises:
         UserError: for another ``dtype``.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module, classes: ClassNames, dtype: str = "float32"):
-        if dtype not in DTYPES:
-            raise UserError(f"dtype is {dtype!r}; write one of {', '.join(DTYPES)}")
+        _check_dtype(dtype)
         self.model = model
         self.classes = classes
         self.input_format = cfg.INPUT.FORMAT
@@ -187,8 +188,18 @@ class Predictor:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dtype: str = "float32") -> "Predictor":
-        """Load the model of a config; see :func:`load_detector`."""
-        return cls(cfg, *load_detector(cfg), dtype)
+        """Load the model of a config, and optimize it for inference.
+
+        Args:
+            cfg (CfgNode): see :func:`load_detector`.
+            dtype (str): ``"float32"`` or ``"bfloat16"``.
+
+        Raises:
+            UserError: see :func:`load_detector`; for another ``dtype``, too.
+        """
+        _check_dtype(dtype)
+        model, classes = load_detector(cfg)
+        return cls(cfg, optimize_for_inference(model, DTYPES[dtype]), classes)
 
     def prepare(self, image: np.ndarray) -> Dict[str, Any]:
         """Resize an image as for evaluation.
@@ -237,6 +248,11 @@ class Predictor:
         for result in results:
             result["category_id"] = self.classes.ids[result["category_id"]]
         return results
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; write one of {', '.join(DTYPES)}")
 
 
 def _to_float32(instances: Instances) -> Instances:

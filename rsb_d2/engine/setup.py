@@ -24,9 +24,11 @@ from ..data import register_coco_json
 from ..data.class_names import fill_class_names
 from ..data.sample import make_sample_data
 from ..errors import UserError
+from .amp import check_amp
 from .best import check_best_metric
 from .check_config import check_config, check_other_datasets
 from .resume import check_resumed_config
+from .speed import check_compiler
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     with _messages_held_back():  # until there is an output folder with a log
         check_config(cfg, args.eval_only)
         _fall_back_to_cpu(cfg)
+        check_amp(cfg)
+        check_compiler(cfg)
         _make_sample_data(cfg)
         register_coco_json(cfg, eval_only=args.eval_only)
         _check_datasets(cfg, args.eval_only)
@@ -147,11 +151,7 @@ def _fall_back_to_cpu(cfg: CfgNode) -> None:
     if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
         return
     device, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
-    without_amp = ", without AMP, which needs one" if cfg.SOLVER.AMP.ENABLED else ""
-    cfg.SOLVER.AMP.ENABLED = False
-    logger.warning(
-        f"MODEL.DEVICE is {device}, but torch finds no GPU: running on the CPU{without_amp}."
-    )
+    logger.warning(f"MODEL.DEVICE is {device}, but torch finds no GPU: running on the CPU.")
 
 
 def _make_sample_data(cfg: CfgNode) -> None:

@@ -25,11 +25,13 @@ from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
+from .amp import use_amp
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
 from .checkpoints import CheckpointWriter, EvaluationWriter
 from .pictures import PictureWriter
 from .resume import CONFIG_KEY, gather_process_states, set_process_state
 from .signals import Interrupted, SignalWatch
+from .speed import prepare_for_training
 from .validation import ValidationLoss
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class Trainer(DefaultTrainer):
         self._metric_writers: List[EventWriter] = []
         self._has_failed = False
         super().__init__(cfg)
+        prepare_for_training(self.model, cfg)
+        use_amp(self, cfg)
         self.model.register_forward_hook(_check_losses)
 
     def build_hooks(self) -> List[hooks.HookBase]:

@@ -1,3 +1,4 @@
 from .build import build_evaluator
+from .coco_evaluation import COCOEvaluator
 
-__all__ = ["build_evaluator"]
+__all__ = ["COCOEvaluator", "build_evaluator"]

@@ -7,7 +7,6 @@ import os
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -15,12 +14,13 @@ from detectron2.evaluation import (
 )
 
 from ..errors import UserError
+from .coco_evaluation import COCOEvaluator
 
 logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) -> DatasetEvaluator:
-    """Build Detectron2's evaluator for a COCO-format data set.
+    """Build the evaluator of a COCO-format data set.
 
     Args:
         cfg (CfgNode): only ``OUTPUT_DIR`` is read.

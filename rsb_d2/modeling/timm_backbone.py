@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..errors import UserError
+from .fold_norm import fold_norms_in_training
 from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class TimmBackbone(Backbone):
         _check_arguments(out_features, norm, freeze_at)
         self.name = name
         self.norm_eval = norm_eval
+        self._in_channels = in_channels
         self._out_features = list(out_features)
         self.body = _build_feature_net(name, self._out_features, in_channels)
 
@@ -105,6 +107,14 @@ class TimmBackbone(Backbone):
             if isinstance(module, BATCH_NORM_TYPES) and (self.norm_eval or _is_frozen(module)):
                 module.eval()
         return self
+
+    def fold_norms_in_training(self) -> int:
+        """Compute batch norm as a part of the convolutions while training with fixed statistics.
+
+        Returns:
+            int: how many norm layers are folded, see :func:`.fold_norm.fold_norms_in_training`.
+        """
+        return fold_norms_in_training(self.body, self._in_channels)
 
     def _parameters_up_to(self, freeze_at: int, in_channels: int) -> Set[str]:
         """Names of the parameters that stages 1 to ``freeze_at`` compute with.
