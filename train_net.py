@@ -7,7 +7,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from rsb_d2 import Checkpointer, Trainer, UserError
+from rsb_d2 import Checkpointer, Trainer, UserError, optimize_for_inference
 from rsb_d2.engine import launch, setup
 
 
@@ -23,6 +23,8 @@ def main(args):
                     f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is no whole detector of this config: "
                     f"it lacks {', '.join(checkpointer.report.initial[:3])}, ..."
                 )
+            if cfg.TEST.OPTIMIZE:
+                model = optimize_for_inference(model)
             results = Trainer.test(cfg, model)
             if comm.is_main_process():
                 verify_results(cfg, results)

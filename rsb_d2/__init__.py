@@ -1,23 +1,40 @@
 """timm's "ResNet strikes back" backbones for Detectron2."""
 
+import gc
 import importlib
 
+# The imports below make many objects and hardly any garbage: looking for it meanwhile would take a
+# fifth of their time.
+_gc_was_enabled = gc.isenabled()
+gc.disable()
 try:
-    import detectron2  # noqa: F401
-except ImportError as e:
-    raise ImportError(
-        "rsb_d2 needs Detectron2, which is not on PyPI under its own name: run "
-        "`python tools/install_detectron2.py`, or build its main branch as its INSTALL.md says."
-    ) from e
+    try:
+        import detectron2  # noqa: F401
+    except ImportError as e:
+        raise ImportError(
+            "rsb_d2 needs Detectron2, which is not on PyPI under its own name: run "
+            "`python tools/install_detectron2.py`, or build its main branch as its INSTALL.md says."
+        ) from e
 
-from .checkpoint import Checkpointer
-from .config import add_rsb_config
-from .errors import UserError
-from .modeling import TimmBackbone
+    from .checkpoint import Checkpointer
+    from .config import add_rsb_config
+    from .errors import UserError
+    from .modeling import TimmBackbone
+finally:
+    if _gc_was_enabled:
+        gc.enable()
 
 __version__ = "0.1.0"
 
-__all__ = ["Checkpointer", "TimmBackbone", "Trainer", "UserError", "add_rsb_config", "model_zoo"]
+__all__ = [
+    "Checkpointer",
+    "TimmBackbone",
+    "Trainer",
+    "UserError",
+    "add_rsb_config",
+    "model_zoo",
+    "optimize_for_inference",
+]
 
 
 def __getattr__(name):
@@ -27,6 +44,10 @@ def __getattr__(name):
         from .engine import Trainer
 
         return Trainer
+    if name == "optimize_for_inference":
+        from .inference import optimize_for_inference
+
+        return optimize_for_inference
     if name == "model_zoo":
         return importlib.import_module(".model_zoo", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

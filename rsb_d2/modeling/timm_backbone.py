@@ -116,6 +116,7 @@ class TimmBackbone(Backbone):
         """
         return fold_norms_in_training(self.body, self._in_channels)
 
+    @torch.enable_grad()  # it asks autograd, also where the model is built without gradients
     def _parameters_up_to(self, freeze_at: int, in_channels: int) -> Set[str]:
         """Names of the parameters that stages 1 to ``freeze_at`` compute with.
 

@@ -1,0 +1,5 @@
+"""Measurements of this project beside stock Detectron2, behind ``tools/benchmark.py``.
+
+A module for each sub-command, with ``add_arguments(parser)`` and ``run(args)``, which returns a
+report as :mod:`rsb_d2.benchmark.report` describes it.
+"""

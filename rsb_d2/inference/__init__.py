@@ -1,0 +1,3 @@
+from .optimize import optimize_for_inference
+
+__all__ = ["optimize_for_inference"]

@@ -1,0 +1,162 @@
+"""RoIAlign of channels-last features as weighted sums of their cells."""
+
+from typing import List, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
+from detectron2.structures import Boxes
+
+
+class AxisWeights(NamedTuple):
+    """Which cells of one axis each bin of each region sums up, and with which weights.
+
+    Args:
+        first (Tensor): (R, B), int32: the first cell of the bin.
+        num (Tensor): (R,), int32: how many cells from there on count, at most, in any of the bins.
+        weights (Tensor): (R, B, largest ``num``): of these cells.
+    """
+
+    first: torch.Tensor
+    num: torch.Tensor
+    weights: torch.Tensor
+
+
+def axis_weights(
+    start: torch.Tensor, size: torch.Tensor, length: int, bins: int, sampling_ratio: int
+) -> AxisWeights:
+    """RoIAlign along one axis, as weights of cells.
+
+    A bin is the mean of samples at equal distances, each a linear interpolation between two cells;
+    what is outside by more than a cell counts as 0. That is torchvision's ``roi_align``, which is
+    separable (https://arxiv.org/abs/1703.06870, section 3).
+
+    Args:
+        start, size (Tensor): (R,), of each region, in cells; cell i has its centre at i.
+        length (int): number of cells.
+        bins (int): B, number of bins of a region.
+        sampling_ratio (int): samples of a bin; 0 for as many as the bin has cells, rounded up.
+
+    Returns:
+        AxisWeights
+    """
+    size = size / bins
+    samples = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
+    samples = samples.clamp_(min=0).long()
+    distance = (size / samples.clamp(min=1))[:, None]
+    origin = start[:, None] + torch.arange(bins, device=start.device) * size[:, None]
+
+    # One entry for each sample of each bin.
+    bin_of = torch.repeat_interleave(samples.repeat_interleave(bins))
+    region_of = bin_of // bins
+    before = (samples.cumsum(0) - samples) * bins
+    index = (torch.arange(len(bin_of), device=start.device) - before[region_of]) % samples[
+        region_of
+    ]
+    position = origin.view(-1)[bin_of] + (index + 0.5) * distance.view(-1)[region_of]
+    share = ((position >= -1) & (position <= length)).to(position.dtype) / samples[region_of]
+    position.clamp_(0, length - 1)
+    cell = position.long()
+    upper = position - cell
+
+    # The samples of a region that is inside out go backwards.
+    lowest = origin + torch.minimum(0.5 * distance, size[:, None] - 0.5 * distance)
+    first = lowest.clamp_(0, length - 1).long().view(-1)
+    nth = cell - first[bin_of]  # of the bin's cells
+    num = torch.ones_like(samples).scatter_reduce_(0, region_of, nth + 2, "amax")
+    width = int(num.max()) if len(num) else 1
+    weights = start.new_zeros(len(first) * width + 1)
+    at = bin_of * width + nth
+    weights.index_add_(0, at, share * (1 - upper))
+    weights.index_add_(0, at + 1, share * upper)
+    return AxisWeights(
+        first.view_as(origin).int(), num.int(), weights[:-1].view(*origin.shape, width)
+    )
+
+
+def roi_align_channels_last(
+    features: torch.Tensor,
+    rois: torch.Tensor,
+    pooler: ROIAlign,
+    out: torch.Tensor,
+    out_rows: torch.Tensor,
+) -> None:
+    """torchvision's ``roi_align``, on several threads and with each cell read once a bin.
+
+    Args:
+        features (Tensor): (N, C, H, W), channels-last.
+        rois (Tensor): (R, 5), float32: image in the batch, x0, y0, x1, y1 in pixels.
+        pooler (ROIAlign): size of the output (B_y, B_x), scale, sampling ratio and alignment.
+        out (Tensor): (M, B_y, B_x, C), to write to.
+        out_rows (Tensor): (R,), integers: to which of its rows each region goes.
+    """
+    channels, height, width = features.shape[1:]
+    bins_y, bins_x = pooler.output_size
+    x0, y0, x1, y1 = (rois[:, 1:] * pooler.spatial_scale).unbind(1)
+    if pooler.aligned:
+        x0, y0, x1, y1 = x0 - 0.5, y0 - 0.5, x1 - 0.5, y1 - 0.5
+    size_x, size_y = x1 - x0, y1 - y0
+    if not pooler.aligned:
+        size_x, size_y = size_x.clamp(min=1), size_y.clamp(min=1)
+    xs = axis_weights(x0, size_x, width, bins_x, pooler.sampling_ratio)
+    ys = axis_weights(y0, size_y, height, bins_y, pooler.sampling_ratio)
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    image = rois[:, 0].int()
+
+    # Regions whose bins have as many cells go together.
+    kinds, kind_of = torch.stack([ys.num, xs.num], 1).unique(dim=0, return_inverse=True)
+    for kind, (rows, columns) in enumerate(kinds.tolist()):
+        these = (kind_of == kind).nonzero()[:, 0]
+        y = ys.first[these, :, None] + torch.arange(rows, dtype=torch.int32, device=rois.device)
+        x = xs.first[these, :, None] + torch.arange(columns, dtype=torch.int32, device=rois.device)
+        # Beyond the last cell weights are 0, but an index must be of some cell.
+        y = (y.clamp_(max=height - 1) + image[these, None, None] * height) * width
+        x.clamp_(max=width - 1)
+        cells = y[:, :, None, :, None] + x[:, None, :, None, :]
+        weights = (
+            ys.weights[these, :, None, :rows, None] * xs.weights[these, None, :, None, :columns]
+        )
+        pooled = F.embedding_bag(
+            cells.view(-1, rows * columns),
+            table,
+            mode="sum",
+            per_sample_weights=weights.to(table.dtype).view(-1, rows * columns),
+        )
+        out.index_copy_(0, out_rows[these], pooled.view(-1, *out.shape[1:]))
+
+
+class ChannelsLastROIPooler(ROIPooler):
+    """``ROIPooler`` for the CPU, whose output is channels-last as its input is.
+
+    A stock pooler of ``ROIAlign`` becomes one by setting its class; it has the same attributes.
+    """
+
+    @staticmethod
+    def takes(pooler: ROIPooler) -> bool:
+        """Whether a pooler is a stock one of this kind."""
+        return type(pooler) is ROIPooler and all(
+            type(level) is ROIAlign for level in pooler.level_poolers
+        )
+
+    def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
+        """As the stock method."""
+        num = sum(len(boxes) for boxes in box_lists)
+        pooled = x[0].new_empty(num, *self.output_size, x[0].shape[1])
+        if num:
+            boxes = convert_boxes_to_pooler_format(box_lists)
+            levels = assign_boxes_to_levels(
+                box_lists,
+                self.min_level,
+                self.max_level,
+                self.canonical_box_size,
+                self.canonical_level,
+            )
+            for level, pooler in enumerate(self.level_poolers):
+                of_level = (levels == level).nonzero()[:, 0]
+                roi_align_channels_last(x[level], boxes[of_level], pooler, pooled, of_level)
+        return pooled.permute(0, 3, 1, 2)

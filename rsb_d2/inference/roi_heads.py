@@ -1,0 +1,94 @@
+"""The box head, on pooled features that are channels-last, and the box predictor."""
+
+from typing import List, Tuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import batched_nms
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from .conv import InferenceLinear
+
+
+class FlattenChannelsLast(nn.Module):
+    """``Flatten`` for a channels-last tensor, in the order that it has in memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x (Tensor): (N, C, H, W).
+
+        Returns:
+            Tensor: (N, H * W * C).
+        """
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def flatten_channels_last(head: FastRCNNConvFCHead, pooled_size: Tuple[int, int]) -> None:
+    """Let a box head flatten its features in their order in memory; the first layer's inputs move.
+
+    Args:
+        head (FastRCNNConvFCHead): changed in place; a head without linear layers stays.
+        pooled_size (tuple[int, int]): height and width of what it takes.
+    """
+    layers = list(head.named_children())
+    for (name, layer), (_, fc) in zip(layers, layers[1:]):
+        if type(layer) is nn.Flatten and type(fc) is nn.Linear:
+            weight = fc.weight.data.view(fc.out_features, -1, *pooled_size)
+            fc.weight.data = weight.permute(0, 2, 3, 1).reshape(fc.out_features, -1)
+            setattr(head, name, FlattenChannelsLast())
+
+
+def replace_predictor(predictor: FastRCNNOutputLayers) -> None:
+    """Let a box predictor compute in float32, whatever it takes, and decode less.
+
+    Args:
+        predictor (FastRCNNOutputLayers): the stock one; changed in place.
+    """
+    for name in ("cls_score", "bbox_pred"):
+        setattr(predictor, name, InferenceLinear(getattr(predictor, name)))
+    predictor.__class__ = InferenceOutputLayers
+
+
+class InferenceOutputLayers(FastRCNNOutputLayers):
+    """``FastRCNNOutputLayers`` that decodes boxes of scores above the threshold alone."""
+
+    def inference(
+        self, predictions: Tuple[torch.Tensor, torch.Tensor], proposals: List[Instances]
+    ) -> Tuple[List[Instances], List[torch.Tensor]]:
+        """As the stock method."""
+        logits, deltas = predictions
+        is_finite = logits.isfinite().all() and deltas.isfinite().all()
+        if not is_finite or not proposals or proposals[0].proposal_boxes.tensor.shape[1] != 4:
+            return super().inference(predictions, proposals)
+        sizes = [len(p) for p in proposals]
+        results = [
+            self._choose(scores, d.view(len(d), d.shape[1] // 4, 4), p)
+            for scores, d, p in zip(
+                F.softmax(logits, dim=-1).split(sizes), deltas.split(sizes), proposals
+            )
+        ]
+        return [r[0] for r in results], [r[1] for r in results]
+
+    def _choose(
+        self, scores: torch.Tensor, deltas: torch.Tensor, proposals: Instances
+    ) -> Tuple[Instances, torch.Tensor]:
+        """As the stock ``fast_rcnn_inference_single_image``, decoding after the threshold."""
+        is_above = scores[:, :-1] > self.test_score_thresh
+        rows, classes = is_above.nonzero().unbind(1)
+        scores = scores[rows, classes]
+        chosen = deltas[rows, classes if deltas.shape[1] > 1 else 0]
+        boxes = self.box2box_transform.apply_deltas(chosen, proposals.proposal_boxes.tensor[rows])
+        boxes = Boxes(boxes)
+        boxes.clip(proposals.image_size)
+        keep = batched_nms(boxes.tensor, scores, classes, self.test_nms_thresh)
+        if self.test_topk_per_image >= 0:
+            keep = keep[: self.test_topk_per_image]
+        result = Instances(proposals.image_size)
+        result.pred_boxes = boxes[keep]
+        result.scores = scores[keep]
+        result.pred_classes = classes[keep]
+        return result, rows[keep]

@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Measure this project beside stock Detectron2, on the same weights, images and machine.
+
+tools/benchmark.py inference
+tools/benchmark.py inference --dtype bfloat16 --weights output/frcnn_rsb_sample/model_final.pth
+tools/benchmark.py startup --json startup.json
+
+Both run in turn, A B A B, after a warm-up; medians, the spread in brackets, and the ratios pair by
+pair are printed. First it is checked that both compute the same.
+
+The exit status is 0; 1 if they do not compute the same, and then no ratio is printed; 2 for a
+mistake on the command line.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import warnings
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
+
+from rsb_d2 import UserError  # noqa: E402
+from rsb_d2.benchmark import evaluation, inference, startup, training  # noqa: E402
+from rsb_d2.benchmark.report import add_ratios, format_report  # noqa: E402
+from rsb_d2.benchmark.timing import machine  # noqa: E402
+
+SUB_COMMANDS = {
+    "inference": inference,
+    "training": training,
+    "evaluation": evaluation,
+    "startup": startup,
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sub_parsers = parser.add_subparsers(dest="what", required=True, metavar="|".join(SUB_COMMANDS))
+    for name, module in SUB_COMMANDS.items():
+        sub_parser = sub_parsers.add_parser(
+            name,
+            help=module.__doc__.splitlines()[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub_parser.add_argument("--runs", type=int, default=5, help="timed runs of each (5)")
+        sub_parser.add_argument("--json", default="", metavar="FILE", help="write the report here")
+        module.add_arguments(sub_parser)
+    args = parser.parse_args()
+    if args.runs < 1:
+        parser.error(f"--runs is {args.runs}; it must be 1 or more")
+    return args
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        report = SUB_COMMANDS[args.what].run(args)
+    except UserError as e:
+        print(f"benchmark.py: error: {e}", file=sys.stderr)
+        return 2
+    add_ratios(report)
+    report["machine"] = machine(getattr(args, "device", "cpu"))
+    report["command"] = shlex.join(["tools/benchmark.py", *sys.argv[1:]])
+    if args.json:
+        with open(args.json, "w") as f:
+            json.dump(report, f, indent=1)
+    print(format_report(report))
+    return 0 if report["comparison"]["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
