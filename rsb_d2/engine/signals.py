@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from typing import Iterator
+from typing import ContextManager, Iterator
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_SECONDS = 0.5
@@ -76,27 +76,23 @@ class SignalWatch:
         signal.set_wakeup_fd(self._before_fd)
         self._writer.close()  # ends the thread
 
-    @contextmanager
-    def raised_at_once(self) -> Iterator[None]:
+    def raised_at_once(self) -> ContextManager[None]:
         """Raise :class:`Interrupted` in the middle of what the block does, or before it."""
-        self._raises = True
-        try:
-            if self.received is not None:
-                raise Interrupted(self.received)
-            yield
-        finally:
-            self._raises = False
+        return self._obeyed("_raises")
+
+    def obeyed_at_once(self) -> ContextManager[None]:
+        """End the process in the middle of what the block does, or raise before it."""
+        return self._obeyed("_exits")
 
     @contextmanager
-    def obeyed_at_once(self) -> Iterator[None]:
-        """End the process in the middle of what the block does, or before it."""
-        self._exits = True
+    def _obeyed(self, how: str) -> Iterator[None]:
+        setattr(self, how, True)
         try:
             if self.received is not None:
                 raise Interrupted(self.received)
             yield
         finally:
-            self._exits = False
+            setattr(self, how, False)
 
     def _note(self, number: int, frame: object) -> None:
         if self.received is None:

@@ -46,9 +46,10 @@ def optimize_for_inference(
 
     Batch norms, ReLUs and the additions of residual blocks and FPN are folded into the
     convolutions, features are channels-last from the image on, on the CPU RoIAlign runs on all
-    threads, and the RPN decodes only the anchors that it chooses. That covers Faster, Mask and Cascade R-CNN, RetinaNet and panoptic FPN, on
-    Detectron2's ResNets and any :class:`rsb_d2.TimmBackbone`. Parts of other classes, subclasses
-    of Detectron2's included, stay as they are.
+    threads, and the RPN decodes only the anchors that it chooses. That covers Faster, Mask and
+    Cascade R-CNN, RetinaNet and panoptic FPN, on Detectron2's ResNets and any
+    :class:`rsb_d2.TimmBackbone`. Parts of other classes, subclasses of Detectron2's included, stay
+    as they are.
 
     The given model keeps its weights, mode, memory format and device. The result shares nothing
     with it: it takes as much memory as the model does, and the model may be dropped. It is in
