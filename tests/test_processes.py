@@ -23,8 +23,9 @@ pytestmark = pytest.mark.skipif(
     reason="Detectron2's main gives a model on the CPU the index of a GPU",
 )
 
-# All images are padded to 64 x 64, and nothing is drawn but images and flips: every anchor is sampled, and each image has the same
-# number of proposals, all of which are, so that the mean over two processes is that over one.
+# All images are padded to 64 x 64, and nothing is drawn but images and flips: every anchor is
+# sampled, and each image has the same number of proposals, all of which are, so that the mean over
+# two processes is that over one.
 FIXED = [
     *("--config-file", str(ROOT / "configs" / "frcnn_rsb_sample.yaml")),
     *("DATASETS.SAMPLE_DATA", "", "MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM_EVAL", "True"),
