@@ -69,6 +69,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.freeze()
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rsb_d2")
+    # On a full disk, what could not be written to the log would bury the line that says so.
+    logging.raiseExceptions = False
     return cfg
 
 
