@@ -15,15 +15,11 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import nn
-from torchvision.ops import nms
 
 from ..errors import UserError
 from ..modeling.cascade_rcnn import OpenMMLabCascadeROIHeads
 from ..modeling.retinanet import OpenMMLabRetinaNet
-
-# torchvision's batched_nms, on the CPU, shifts the classes of up to so many boxes apart in one
-# dimension, and goes through the classes of more one by one.
-_NUM_SHIFTED = 1000
+from .nms import batched_nms_in_double
 
 _HEADS = (StandardROIHeads, CascadeROIHeads, OpenMMLabCascadeROIHeads)
 
@@ -116,7 +112,8 @@ class _RCNN(_Dataflow):
         boxes = _clip(boxes, size)
         keep = finite & ((boxes[:, 2:] - boxes[:, :2]) > rpn.min_box_size).all(dim=1)
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
-        return boxes[_nms(boxes, scores, levels, rpn.nms_thresh)[: rpn.post_nms_topk[False]]]
+        keep = batched_nms_in_double(boxes, scores, levels, rpn.nms_thresh)
+        return boxes[keep[: rpn.post_nms_topk[False]]]
 
     def _run_box_heads(
         self, features: Dict[str, torch.Tensor], boxes: torch.Tensor, size: Tuple
@@ -158,7 +155,8 @@ class _RetinaNet(_Dataflow):
         boxes, scores, classes = map(torch.cat, zip(*levels))
         if isinstance(model, OpenMMLabRetinaNet):
             boxes, scores, classes = _without_empty(_clip(boxes, size), scores, classes)
-        keep = _nms(boxes, scores, classes, model.test_nms_thresh)[: model.max_detections_per_image]
+        keep = batched_nms_in_double(boxes, scores, classes, model.test_nms_thresh)
+        keep = keep[: model.max_detections_per_image]
         return _without_empty(_clip(boxes[keep], size), scores[keep], classes[keep])
 
 
@@ -187,18 +185,6 @@ def _without_empty(
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     keep = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     return boxes[keep], scores[keep], classes[keep]
-
-
-def _nms(
-    boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, threshold: float
-) -> torch.Tensor:
-    """``batched_nms``: indices of the boxes to keep, best first."""
-    extent = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    shifts = (groups * extent)[:, None]
-    is_shifted = torch.ones_like(groups).sum() <= _NUM_SHIFTED
-    # The rounding of a sum in float32 where there is one; else none that counts.
-    apart = torch.where(is_shifted, (boxes + shifts).double(), boxes.double() + shifts.double())
-    return nms(apart, scores.double(), threshold)
 
 
 def _pool(pooler: ROIPooler, maps: List[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
@@ -239,7 +225,7 @@ def _best(
     rows, classes = (class_scores > predictor.test_score_thresh).nonzero().unbind(1)
     scores = class_scores[rows, classes]
     boxes = boxes[rows, 0] if boxes.shape[1] == 1 else boxes[rows, classes]
-    keep = _nms(boxes, scores, classes, predictor.test_nms_thresh)
+    keep = batched_nms_in_double(boxes, scores, classes, predictor.test_nms_thresh)
     if predictor.test_topk_per_image >= 0:
         keep = keep[: predictor.test_topk_per_image]
     return boxes[keep], scores[keep], classes[keep]

@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..errors import UserError
+from .nms import traceable_nms
 
 OUTPUTS = ("boxes", "scores", "classes", "masks")
 
@@ -47,7 +48,7 @@ class _Traceable(nn.Module):
 
     def forward(self, image: torch.Tensor) -> Tuple[torch.Tensor, ...]:
         batch = [{"image": image.permute(2, 0, 1).float()}]
-        with patch_builtin_len():
+        with patch_builtin_len(), traceable_nms():
             instances = self.detect(batch)
         # As Detectron2's postprocessing, which is left out as it resizes to another size, too.
         instances.pred_boxes.clip(instances.image_size)
