@@ -36,7 +36,8 @@ from . import arguments
 from .stock import make_images, our_config, seed_weights, stock_config, to_stock
 from .timing import measure, peak_memory, summarise
 
-LOSS_TOLERANCE = 1e-4  # relative, of each loss in float32
+# Relative. A rounding may change one of the 512 proposals that the box head samples.
+LOSS_TOLERANCE = 2e-3
 # In lower precision other proposals are drawn, so it is of the sum of the losses.
 LOSS_TOLERANCE_LOW = 0.03
 

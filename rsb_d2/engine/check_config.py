@@ -180,9 +180,13 @@ def check_other_datasets(cfg: CfgNode, eval_only: bool) -> None:
     """
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[split]:
-            if not isinstance(DatasetCatalog[name], CocoJsonDataset):
+            load = DatasetCatalog[name]
+            if isinstance(load, CocoJsonDataset):
+                continue
+            # Other functions may read other files than the metadata name.
+            if getattr(load, "__module__", "").startswith("detectron2.data.datasets"):
                 _check_files(split, name)
-                _check_num_classes(cfg, split, name)
+            _check_num_classes(cfg, split, name)
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

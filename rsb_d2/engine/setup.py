@@ -57,12 +57,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
         _make_sample_data(cfg)
         register_coco_json(cfg, eval_only=args.eval_only)
         _check_datasets(cfg, args.eval_only)
-        check_other_datasets(cfg, args.eval_only)
         fill_class_names(cfg)
         if not args.eval_only:
             check_best_metric(cfg)
         build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
         _check_weights(cfg, args)
+        check_other_datasets(cfg, args.eval_only)
         if args.resume and not args.eval_only and has_run(cfg.OUTPUT_DIR):
             check_resumed_config(cfg)
         _check_output_dir(cfg.OUTPUT_DIR)
