@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import re
-from typing import List, Tuple
+from typing import Any, Dict, List, Tuple
 
 from ..errors import UserError
 from .reading import read_checkpoint
@@ -24,7 +24,12 @@ def has_run(output_dir: str) -> bool:
 
 
 def find_newest_complete(output_dir: str) -> str:
-    """Find what ``--resume`` goes on from, and report what is damaged.
+    """The path of what :func:`read_newest_complete` reads."""
+    return read_newest_complete(output_dir)[0]
+
+
+def read_newest_complete(output_dir: str) -> Tuple[str, Dict[str, Any]]:
+    """Find and read what ``--resume`` goes on from, and report what is damaged.
 
     It is the checkpoint that ``last_checkpoint`` names, one that was written after it had been
     named, or, where these are damaged, the newest one before.
@@ -33,7 +38,7 @@ def find_newest_complete(output_dir: str) -> str:
         output_dir (str): the local folder of a run, with a ``last_checkpoint``.
 
     Returns:
-        str: path of a checkpoint that can be read as a whole.
+        str, dict[str, Any]: path and content of a checkpoint that can be read as a whole.
 
     Raises:
         UserError: if there is none.
@@ -41,13 +46,13 @@ def find_newest_complete(output_dir: str) -> str:
     damaged = []
     for path in _newest_first(output_dir):
         try:
-            read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except UserError as e:
             damaged.append(str(e))
             continue
         for message in damaged:
             logger.warning(f"--resume: {message}. The checkpoint before it is taken: {path}")
-        return path
+        return path, checkpoint
     raise UserError(
         f"--resume: none of the checkpoints in {output_dir} can be read "
         f"({'; '.join(damaged)}). Start anew without --resume, or in another OUTPUT_DIR"

@@ -10,8 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import find_newest_complete
-from ..checkpoint.reading import read_checkpoint
+from ..checkpoint.run_folder import read_newest_complete
 from ..data.random_state import random_state, set_random_state
 from ..errors import UserError
 
@@ -62,7 +61,8 @@ def check_resumed_config(cfg: CfgNode) -> None:
 
 def _differences(cfg: CfgNode) -> List[Tuple[bool, str]]:
     """Whether it matters, and what it was and is, of each key with another value."""
-    text = read_checkpoint(find_newest_complete(cfg.OUTPUT_DIR)).get(CONFIG_KEY)
+    _, checkpoint = read_newest_complete(cfg.OUTPUT_DIR)
+    text = checkpoint.get(CONFIG_KEY)
     if not isinstance(text, str):  # of Detectron2's own trainer
         return []
     before = dict(_flat(yaml.safe_load(text)))
