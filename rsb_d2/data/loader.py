@@ -217,6 +217,27 @@ def _end_with_training() -> None:
     os._exit(0)
 
 
+def annotated_records(cfg: CfgNode, split: str) -> List[dict]:
+    """The records that losses are computed on, without the images that training leaves out.
+
+    Args:
+        cfg (CfgNode): its ``DATASETS``, ``DATALOADER`` and keypoints.
+        split (str): ``"TRAIN"`` or ``"TEST"``.
+
+    Returns:
+        list[dict]: of all data sets of the split, in Detectron2's dataset format.
+    """
+    proposal_files = cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
+    return get_detection_dataset_dicts(
+        cfg.DATASETS[split],
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        if cfg.MODEL.KEYPOINT_ON
+        else 0,
+        proposal_files=proposal_files if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+
+
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:
     """Build the training loader of a config, of the same keys as Detectron2's.
 
@@ -231,14 +252,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = Non
     Raises:
         UserError: as :class:`TrainLoader`, and for an unknown sampler.
     """
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-        if cfg.MODEL.KEYPOINT_ON
-        else 0,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
+    records = annotated_records(cfg, "TRAIN")
     return TrainLoader(
         records,
         CheckedDatasetMapper(cfg, is_train=True) if mapper is None else mapper,

@@ -9,7 +9,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     build_detection_test_loader,
-    get_detection_dataset_dicts,
 )
 from detectron2.data import detection_utils as utils
 from detectron2.engine.hooks import HookBase
@@ -22,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..data.images import CheckedDatasetMapper
+from ..data.loader import annotated_records
 from ..data.random_state import random_state_kept
 
 logger = logging.getLogger(__name__)
@@ -81,14 +81,7 @@ def build_validation_loader(cfg: CfgNode) -> Iterable:
         Iterable[list[dict]]: this process's share, one image at a time, each with the key
         ``"validation_index"``, its place in the whole.
     """
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TEST,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-        if cfg.MODEL.KEYPOINT_ON
-        else 0,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
+    records = annotated_records(cfg, "TEST")
     arguments = CheckedDatasetMapper.from_config(cfg, is_train=True)
     arguments["augmentations"] = utils.build_augmentation(cfg, is_train=False)
     arguments["recompute_boxes"] = False
