@@ -8,7 +8,8 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from rsb_d2 import Checkpointer, Trainer, UserError, optimize_for_inference
-from rsb_d2.engine import launch, setup
+from rsb_d2.config.setup import setup
+from rsb_d2.engine import launch
 
 
 def main(args):

@@ -19,7 +19,7 @@ from detectron2.evaluation import COCOEvaluator
 
 from rsb_d2 import Checkpointer, Trainer
 from rsb_d2.checkpoint import checkpointer
-from rsb_d2.engine import setup
+from rsb_d2.config.setup import setup
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [

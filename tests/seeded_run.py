@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from rsb_d2 import Checkpointer
-from rsb_d2.engine import load_config
+from rsb_d2.config.loading import load_config
 from rsb_d2.model_zoo import get_config_file
 
 CONFIGS = {

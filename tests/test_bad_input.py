@@ -28,9 +28,9 @@ from PIL import Image
 from seeded_run import make_seeded_config, make_seeded_run
 
 from rsb_d2 import Checkpointer, Trainer, UserError
+from rsb_d2.config.loading import load_config
 from rsb_d2.data import register_coco_json
 from rsb_d2.data.images import BadImageError
-from rsb_d2.engine import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "frcnn_rsb_sample.yaml"
@@ -359,7 +359,7 @@ def train_net(monkeypatch):
     """A function that runs train_net.py in this process; returns what it says when it stops."""
     program = load_program(ROOT / "train_net.py")
     # Setting up the log is for good in a process.
-    module = importlib.import_module("rsb_d2.engine.setup")  # not the function of that name
+    module = importlib.import_module("rsb_d2.config.setup")  # not the function of that name
     monkeypatch.setattr(module, "default_setup", lambda *_: pytest.fail("went on"))
 
     def run(*arguments):
@@ -539,16 +539,16 @@ def check_training_image(image, cfg):
 
 
 def test_steps_beyond_the_end_are_told(data, caplog):
-    from rsb_d2.engine.check_config import check_config
+    from rsb_d2.config.check_values import check_values
 
     words = [*MULTI_STEP, "SOLVER.STEPS", "(1, 60, 80)", "SOLVER.WARMUP_ITERS", "1000"]
-    check_config(make_cfg(*words), eval_only=False)
+    check_values(make_cfg(*words), eval_only=False)
     steps, warm_up = [r.getMessage() for r in caplog.records]
     assert re.search(r"STEPS \(1, 60, 80\): .*MAX_ITER 2, .*not lowered at 60, 80", steps)
     assert re.search("WARMUP_ITERS 1000: .*MAX_ITER 2, before .*BASE_LR", warm_up)
     caplog.clear()
-    check_config(make_cfg(*words), eval_only=True)
-    check_config(make_cfg(*MULTI_STEP, "SOLVER.STEPS", "(1,)"), eval_only=False)
+    check_values(make_cfg(*words), eval_only=True)
+    check_values(make_cfg(*MULTI_STEP, "SOLVER.STEPS", "(1,)"), eval_only=False)
     assert not caplog.records
 
 

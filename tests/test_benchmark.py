@@ -154,7 +154,7 @@ def test_lower_precision_is_compared_by_ap(monkeypatch, both):
 @pytest.mark.parametrize("ap, passed", [((50.0, 50.09), True), ((50.0, 49.85), False)])
 def test_ap_may_differ_by_a_tenth(monkeypatch, ap, passed):
     import rsb_d2.benchmark.sample as sample
-    import rsb_d2.engine.predictor as predictor
+    import rsb_d2.predict.predictor as predictor
 
     values = iter(ap)
     monkeypatch.setattr(sample, "sample_config", lambda cfg: cfg)
@@ -167,7 +167,7 @@ def test_ap_may_differ_by_a_tenth(monkeypatch, ap, passed):
 
 def test_weights_that_detect_nothing_are_refused(monkeypatch):
     import rsb_d2.benchmark.sample as sample
-    import rsb_d2.engine.predictor as predictor
+    import rsb_d2.predict.predictor as predictor
 
     monkeypatch.setattr(sample, "sample_config", lambda cfg: cfg)
     monkeypatch.setattr(sample, "average_precision", lambda cfg, model: float("nan"))

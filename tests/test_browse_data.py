@@ -14,9 +14,9 @@ from detectron2.structures import Boxes, pairwise_iou
 from PIL import Image
 from test_report import load_tool, read_data
 
+from rsb_d2.config.loading import load_config
 from rsb_d2.data.sample import make_sample_data
-from rsb_d2.engine import load_config
-from rsb_d2.report.anchors import best_anchor_ious, build_anchor_grid
+from rsb_d2.report.data.anchors import best_anchor_ious, build_anchor_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")

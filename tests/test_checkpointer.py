@@ -17,7 +17,7 @@ from fake_hub import add_to_cache, make_weights
 from small_detector import check_features, make_config, make_detector
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError
-from rsb_d2.checkpoint import resnet_names
+from rsb_d2.checkpoint.formats import resnet_names
 
 
 def state_of(model):

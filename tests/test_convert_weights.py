@@ -19,8 +19,8 @@ from small_detector import make_detector
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError
 from rsb_d2.checkpoint.convert import convert, convert_file
-from rsb_d2.checkpoint.resnet_names import PLAIN_RESNETS
-from rsb_d2.checkpoint.timm_names import whole_model
+from rsb_d2.checkpoint.formats.resnet_names import PLAIN_RESNETS
+from rsb_d2.checkpoint.formats.timm_names import whole_model
 from rsb_d2.checkpoint.writing import save_weights
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "convert_weights.py"

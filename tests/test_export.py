@@ -22,7 +22,6 @@ from torchvision.ops import boxes as box_ops
 from rsb_d2 import UserError
 from rsb_d2.data.class_names import ClassNames
 from rsb_d2.data.sample.draw import draw_picture
-from rsb_d2.engine.predictor import Predictor, load_detector, load_predict_config
 from rsb_d2.export import (
     Detections,
     compare,
@@ -36,6 +35,7 @@ from rsb_d2.export.export import check_output
 from rsb_d2.export.images import comparison_images
 from rsb_d2.export.nms import batched_nms_in_double, traceable_nms
 from rsb_d2.export.running import run_model
+from rsb_d2.predict.predictor import Predictor, load_detector, load_predict_config
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

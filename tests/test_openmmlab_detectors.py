@@ -20,7 +20,7 @@ from torchvision.ops import batched_nms, roi_align
 
 from rsb_d2 import Checkpointer, UserError, model_zoo
 from rsb_d2.checkpoint.convert import convert_file
-from rsb_d2.checkpoint.openmmlab_detectors import (
+from rsb_d2.checkpoint.formats.openmmlab_detectors import (
     differences,
     from_openmmlab,
     is_openmmlab_detector,

@@ -19,11 +19,12 @@ from timm.layers import DropPath
 from torch import nn
 
 from rsb_d2 import Trainer, UserError
+from rsb_d2.config.check_best_metric import check_best_metric
+from rsb_d2.config.setup import setup
 from rsb_d2.data import register_coco_json
 from rsb_d2.data.random_state import random_state_kept
 from rsb_d2.data.sample import CLASS_NAMES, make_sample_data
-from rsb_d2.engine import setup
-from rsb_d2.engine.best import EarlyStopping, MetricHistory, StopTraining, check_best_metric
+from rsb_d2.engine.best import EarlyStopping, MetricHistory, StopTraining
 from rsb_d2.engine.pictures import draw_curves
 from rsb_d2.engine.validation import (
     build_validation_loader,

@@ -18,8 +18,8 @@ from seeded_run import CLASSES, IDS, make_seeded_config, make_seeded_run
 from rsb_d2 import UserError
 from rsb_d2.data.class_names import find_class_names
 from rsb_d2.data.sample import make_sample_data
-from rsb_d2.engine.predict_files import find_images
-from rsb_d2.engine.predictor import Predictor, load_predict_config
+from rsb_d2.predict.files import find_images
+from rsb_d2.predict.predictor import Predictor, load_predict_config
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -22,8 +22,8 @@ from seeded_run import make_seeded_config, make_seeded_model
 
 from rsb_d2 import Checkpointer, UserError
 from rsb_d2.checkpoint import zoo
+from rsb_d2.config.loading import load_config
 from rsb_d2.data import make_sample_data, register_coco_json
-from rsb_d2.engine import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rsb_d2.data.sample import make_sample_data
-from rsb_d2.report.average_precision import FIGURES
+from rsb_d2.report.results.average_precision import FIGURES
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from rsb_d2.report.matching import KINDS, match, match_image
-from rsb_d2.report.results import Results
+from rsb_d2.report.results.matching import KINDS, match, match_image
+from rsb_d2.report.results.results_file import Results
+from rsb_d2.report.results.tide import ap_by_class, break_down
 from rsb_d2.report.source import Source
-from rsb_d2.report.tide import ap_by_class, break_down
 
 CAT, DOG = 0, 1
 BOX = [10, 10, 40, 40]

@@ -17,8 +17,8 @@ from kill_and_resume import SMALL
 
 from rsb_d2 import Checkpointer, Trainer, UserError
 from rsb_d2.checkpoint import find_newest_complete, remove_old_checkpoints
+from rsb_d2.config.setup import setup
 from rsb_d2.data.sample import make_sample_data
-from rsb_d2.engine import setup
 
 TESTS = Path(__file__).resolve().parent
 CONFIGS = TESTS.parent / "configs"

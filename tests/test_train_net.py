@@ -15,8 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 
 from rsb_d2 import UserError
+from rsb_d2.config.setup import setup
 from rsb_d2.data.sample import make_sample_data
-from rsb_d2.engine import setup
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rsb_d2 import Trainer
-from rsb_d2.engine import load_config
+from rsb_d2.config.loading import load_config
 
 CONFIG = str(Path(__file__).resolve().parent.parent / "configs" / "frcnn_rsb_sample.yaml")
 SMALL = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "resnet18", "MODEL.WEIGHTS", ""]

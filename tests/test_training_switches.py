@@ -13,11 +13,12 @@ from detectron2.utils.env import seed_all_rng
 from small_detector import make_detector
 
 from rsb_d2 import TimmBackbone, Trainer, UserError
+from rsb_d2.config.check_device import check_amp, check_compiler
+from rsb_d2.config.loading import load_config
 from rsb_d2.data import register_coco_json
 from rsb_d2.data.sample import make_sample_data
-from rsb_d2.engine import load_config
-from rsb_d2.engine.amp import AMPTrainer, amp_dtype, check_amp, use_amp
-from rsb_d2.engine.speed import check_compiler, prepare_for_training
+from rsb_d2.engine.amp import AMPTrainer, amp_dtype, use_amp
+from rsb_d2.engine.speed import prepare_for_training
 from rsb_d2.model_zoo import get_config_file
 from rsb_d2.modeling.fold_norm import (
     FoldedBatchNorm2d,

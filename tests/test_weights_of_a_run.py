@@ -14,8 +14,9 @@ from fake_hub import add_to_cache, make_weights
 
 from rsb_d2 import Checkpointer, Trainer, UserError
 from rsb_d2.checkpoint.convert import convert_file
+from rsb_d2.config.loading import load_config
+from rsb_d2.config.setup import setup
 from rsb_d2.data import make_sample_data
-from rsb_d2.engine import load_config, setup
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_1x.yaml")

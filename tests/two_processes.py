@@ -9,7 +9,8 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from rsb_d2 import Trainer
-from rsb_d2.engine import launch, setup
+from rsb_d2.config.setup import setup
+from rsb_d2.engine import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,8 +17,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
 
 from rsb_d2 import UserError  # noqa: E402
-from rsb_d2.report.browse import browse  # noqa: E402
 from rsb_d2.report.command_line import add_dataset_arguments, open_dataset  # noqa: E402
+from rsb_d2.report.data.browse import browse  # noqa: E402
 from rsb_d2.report.output import check_output  # noqa: E402
 
 

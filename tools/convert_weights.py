@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from rsb_d2 import UserError  # noqa: E402
 from rsb_d2.checkpoint.convert import TARGETS, Conversion, convert_file  # noqa: E402
-from rsb_d2.checkpoint.resnet_names import PLAIN_RESNETS  # noqa: E402
+from rsb_d2.checkpoint.formats.resnet_names import PLAIN_RESNETS  # noqa: E402
 
 
 def main() -> int:

@@ -20,9 +20,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
 
 from rsb_d2 import UserError  # noqa: E402
-from rsb_d2.engine.predictor import load_detector, load_predict_config  # noqa: E402
 from rsb_d2.export.export import Exported, check_output, export_detector  # noqa: E402
 from rsb_d2.export.images import comparison_images  # noqa: E402
+from rsb_d2.predict.predictor import load_detector, load_predict_config  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

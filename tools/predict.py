@@ -19,12 +19,12 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
 
 from rsb_d2 import UserError  # noqa: E402
-from rsb_d2.engine.predict_files import (  # noqa: E402
+from rsb_d2.predict.files import (  # noqa: E402
     find_images,
     format_table,
     predict_files,
 )
-from rsb_d2.engine.predictor import (  # noqa: E402
+from rsb_d2.predict.predictor import (  # noqa: E402
     DTYPES,
     Predictor,
     load_predict_config,

@@ -20,8 +20,8 @@ warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detect
 from rsb_d2 import UserError  # noqa: E402
 from rsb_d2.report.command_line import add_dataset_arguments, open_dataset  # noqa: E402
 from rsb_d2.report.output import check_output  # noqa: E402
-from rsb_d2.report.report import report  # noqa: E402
-from rsb_d2.report.results import read_results  # noqa: E402
+from rsb_d2.report.results.report import report  # noqa: E402
+from rsb_d2.report.results.results_file import read_results  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

@@ -170,7 +170,7 @@ def compare_ap(
     Raises:
         UserError: if the weights are not there, or detect next to nothing.
     """
-    from ..engine.predictor import load_detector, load_predict_config
+    from ..predict.predictor import load_detector, load_predict_config
     from .sample import average_precision, sample_config
 
     cfg = sample_config(load_predict_config("frcnn_rsb_sample", weights, device=str(device)))

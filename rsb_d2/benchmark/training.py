@@ -27,9 +27,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
+from ..config.check_device import check_compiler
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import TrainLoader
-from ..engine.speed import check_compiler, prepare_for_training
+from ..engine.speed import prepare_for_training
 from ..errors import UserError
 from ..solver import build_optimizer
 from . import arguments

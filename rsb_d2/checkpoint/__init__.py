@@ -1,5 +1,5 @@
 from .checkpointer import Checkpointer
-from .formats import BACKBONE, DETECTOR, FORMATS, Format
+from .formats.known_formats import BACKBONE, DETECTOR, FORMATS, Format
 from .locating import locate
 from .run_folder import (
     find_newest_complete,

@@ -9,7 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from . import timm_hub
-from .formats import CAFFE2_RESNET, recognise
+from .formats.known_formats import CAFFE2_RESNET, recognise
 from .loading import LoadReport, find_backbone, load_weights, state_dict_of
 from .locating import locate
 from .reading import read_checkpoint

@@ -7,13 +7,11 @@ import timm
 import torch
 
 from ..errors import UserError
-from . import resnet_names, timm_hub
-from .formats import DETECTOR, STOCK_DETECTOR, Format, recognise
-from .loading import split_detector, state_dict_of
-from .locating import locate
-from .reading import StateDict, read_checkpoint
-from .resnet_names import PLAIN_RESNETS
-from .timm_names import (
+from . import timm_hub
+from .formats import resnet_names
+from .formats.known_formats import DETECTOR, STOCK_DETECTOR, Format, recognise
+from .formats.resnet_names import PLAIN_RESNETS
+from .formats.timm_names import (
     COUNTER,
     architecture,
     classifier_names,
@@ -21,6 +19,9 @@ from .timm_names import (
     model_name,
     whole_model,
 )
+from .loading import split_detector, state_dict_of
+from .locating import locate
+from .reading import StateDict, read_checkpoint
 from .writing import check_ending, save_weights
 
 TARGETS = ("rsb_d2", "detectron2", "timm")

@@ -10,10 +10,16 @@ from torch import nn
 
 from ..errors import UserError
 from ..modeling import TimmBackbone
-from . import openmmlab_detectors
-from .formats import DETECTOR, FORMATS, OPENMMLAB_DETECTOR, TIMM_CLASSIFIER, Format, recognise
-from .reading import StateDict
-from .timm_names import (
+from .formats import openmmlab_detectors
+from .formats.known_formats import (
+    DETECTOR,
+    FORMATS,
+    OPENMMLAB_DETECTOR,
+    TIMM_CLASSIFIER,
+    Format,
+    recognise,
+)
+from .formats.timm_names import (
     COUNTER,
     Match,
     architecture,
@@ -22,6 +28,7 @@ from .timm_names import (
     updated_by_timm,
     without_spare_counters,
 )
+from .reading import StateDict
 
 logger = logging.getLogger(__name__)
 

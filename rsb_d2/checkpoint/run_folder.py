@@ -13,6 +13,9 @@ logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
 
+# The key of a checkpoint under which the config of its run stands, in YAML.
+CONFIG_KEY = "config"
+
 _PERIODIC = re.compile(r"model_(\d{7})\.pth")
 # The temporary names of rsb_d2.checkpoint.writing.whole_file.
 _LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint|best\.json)\.\d+\.tmp")

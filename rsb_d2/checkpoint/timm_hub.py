@@ -15,8 +15,8 @@ from timm.models import list_pretrained
 
 from ..errors import UserError
 from ..modeling import TimmBackbone
+from .formats.timm_names import add_missing_counters, architecture, match, updated_by_timm
 from .reading import StateDict, read_checkpoint
-from .timm_names import add_missing_counters, architecture, match, updated_by_timm
 from .writing import save_torch
 
 logger = logging.getLogger(__name__)

@@ -9,49 +9,23 @@ from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer as Detectron2AMPTrainer
 from detectron2.engine import DefaultTrainer, SimpleTrainer
 
-from ..errors import UserError
+from ..config.check_device import AMP_DTYPES
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def check_amp(cfg: CfgNode) -> None:
-    """Check ``SOLVER.AMP`` and switch it off where it would not help.
-
-    Args:
-        cfg (CfgNode): not frozen, with the device that is used in ``MODEL.DEVICE``.
-            ``SOLVER.AMP.ENABLED`` is set to False, with a message, on the CPU unless
-            ``SOLVER.AMP.DTYPE`` asks for bfloat16 by name: few processors compute in it.
-
-    Raises:
-        UserError: if ``SOLVER.AMP.DTYPE`` is none of the three, or a GPU lacks it.
-    """
-    name = cfg.SOLVER.AMP.DTYPE
-    if name not in ("auto", *DTYPES):
-        raise UserError(f"SOLVER.AMP.DTYPE is {name!r}; write auto, bfloat16 or float16")
-    if not cfg.SOLVER.AMP.ENABLED or name == "bfloat16":
-        return
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
-        cfg.SOLVER.AMP.ENABLED = False
-        logger.warning(
-            "SOLVER.AMP.ENABLED is off on the CPU. Where the processor computes in bfloat16 "
-            "(AVX512-BF16 or AMX), SOLVER.AMP.DTYPE bfloat16 switches it on."
-        )
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype:
     """What ``SOLVER.AMP.DTYPE`` stands for on ``MODEL.DEVICE``.
 
     Args:
-        cfg (CfgNode): after :func:`check_amp`.
+        cfg (CfgNode): after :func:`rsb_d2.config.check_device.check_amp`.
 
     Returns:
         torch.dtype: for ``"auto"`` bfloat16 where the GPU computes in it, else float16.
     """
     name = cfg.SOLVER.AMP.DTYPE
     if name != "auto":
-        return DTYPES[name]
+        return AMP_DTYPES[name]
     has_bfloat16 = not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_bf16_supported(
         including_emulation=False
     )
@@ -63,7 +37,7 @@ def use_amp(trainer: DefaultTrainer, cfg: CfgNode) -> None:
 
     Args:
         trainer (DefaultTrainer): constructed; its inner trainer is replaced.
-        cfg (CfgNode): after :func:`check_amp`.
+        cfg (CfgNode): after :func:`rsb_d2.config.check_device.check_amp`.
     """
     if cfg.SOLVER.AMP.ENABLED:
         trainer._trainer = AMPTrainer(trainer._trainer, amp_dtype(cfg))

@@ -6,7 +6,6 @@ import os
 from typing import Dict, List
 
 import cv2
-import matplotlib
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -18,14 +17,9 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib.figure import Figure
 
 from ..data.images import CheckedDatasetMapper, read_image
+from ..visualization import class_colors, readable_scale
 
 logger = logging.getLogger(__name__)
-
-# RGB in 0 ... 255: one for each class, in turn.
-PALETTE = [
-    tuple(round(255 * c) for c in matplotlib.colormaps["tab10"](i)[:3])
-    for i in (0, 1, 2, 3, 4, 6, 8, 9)
-]
 
 # Detections below this score are not drawn.
 DRAWN_SCORE = 0.5
@@ -128,8 +122,7 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
     """
     name = cfg.DATASETS.TEST[0]
     classes = MetadataCatalog.get(name).get("thing_classes", [])
-    colors = [PALETTE[i % len(PALETTE)] for i in range(len(classes))]
-    metadata = Metadata(thing_classes=classes, thing_colors=colors)
+    metadata = Metadata(thing_classes=classes, thing_colors=class_colors(len(classes)))
     mapper = CheckedDatasetMapper(cfg, is_train=False)
     pairs = []
     with inference_context(model), torch.no_grad():
@@ -152,11 +145,6 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
 
 def _without_masks(annotations: List[dict]) -> List[dict]:
     return [{k: v for k, v in a.items() if k != "segmentation"} for a in annotations]
-
-
-def readable_scale(image: np.ndarray, short_side: int = 320) -> float:
-    """The factor that makes labels on a small image readable."""
-    return max(1.0, short_side / min(image.shape[:2]))
 
 
 def _grid(pairs: List[tuple], columns: int = 2, margin: int = 8) -> np.ndarray:

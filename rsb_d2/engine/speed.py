@@ -1,14 +1,13 @@
 """The switches that make a model train faster and in less memory, with the same results."""
 
 import logging
-import shutil
 
 import torch
 from detectron2.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError
+from ..config.check_device import check_compiler
 from ..modeling import TimmBackbone
 
 logger = logging.getLogger(__name__)
@@ -38,25 +37,3 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
         check_compiler(cfg)
         # In place, so that the weights keep their names; one program for all sizes of images.
         model.backbone.compile(dynamic=True)
-
-
-def check_compiler(cfg: CfgNode) -> None:
-    """Check that torch.compile finds what it needs, long before it would miss it.
-
-    Args:
-        cfg (CfgNode): ``MODEL.COMPILE`` and ``MODEL.DEVICE`` are read.
-
-    Raises:
-        UserError: if the model is to be compiled for the CPU and there is no C++ compiler.
-    """
-    if not cfg.MODEL.COMPILE or cfg.MODEL.DEVICE.startswith("cuda"):
-        return
-    from torch._inductor import config as inductor_config
-
-    names = inductor_config.cpp.cxx
-    names = names if isinstance(names, (list, tuple)) else (names,)
-    if not any(name and shutil.which(name) for name in names):
-        raise UserError(
-            "MODEL.COMPILE needs a C++ compiler, and there is no g++; install one, name it in the "
-            "environment variable CXX, or write False"
-        )

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 from ..checkpoint import Checkpointer, has_run, remove_leftovers
-from ..checkpoint.run_folder import LAST_CHECKPOINT
+from ..checkpoint.run_folder import CONFIG_KEY, LAST_CHECKPOINT
 from ..data.class_names import stored_class_names
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import TrainLoader, build_train_loader
@@ -29,7 +29,7 @@ from .amp import use_amp
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
 from .checkpoints import CheckpointWriter, EvaluationWriter
 from .pictures import PictureWriter
-from .resume import CONFIG_KEY, gather_process_states, set_process_state
+from .resume import gather_process_states, set_process_state
 from .signals import Interrupted, SignalWatch
 from .speed import prepare_for_training
 from .validation import ValidationLoss

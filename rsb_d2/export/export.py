@@ -15,8 +15,8 @@ from torch import nn
 
 from ..checkpoint.writing import whole_file
 from ..data.class_names import ClassNames
-from ..engine.predictor import Predictor
 from ..errors import UserError
+from ..predict.predictor import Predictor
 from .comparison import Detections, Difference, compare
 from .contract import input_contract
 from .dataflow import make_dataflow, smallest_side

@@ -10,8 +10,8 @@ from detectron2.data import DatasetCatalog
 from ..data import register_coco_json
 from ..data.images import BadImageError, read_image
 from ..data.sample.draw import draw_picture
-from ..engine.predict_files import find_images
 from ..errors import UserError
+from ..predict.files import find_images
 
 _NUM_IMAGES = 4
 

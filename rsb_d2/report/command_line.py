@@ -6,8 +6,8 @@ from typing import Tuple
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
+from ..config.loading import load_config
 from ..data import make_sample_data
-from ..engine import load_config
 from ..errors import UserError
 from .source import Source, count_masks, open_files, open_registered
 

@@ -7,9 +7,9 @@ to the names of timm's model (``BACKBONE``) or of this project's detectors (``DE
 from dataclasses import dataclass
 from typing import Callable
 
-from ..errors import UserError
+from ...errors import UserError
+from ..reading import StateDict
 from . import openmmlab_detectors, resnet_names
-from .reading import StateDict
 
 # What a converter returns: a backbone by the names of timm's classification model (conv1.weight,
 # layer1.0.conv1.weight) ...

@@ -6,7 +6,9 @@ from typing import Any, Dict, List
 
 import numpy as np
 
-from ..errors import UserError
+from ...errors import UserError
+from ..output import check_output, progress, render, write_whole
+from ..source import Source
 from .average_precision import (
     FIGURES,
     IOU_THRESHOLDS,
@@ -18,9 +20,7 @@ from .average_precision import (
 )
 from .examples import choose, describe
 from .matching import BKG, ERRORS, KINDS, Matching, match
-from .output import check_output, progress, render, write_whole
-from .results import Results, match_to_source, read_results
-from .source import Source
+from .results_file import Results, match_to_source, read_results
 from .tide import break_down
 
 _BINS = 20  # of the score histogram

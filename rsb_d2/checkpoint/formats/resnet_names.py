@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from .reading import StateDict
+from ..reading import StateDict
 
 # The first convolution and its norm layer, those of the blocks, and those of the blocks' shortcuts.
 _TO_DETECTRON2 = (

@@ -15,7 +15,7 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
-from ..errors import UserError
+from ...errors import UserError
 
 
 class AnchorGrid(NamedTuple):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data.images import BadImageError, read_image
 from ..errors import UserError
-from .pictures import PALETTE, readable_scale
+from ..visualization import class_colors, readable_scale
 from .predictor import Predictor
 
 _MAX_ROWS = 20
@@ -141,7 +141,7 @@ def predict_files(
     pictures = os.path.join(output_dir, "pictures")
     _make_folder(pictures)
     names = list(predictor.classes.names)
-    colors = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    colors = class_colors(len(names))
     metadata = Metadata(name="predictions", thing_classes=names, thing_colors=colors)
     predictions, skipped, results, records = [], [], [], []
     for batch in _batches(predictor, images, batch_size, skipped):

@@ -4,10 +4,10 @@ from typing import Any, Callable, Dict, List
 
 import numpy as np
 
+from ..pictures import BUDGET, outline, rounded, thumbnail
+from ..source import Source, to_rle, xywh
 from .matching import CORRECT, IGNORED, Matching
-from .pictures import BUDGET, outline, rounded, thumbnail
-from .results import Results
-from .source import Source, to_rle, xywh
+from .results_file import Results
 
 _OVERALL = 24  # worst, and as many best
 _PER_CLASS = (3, 1)  # worst, best

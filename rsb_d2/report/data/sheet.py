@@ -10,9 +10,9 @@ from detectron2.data import Metadata
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
-from ..data.images import BadImageError, read_image
+from ...data.images import BadImageError, read_image
+from ..source import Source, xywh
 from .box_stats import IOU_EDGES, RATIO_EDGES, SIZE_EDGES, Boxes
-from .source import Source, xywh
 
 _COLUMNS = 4
 _MAX_CLASSES = 30  # bars; the rest is one more

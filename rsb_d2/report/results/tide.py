@@ -14,7 +14,7 @@ import numpy as np
 
 from .average_precision import RECALL_THRESHOLDS
 from .matching import BKG, BOTH, CLS, CORRECT, DUPE, ERRORS, IGNORED, LOC, Matching
-from .results import Results
+from .results_file import Results
 
 _CODES = dict(Cls=CLS, Loc=LOC, Both=BOTH, Dupe=DUPE, Bkg=BKG)
 
@@ -43,7 +43,7 @@ def break_down(results: Results, matching: Matching, num_classes: int) -> Breakd
 
     Args:
         results (Results): detections.
-        matching (Matching): from :func:`rsb_d2.report.matching.match`.
+        matching (Matching): from :func:`rsb_d2.report.results.matching.match`.
         num_classes (int): K.
 
     Returns:

@@ -12,10 +12,10 @@ from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from torch import nn
 
-from ..errors import UserError
-from ..modeling.cascade_rcnn import OpenMMLabCascadeROIHeads
-from ..modeling.retinanet import LastLevelP6P7WithoutReLU, OpenMMLabRetinaNet
-from .reading import StateDict
+from ...errors import UserError
+from ...modeling.cascade_rcnn import OpenMMLabCascadeROIHeads
+from ...modeling.retinanet import LastLevelP6P7WithoutReLU, OpenMMLabRetinaNet
+from ..reading import StateDict
 
 # neck.lateral_convs.0 of the two-stage detectors is of res2, of RetinaNet of res3.
 _FIRST_LEVEL = {"rcnn": 2, "retinanet": 3}

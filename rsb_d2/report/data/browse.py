@@ -7,8 +7,11 @@ from typing import Any, Dict, List
 import numpy as np
 from detectron2.config import CfgNode
 
-from ..data import register_coco_json
-from ..errors import UserError
+from ...data import register_coco_json
+from ...errors import UserError
+from ..output import check_output, progress, render, write_whole
+from ..pictures import BUDGET, outline, rounded, thumbnail
+from ..source import Source, to_rle
 from .anchors import AnchorGrid, build_anchor_grid
 from .box_stats import (
     ANCHOR_IOUS,
@@ -19,10 +22,7 @@ from .box_stats import (
     find_oddities,
     summarise,
 )
-from .output import check_output, progress, render, write_whole
-from .pictures import BUDGET, outline, rounded, thumbnail
 from .sheet import draw_sheet
-from .source import Source, to_rle
 
 _SHEET_IMAGES = 16
 _ODD_IMAGES = 12  # of each kind of oddity, beyond those drawn by chance

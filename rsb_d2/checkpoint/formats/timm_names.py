@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from .reading import StateDict
+from ..reading import StateDict
 
 COUNTER = "num_batches_tracked"
 

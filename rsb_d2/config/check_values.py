@@ -1,18 +1,17 @@
 """The values of a config against what they mean, before a run trips over one of them hours later.
 
-yacs checks that a value has the type of the default. Here: numbers that are not in their range,
-names that do not exist, and data of Detectron2's own data sets that is not there.
+yacs checks that a value has the type of the default. Here: numbers that are not in their range, and
+names that do not exist.
 """
 
 import difflib
 import importlib.util
 import logging
 import math
-from typing import Any, Iterable, List, NamedTuple, Tuple
+from typing import Any, Iterable, List, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -23,9 +22,7 @@ from detectron2.modeling import (
     ROI_MASK_HEAD_REGISTRY,
 )
 from detectron2.solver import build_lr_scheduler
-from detectron2.utils.file_io import PathManager
 
-from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -132,7 +129,7 @@ _REGISTRIES = {
 }
 
 
-def check_config(cfg: CfgNode, eval_only: bool) -> None:
+def check_values(cfg: CfgNode, eval_only: bool) -> None:
     """Check the values of a config; warn of those that are possible, but hardly meant.
 
     A key that a version of Detectron2 does not have is passed over.
@@ -154,7 +151,6 @@ def check_config(cfg: CfgNode, eval_only: bool) -> None:
         name = _value(cfg, key)
         if name not in ("", "PrecomputedProposals") and name not in registry:
             raise UserError(f"{key} is {name!r}; {_did_you_mean(name, [n for n, _ in registry])}")
-    _check_device(cfg.MODEL.DEVICE)
     if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
         raise UserError(
             f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values, MODEL.PIXEL_STD has "
@@ -163,30 +159,6 @@ def check_config(cfg: CfgNode, eval_only: bool) -> None:
     if not eval_only:
         _check_training_sizes(cfg)
         _check_schedule(cfg)
-
-
-def check_other_datasets(cfg: CfgNode, eval_only: bool) -> None:
-    """Check the data sets that are not of ``DATASETS.COCO_JSON``, as Detectron2's own.
-
-    A test set is first read at the first evaluation, when its file may turn out to be missing.
-
-    Args:
-        cfg (CfgNode): its ``DATASETS.TRAIN`` and ``.TEST`` are registered; not changed.
-        eval_only (bool): leave out ``DATASETS.TRAIN``.
-
-    Raises:
-        UserError: if an annotation file or image folder is missing, or if the model has another
-            number of classes.
-    """
-    for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
-        for name in cfg.DATASETS[split]:
-            load = DatasetCatalog[name]
-            if isinstance(load, CocoJsonDataset):
-                continue
-            # Other functions may read other files than the metadata name.
-            if getattr(load, "__module__", "").startswith("detectron2.data.datasets"):
-                _check_files(split, name)
-            _check_num_classes(cfg, split, name)
 
 
 def _value(cfg: CfgNode, key: str) -> Any:
@@ -221,18 +193,6 @@ def _did_you_mean(name: Any, names: List[str]) -> str:
     if matches:
         return f"did you mean {' or '.join(matches)}?"
     return f"write one of {', '.join(sorted(names))}"
-
-
-def _check_device(device: str) -> None:
-    try:
-        parsed = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"MODEL.DEVICE is {device!r}; write cpu or cuda") from None
-    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count() > 0:
-        raise UserError(
-            f"MODEL.DEVICE is {device}, but there are {torch.cuda.device_count()} GPUs, counted "
-            "from 0; write cuda"
-        )
 
 
 def _check_training_sizes(cfg: CfgNode) -> None:
@@ -289,31 +249,3 @@ def _check_schedule(cfg: CfgNode) -> None:
 
 def _listed(values: List[int]) -> str:
     return ", ".join(map(str, values))
-
-
-def _check_files(split: str, name: str) -> None:
-    metadata = MetadataCatalog.get(name)
-    files: List[Tuple[str, str]] = [
-        ("annotation file", metadata.get("json_file")),
-        ("image folder", metadata.get("image_root")),
-    ]
-    for what, path in files:
-        if path and "://" not in path and not PathManager.exists(path):
-            raise UserError(
-                f"DATASETS.{split}: {name} has its {what} at {path}, where there is none; put the "
-                "data there, or name the folder above in the environment variable "
-                "DETECTRON2_DATASETS"
-            )
-
-
-def _check_num_classes(cfg: CfgNode, split: str, name: str) -> None:
-    node = NUM_CLASSES_NODE.get(cfg.MODEL.META_ARCHITECTURE)
-    classes = MetadataCatalog.get(name).get("thing_classes")
-    if node is None or not classes:
-        return
-    key, num_classes = f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
-    if num_classes != len(classes):
-        raise UserError(
-            f"{key} is {num_classes}, but {name} of DATASETS.{split} has {len(classes)} classes; "
-            f"write {key} {len(classes)}"
-        )

@@ -16,10 +16,10 @@ from torch import nn
 
 from .. import model_zoo
 from ..checkpoint import Checkpointer
+from ..config.loading import load_config
 from ..data.class_names import ClassNames, find_class_names
 from ..errors import UserError
 from ..inference import optimize_for_inference
-from .setup import load_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

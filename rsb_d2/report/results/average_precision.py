@@ -9,8 +9,8 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .results import Results
-from .source import Source
+from ..source import Source
+from .results_file import Results
 
 # The twelve figures in the order of COCOeval.stats.
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

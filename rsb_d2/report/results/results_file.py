@@ -8,9 +8,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.utils.file_io import PathManager
 
-from ..data.masks import is_finite, is_rle
-from ..errors import UserError
-from .source import Source
+from ...data.masks import is_finite, is_rle
+from ...errors import UserError
+from ..source import Source
 
 # Pixels by which a box may reach beyond its image before it is a sign of another data set.
 _BOX_TOLERANCE = 2.0

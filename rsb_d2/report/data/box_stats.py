@@ -5,8 +5,8 @@ from typing import Any, Dict, List, NamedTuple
 import numpy as np
 import pycocotools.mask as mask_util
 
+from ..source import Source, xywh
 from .anchors import AnchorGrid, best_anchor_ious
-from .source import Source, xywh
 
 ANCHOR_IOUS = (0.3, 0.5, 0.7)
 # Of a box's size, the root of its area, in pixels; by factors of the fourth root of 2.

@@ -19,8 +19,8 @@ from typing import Callable, List, NamedTuple, Tuple
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .results import Results
-from .source import Source, to_rle, xywh
+from ..source import Source, to_rle, xywh
+from .results_file import Results
 
 FOREGROUND_IOU = 0.5
 BACKGROUND_IOU = 0.1

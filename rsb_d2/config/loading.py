@@ -1,0 +1,65 @@
+"""A YAML file and ``KEY VALUE`` pairs into a config, or one line that says which key is wrong."""
+
+import difflib
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from ..errors import UserError
+from .defaults import add_rsb_config
+
+
+def load_config(config_file: str, opts: list) -> CfgNode:
+    """Merge a YAML file and ``KEY VALUE`` pairs into this project's default config.
+
+    Args:
+        config_file (str): path of a YAML file; ``""`` for none.
+        opts (list[str]): ``["SOLVER.BASE_LR", "0.001", ...]``.
+
+    Returns:
+        CfgNode: not frozen.
+
+    Raises:
+        UserError: if the file is missing or is no YAML, if a key does not exist or a value has
+            the wrong type.
+    """
+    cfg = get_cfg()
+    add_rsb_config(cfg)
+    if config_file:
+        if not PathManager.isfile(config_file):
+            raise UserError(f"--config-file: there is no file {config_file}")
+        try:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        except AttributeError as e:  # yacs asks whatever the file holds for its items
+            raise UserError(f"{config_file}: this is no YAML of the form `KEY: value`") from e
+        except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as e:
+            raise UserError(f"{config_file}: {_explain(cfg, e)}") from e
+    if len(opts) % 2:
+        raise UserError(
+            f"overrides are pairs of KEY VALUE, but there are {len(opts)} words: {opts}"
+        )
+    try:
+        cfg.merge_from_list(opts)
+    except (KeyError, ValueError, AssertionError) as e:
+        raise UserError(f"command line: {_explain(cfg, e)}") from e
+    return cfg
+
+
+def _explain(cfg: CfgNode, error: Exception) -> str:
+    """The message of yacs, with the closest existing keys where one does not exist."""
+    message = str(error.args[0] if error.args else error).replace("\n", " ")
+    if "Non-existent" not in message:
+        return message
+    key = message.split(": ")[-1]
+    matches = difflib.get_close_matches(key, _all_keys(cfg), n=3)
+    return message + (f"; did you mean {', '.join(matches)}?" if matches else "")
+
+
+def _all_keys(cfg: CfgNode, prefix: str = "") -> list:
+    keys = []
+    for name, value in cfg.items():
+        keys.append(prefix + name)
+        if isinstance(value, CfgNode):
+            keys += _all_keys(value, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,105 @@
+"""From the command line to a checked, frozen config and an output folder."""
+
+import argparse
+import contextlib
+import logging
+import tempfile
+from logging.handlers import MemoryHandler
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+
+from ..data import register_coco_json
+from ..data.class_names import fill_class_names
+from ..data.sample import make_sample_data
+from ..errors import UserError
+from .check_best_metric import check_best_metric
+from .check_datasets import check_datasets, check_other_datasets
+from .check_device import check_amp, check_compiler, check_device
+from .check_resume import check_resumed_config
+from .check_values import check_values
+from .check_weights import check_weights
+from .loading import load_config
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Make the config of a run, check it, and set up logging and the output folder.
+
+    Everything that can be checked without training is checked before anything is written, so a
+    mistake leaves an earlier run's output as it was.
+
+    Args:
+        args (Namespace): from ``detectron2.engine.default_argument_parser()``.
+
+    Returns:
+        CfgNode: frozen.
+
+    Raises:
+        UserError: for a mistake in the config, its files or its data.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    with _messages_held_back():  # until there is an output folder with a log
+        check_values(cfg, args.eval_only)
+        check_device(cfg)
+        check_amp(cfg)
+        check_compiler(cfg)
+        _make_sample_data(cfg)
+        register_coco_json(cfg, eval_only=args.eval_only)
+        check_datasets(cfg, args.eval_only)
+        fill_class_names(cfg)
+        if not args.eval_only:
+            check_best_metric(cfg)
+        build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+        check_weights(cfg, args)
+        check_other_datasets(cfg, args.eval_only)
+        if args.resume and not args.eval_only:
+            check_resumed_config(cfg)
+        _check_output_dir(cfg.OUTPUT_DIR)
+        cfg.freeze()
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rsb_d2")
+    # On a full disk, what could not be written to the log would bury the line that says so.
+    logging.raiseExceptions = False
+    return cfg
+
+
+@contextlib.contextmanager
+def _messages_held_back():
+    """Give what this project logs to the handlers that are added meanwhile, the log file's too."""
+    ours = logging.getLogger("rsb_d2")
+    ours.setLevel(logging.INFO)
+    before = list(ours.handlers)
+    held = MemoryHandler(capacity=10**6, flushLevel=logging.CRITICAL + 1)
+    ours.addHandler(held)
+    try:
+        yield
+    finally:
+        ours.removeHandler(held)
+        added = [h for h in ours.handlers if h not in before]
+        for record in held.buffer:
+            for handler in added if before or added else [logging.lastResort]:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
+
+
+def _make_sample_data(cfg: CfgNode) -> None:
+    if cfg.DATASETS.SAMPLE_DATA:
+        if comm.is_main_process():
+            make_sample_data(cfg.DATASETS.SAMPLE_DATA)
+        comm.synchronize()
+
+
+def _check_output_dir(output_dir: str) -> None:
+    if not output_dir:
+        raise UserError("OUTPUT_DIR is empty: name a folder for logs and checkpoints")
+    try:
+        PathManager.mkdirs(output_dir)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as e:
+        raise UserError(f"OUTPUT_DIR: cannot write to {output_dir}: {e.strerror}") from e
