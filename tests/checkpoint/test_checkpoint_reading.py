@@ -1,0 +1,278 @@
+"""Files that are damaged, no checkpoints at all, or meant to run code: nothing of them is run."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from detectron2.utils.file_io import PathManager
+
+from rsb_d2 import Checkpointer, TimmBackbone, UserError
+from rsb_d2.checkpoint.convert import convert_file
+from rsb_d2.checkpoint.reading import read_checkpoint, read_file
+from tests.helpers.fake_hub import add_to_cache
+from tests.helpers.paths import ROOT
+
+TOOL = ROOT / "tools" / "convert_weights.py"
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return TimmBackbone("test_resnet")
+
+
+def error_of(call, *args):
+    with pytest.raises(UserError) as error:
+        call(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def torch_bytes(content, **kwargs):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **kwargs)
+    return buffer.getvalue()
+
+
+class Trap:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, victim, function):
+        self.victim = victim
+        self.function = function
+
+    def __reduce__(self):
+        if self.function is exec:
+            return exec, (f"open({str(self.victim)!r}, 'w')",)
+        return self.function, (f"touch {self.victim}",)
+
+
+class Setter:
+    """An object whose unpickling sets an attribute of the unpickler's own stand-in."""
+
+    def __reduce__(self):
+        return np._core.numeric._frombuffer, (), {"tampered": True}
+
+
+# How a trap may be packed: by torch.save of today and of old, as Detectron2's .pkl in several
+# protocols, and beside good weights.
+def torch_trap(trap):
+    return torch_bytes({"model": {"w": torch.zeros(2)}, "meta": trap})
+
+
+def legacy_torch_trap(trap):
+    return torch_bytes({"w": trap}, _use_new_zipfile_serialization=False)
+
+
+def zip_with_a_pickle_of_ones_own(trap):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"w": trap}, 2))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    return buffer.getvalue()
+
+
+def pickle_trap(protocol):
+    def pack(trap):
+        content = {"model": {"w": np.zeros(2), "x": trap}, "__author__": "somebody"}
+        return pickle.dumps(content, protocol)
+
+    return pack
+
+
+PACKINGS = {
+    "torch": torch_trap,
+    "legacy torch": legacy_torch_trap,
+    "zip": zip_with_a_pickle_of_ones_own,
+    **{f"pickle {p}": pickle_trap(p) for p in range(6)},
+}
+
+
+def check_refused(message, path, type_name):
+    assert str(path) in message and type_name in message, message
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("function", [os.system, exec])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pkl", "weights.safetensors", "weights"])
+def test_a_malicious_file_is_refused_by_its_type(tmp_path, backbone, packing, function, name):
+    victim, path = tmp_path / "victim", tmp_path / name
+    path.write_bytes(PACKINGS[packing](Trap(victim, function)))
+    message = error_of(Checkpointer(backbone).load, str(path))
+    check_refused(message, path, {os.system: "posix.system", exec: "exec"}[function])
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("packing", ["torch", "pickle 2"])
+def test_every_other_entry_refuses_it_too(tmp_path, backbone, packing, monkeypatch):
+    victim, path = tmp_path / "victim", tmp_path / "weights.pth"
+    content = PACKINGS[packing](Trap(victim, os.system))
+    path.write_bytes(content)
+
+    # Resuming a run.
+    (tmp_path / "last_checkpoint").write_text("weights.pth")
+    checkpointer = Checkpointer(backbone, str(tmp_path))
+    check_refused(error_of(checkpointer.resume_or_load, ""), path, "posix.system")
+
+    # The hub's cache, by this project's checkpointer and as a path of Detectron2's.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "fvcore"))
+    cached = add_to_cache(tmp_path / "hub", "test_resnet.r160_in1k", content)
+    timm_path = "timm://test_resnet.r160_in1k"
+    check_refused(error_of(checkpointer.load, timm_path), cached, "posix.system")
+    check_refused(error_of(PathManager.get_local_path, timm_path), cached, "posix.system")
+
+    # The converter.
+    output = str(tmp_path / "output.pth")
+    check_refused(error_of(convert_file, str(path), output, "timm"), path, "posix.system")
+    if packing == "torch":
+        tool = subprocess.run(
+            [sys.executable, TOOL, path, output, "--to", "detectron2"],
+            capture_output=True,
+            text=True,
+        )
+        assert tool.returncode == 2 and tool.stdout == ""
+        check_refused(tool.stderr, path, "posix.system")
+        assert tool.stderr.count("\n") == 1
+
+    assert not victim.exists() and not Path(output).exists()
+
+
+def test_more_than_plain_containers_is_refused(tmp_path):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"model": {"w": np.zeros(2)}, "path": Path("x")}))
+    assert "pathlib" in error_of(read_file, str(path))
+    path.write_bytes(pickle.dumps(Setter()))
+    error_of(read_file, str(path))
+    torch.save({"model": {"w": torch.zeros(2)}, "run": Setter}, path)
+    assert "Setter" in error_of(read_file, str(path))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_and_plain_containers_are_read(tmp_path, protocol):
+    content = {
+        "model": OrderedDict(
+            a=np.arange(6, dtype=np.float32).reshape(2, 3),
+            b=np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+            c=np.int64(7),
+            d=np.array(2, dtype=np.int64),
+            e=np.zeros((0, 3), dtype=np.float16),
+        ),
+        "__author__": "somebody",
+        "other": [1, 2.5, None, True, b"\xff\x00", "text", (1, {2})] if protocol > 3 else [1],
+    }
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    checkpoint = read_checkpoint(str(path))
+    for name, array in content["model"].items():
+        assert np.array_equal(checkpoint["model"][name].numpy(), array)
+        assert checkpoint["model"][name].numpy().dtype == array.dtype
+    assert checkpoint["other"] == content["other"]
+
+
+def test_a_pickle_of_python_2_is_read(tmp_path):
+    # pickle.dumps({"conv1_w": np.array([1.0], "f4")}, 2) of Python 2.7: strings of bytes.
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(
+        b"\x80\x02}q\x00U\x07conv1_wq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray"
+        b"\nq\x03K\x00\x85q\x04U\x01bq\x05\x87q\x06Rq\x07(K\x01K\x01\x85q\x08cnumpy\ndtype\nq\tU\x02"
+        b"f4q\nK\x00K\x01\x87q\x0bRq\x0c(K\x03U\x01<q\rNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq"
+        b"\x0eb\x89U\x04\x00\x00\x80?q\x0ftq\x10bs."
+    )
+    assert torch.equal(read_checkpoint(str(path))["model"]["conv1_w"], torch.ones(1))
+
+
+WEIGHTS = {"a": torch.arange(1000.0), "b": torch.ones(3)}
+GOOD = {
+    "torch": torch_bytes(WEIGHTS),
+    "legacy torch": torch_bytes(WEIGHTS, _use_new_zipfile_serialization=False),
+    "safetensors": safetensors.torch.save(WEIGHTS),
+    "pickle": pickle.dumps({"model": {n: t.numpy() for n, t in WEIGHTS.items()}}, 2),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_good_files_are_read(tmp_path, kind):
+    path = tmp_path / "weights"
+    path.write_bytes(GOOD[kind])
+    weights = read_checkpoint(str(path))["model"]
+    assert set(weights) == set(WEIGHTS) and all(
+        torch.equal(weights[n], WEIGHTS[n]) for n in WEIGHTS
+    )
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("kept", [1, 7, 30, 300, -40, -1])
+def test_a_file_that_was_cut_off(tmp_path, kind, kept):
+    path = tmp_path / "weights"
+    path.write_bytes(GOOD[kind][:kept])
+    assert str(path) in error_of(read_checkpoint, str(path))
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "pickle"])
+def test_no_damage_gets_past_as_another_kind_of_error(tmp_path, kind):
+    """Bytes changed at random: read with other numbers, or one line; never a traceback."""
+    path = tmp_path / "weights"
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        content = bytearray(GOOD[kind])
+        for position in rng.integers(len(content), size=4):
+            content[position] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            read_checkpoint(str(path))
+        except UserError as e:
+            assert "\n" not in str(e)
+
+
+def test_a_wrong_checksum_in_a_torch_file(tmp_path):
+    path = tmp_path / "weights.pth"
+    content = bytearray(GOOD["torch"])
+    content[content.index(torch.arange(500.0, 510.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    assert "damaged (wrong checksum of archive/data/" in error_of(read_checkpoint, str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty (0 bytes)"),
+        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "is a web page (HTML)"),
+        (b"\xef\xbb\xbf  \n<html>", "is a web page (HTML)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (b"hello, this is no checkpoint", "neither safetensors nor"),
+        (b"\x00" * 1000, "neither safetensors nor"),
+        (b"{'a': 1}", "neither safetensors nor"),
+        (torch_bytes([1, 2]), "holds a list, not a state dict"),
+        (torch_bytes({}), "holds no tensors"),
+        (torch_bytes({"a": 1, "b": "c"}), "a is a int, where a tensor should be"),
+        (torch_bytes({1: torch.zeros(1)}), "has the key 1"),
+        (torch_bytes({"model": {"a": "text"}}), "a is a str, where a tensor should be"),
+        (pickle.dumps({"model": {"a": np.array(["text"])}}), "a is an array of <U4"),
+        (pickle.dumps({"model": {"a": np.array([{}])}}), "a is an array of object"),
+    ],
+)
+def test_what_is_no_checkpoint(tmp_path, content, words):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    message = error_of(read_checkpoint, str(path))
+    assert words in message and str(path) in message
+
+
+def test_a_zip_that_is_no_checkpoint(tmp_path):
+    path = tmp_path / "weights.pth"
+    np.savez(path.with_suffix(".npz"), a=np.zeros(3))
+    path.with_suffix(".npz").rename(path)
+    assert "no file of torch.save" in error_of(read_checkpoint, str(path))
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
+    assert "TorchScript" in error_of(read_checkpoint, str(path))

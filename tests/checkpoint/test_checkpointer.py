@@ -1,0 +1,426 @@
+"""Weights of every format into a detector: what is computed with them, and what stops the run."""
+
+import logging
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_backbone, build_model
+
+from rsb_d2 import Checkpointer, TimmBackbone, UserError
+from rsb_d2.checkpoint.formats import resnet_names
+from tests.helpers.fake_hub import add_to_cache, make_weights
+from tests.helpers.small_detector import check_features, make_config, make_detector
+
+
+def state_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def check_unchanged(model, before):
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return make_weights("resnet18")
+
+
+def write_timm(path, weights):
+    model = timm.create_model("resnet18")
+    model.load_state_dict(weights)
+    torch.save(model.state_dict(), path)  # an OrderedDict with _metadata, as torchvision's files
+
+
+def write_legacy_torch(path, weights):
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+
+
+def write_timm_training(path, weights):
+    torch.save({"state_dict": {f"module.{n}": t for n, t in weights.items()}, "epoch": 3}, path)
+
+
+def write_safetensors(path, weights):
+    safetensors.torch.save_file(weights, path)
+
+
+def write_openmmlab(path, weights):
+    names = {n: n.replace("fc.", "head.fc.") if n[:2] == "fc" else f"backbone.{n}" for n in weights}
+    state_dict = OrderedDict((names[n], t) for n, t in weights.items())
+    torch.save({"meta": {"epoch": 100, "CLASSES": ["a"]}, "state_dict": state_dict}, path)
+
+
+def as_detectron2(weights):
+    return resnet_names.to_detectron2({n: t for n, t in weights.items() if n[:2] != "fc"})
+
+
+def write_detectron2_pickle(path, weights):
+    arrays = {n: t.numpy() for n, t in as_detectron2(weights).items() if "num_batches" not in n}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content))
+
+
+def write_detectron2_torch(path, weights):
+    torch.save({"model": as_detectron2(weights), "matching_heuristics": True}, path)
+
+
+def write_detector(path, weights):
+    detector = make_detector(seed=2)
+    body = detector.backbone.bottom_up.body
+    body.load_state_dict({n: t for n, t in weights.items() if n[:2] != "fc"})
+    torch.save({"model": detector.state_dict(), "iteration": 9}, path)
+
+
+FORMATS = {
+    "timm": (write_timm, "timm or torchvision classification model"),
+    "legacy torch": (write_legacy_torch, "timm or torchvision classification model"),
+    "timm training": (write_timm_training, "timm or torchvision classification model"),
+    "safetensors": (write_safetensors, "timm or torchvision classification model"),
+    "OpenMMLab": (write_openmmlab, "OpenMMLab classification model"),
+    "Detectron2 pkl": (write_detectron2_pickle, "Detectron2 ResNet"),
+    "Detectron2 pth": (write_detectron2_torch, "Detectron2 ResNet"),
+    "detector": (write_detector, "rsb_d2 detector"),
+}
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_told_from_its_content(tmp_path, weights, kind, norm):
+    write, name = FORMATS[kind]
+    path = tmp_path / "weights"  # the name tells nothing
+    write(path, weights)
+    detector = make_detector(NORM=norm)
+    checkpointer = Checkpointer(detector)
+    checkpointer.load(str(path))
+    check_features(detector, "resnet18", weights)
+    assert checkpointer.report.format_name == name
+    body = detector.backbone.bottom_up.body.state_dict()
+    for key, tensor in body.items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, weights[key]), key
+    if norm == "BN":
+        expected = 0 if kind == "Detectron2 pkl" else 1000  # that file has no counters
+        assert body["layer1.0.bn1.num_batches_tracked"] == expected
+    else:
+        assert isinstance(detector.backbone.bottom_up.body.bn1, FrozenBatchNorm2d)
+
+
+# timm keeps these names, prefixes them, or joins their first two levels.
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_convnext", "test_efficientnet", "test_nfnet", "seresnet50"]
+)
+def test_other_architectures_of_timm(tmp_path, name):
+    weights = make_weights(name)
+    torch.save(weights, tmp_path / "weights.pth")
+    backbone = TimmBackbone(name)
+    Checkpointer(backbone).load(str(tmp_path / "weights.pth"))
+    check_features(backbone, name, weights)
+
+
+def test_names_of_an_architectures_first_publication(tmp_path):
+    """ConvNeXt as its authors published it: timm itself knows how to convert that."""
+    weights = make_weights("test_convnext")
+    renames = [
+        *(("stem.", "downsample_layers.0."), ("head.norm.", "norm."), ("head.fc.", "head.")),
+        *((f"stages.{i}.downsample.", f"downsample_layers.{i}.") for i in range(4)),
+        *((f".blocks.{i}.", f".{i}.") for i in range(4)),
+        *((".conv_dw.", ".dwconv."), (".mlp.fc1.", ".pwconv1."), (".mlp.fc2.", ".pwconv2.")),
+    ]
+    published = {}
+    for name, tensor in weights.items():
+        for new, old in renames:
+            name = name.replace(new, old, 1) if name.startswith(new) or new[0] == "." else name
+        published[name] = tensor
+    assert "downsample_layers.0.0.weight" in published and len(published) == len(weights)
+    torch.save({"model": published}, tmp_path / "weights.pth")
+    backbone = TimmBackbone("test_convnext")
+    Checkpointer(backbone).load(str(tmp_path / "weights.pth"))
+    check_features(backbone, "test_convnext", weights)
+
+
+def test_stages_that_are_not_built_are_unused(tmp_path, weights):
+    torch.save(weights, tmp_path / "weights.pth")
+    backbone = TimmBackbone("resnet18", out_features=["res3", "res4"])
+    checkpointer = Checkpointer(backbone)
+    checkpointer.load(str(tmp_path / "weights.pth"))
+    check_features(backbone, "resnet18", weights)
+    assert "unused in the file: layer4 (30), fc (2)" in str(checkpointer.report)
+
+
+def test_a_backbone_without_fpn_and_a_wrapped_model(tmp_path, weights):
+    torch.save(weights, tmp_path / "weights.pth")
+    cfg = make_config()
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    plain = torch.nn.ModuleDict({"backbone": build_backbone(cfg)})
+    Checkpointer(plain).load(str(tmp_path / "weights.pth"))
+    check_features(plain["backbone"], "resnet18", weights)
+
+    # A detector's file gives its backbone, whatever that is called in the model at hand.
+    write_detector(tmp_path / "detector.pth", weights)
+    other = torch.nn.ModuleDict({"backbone": build_backbone(cfg)})
+    Checkpointer(other).load(str(tmp_path / "detector.pth"))
+    check_features(other["backbone"], "resnet18", weights)
+
+    detector = make_detector()
+    Checkpointer(torch.nn.DataParallel(detector)).load(str(tmp_path / "weights.pth"))
+    check_features(detector, "resnet18", weights)
+
+
+def test_half_precision_weights(tmp_path, weights):
+    half = {n: t.half() if t.is_floating_point() else t for n, t in weights.items()}
+    torch.save(half, tmp_path / "weights.pth")
+    detector = make_detector()
+    Checkpointer(detector).load(str(tmp_path / "weights.pth"))
+    check_features(detector, "resnet18", half)
+    assert detector.backbone.bottom_up.body.conv1.weight.dtype == torch.float32
+
+
+def test_the_report_is_one_block(tmp_path, weights, caplog):
+    torch.save(weights, tmp_path / "weights.pth")
+    with caplog.at_level(logging.INFO, logger="rsb_d2"):
+        Checkpointer(make_detector()).load(f"file://{tmp_path}/weights.pth")
+    (record,) = [r for r in caplog.records if r.name.startswith("rsb_d2")]
+    assert record.getMessage().split("\n") == [
+        f"Weights from file://{tmp_path}/weights.pth",
+        f"  file:    {tmp_path}/weights.pth",
+        "  format:  timm or torchvision classification model",
+        "  loaded:  the whole backbone, 120 tensors; others: none",
+        "  left at their initial values: FPN (12), proposal_generator (6), "
+        "roi_heads.box_head (2), roi_heads.box_predictor (4), roi_heads.mask_head (6)",
+        "  unused in the file: fc (2)",
+    ]
+
+
+def test_no_path_loads_nothing(caplog):
+    detector = make_detector()
+    before = state_of(detector)
+    with caplog.at_level(logging.INFO, logger="rsb_d2"):
+        assert Checkpointer(detector).load("") == {}
+    assert "random" in caplog.text
+    check_unchanged(detector, before)
+
+
+def drop(weights, *prefixes):
+    return {n: t for n, t in weights.items() if not n.startswith(prefixes)}
+
+
+def expect_error(tmp_path, weights, *words, name="resnet18"):
+    """Loading stops with one line that has these words, and the model stays as it was."""
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path)
+    detector = make_detector(name)
+    before = state_of(detector)
+    with pytest.raises(UserError) as error:
+        Checkpointer(detector).load(str(path))
+    message = str(error.value)
+    assert all(word in message for word in (str(path), *words)), message
+    assert "\n" not in message
+    check_unchanged(detector, before)
+
+
+def test_a_missing_tensor_stops_the_run(tmp_path, weights):
+    expect_error(
+        tmp_path,
+        drop(weights, "layer2.0.bn1.running_mean", "layer3.1."),
+        "11 of its 120 tensors are not in the file",
+        "layer2.0.bn1.running_mean, layer3.1.conv1.weight, layer3.1.bn1.weight, …",
+        "Take weights of resnet18, such as timm://resnet18.",
+    )
+
+
+def test_another_shape_names_both(tmp_path, weights):
+    wide = {**weights, "layer1.0.conv1.weight": torch.zeros(64, 4, 3, 3)}
+    expect_error(
+        tmp_path,
+        wide,
+        "1 of its 120 tensors have another shape",
+        "layer1.0.conv1.weight is (64, 4, 3, 3) in the file and (64, 64, 3, 3) in the model",
+    )
+
+
+def test_a_deeper_network_is_not_taken_for_a_shallower_one(tmp_path):
+    """ResNet-34 has every tensor of ResNet-18, in the same shape."""
+    expect_error(tmp_path, make_weights("resnet34"), "not of this architecture", "layer1.2.conv1")
+
+
+def test_a_network_with_more_in_its_blocks_is_not_taken_for_a_plain_one(tmp_path, weights):
+    more = {**weights, "layer1.0.se.fc1.weight": torch.zeros(4, 64, 1, 1)}
+    expect_error(tmp_path, more, "not of this architecture", "layer1.0.se.fc1.weight")
+
+
+def test_weights_of_something_else(tmp_path):
+    expect_error(
+        tmp_path,
+        {"encoder.embed.weight": torch.zeros(3, 3)},
+        "has none of the 120 tensors of the backbone",
+        "encoder.embed.weight",
+        "OpenMMLab classification model",
+    )
+
+
+def test_a_detectors_backbone_must_be_whole(tmp_path, weights):
+    write_detector(tmp_path / "detector.pth", weights)
+    model = torch.load(tmp_path / "detector.pth", weights_only=True)["model"]
+    expect_error(
+        tmp_path,
+        {"model": drop(model, "backbone.bottom_up.body.layer4.1.")},
+        "10 of its 120 tensors are not in the file (layer4.1.conv1.weight",
+    )
+
+
+def test_weights_that_would_fit_and_compute_something_else_are_refused(tmp_path, weights):
+    caffe2 = {"conv1_w": torch.zeros(64, 3, 7, 7), "res2_0_branch2a_w": torch.zeros(64, 64, 1, 1)}
+    expect_error(tmp_path, caffe2, "Caffe2", "BGR", "timm://resnet50.a1_in1k")
+    stock = {f"backbone.bottom_up.{n}": t for n, t in as_detectron2(weights).items()}
+    expect_error(tmp_path, {"model": stock}, "STRIDE_IN_1X1")
+
+
+def test_a_timm_name_of_another_architecture(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    add_to_cache(tmp_path, "resnet34.a1_in1k", make_weights("resnet34"))
+    detector = make_detector()
+    before = state_of(detector)
+    with pytest.raises(
+        UserError, match="of resnet34, but MODEL.TIMM.NAME is resnet18; write MODEL"
+    ):
+        Checkpointer(detector).load("timm://resnet34.a1_in1k")
+    check_unchanged(detector, before)
+
+
+@pytest.mark.parametrize("path", ["nothing.pth", "", "file:///nowhere/nothing.pth"])
+def test_no_such_file(tmp_path, path):
+    with pytest.raises(UserError, match="there is no file|is a folder"):
+        Checkpointer(make_detector()).load(path if "://" in path else str(tmp_path / path))
+
+
+@pytest.mark.parametrize(
+    ("meta_architecture", "left"),
+    [
+        (
+            "GeneralizedRCNN",
+            ["roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"]
+            + ["roi_heads.mask_head.predictor"],
+        ),
+        ("RetinaNet", ["head.cls_score"]),
+    ],
+)
+def test_another_number_of_classes_keeps_all_but_the_classifier(
+    tmp_path, caplog, meta_architecture, left
+):
+    def build(num_classes, seed):
+        cfg = make_config(meta_architecture=meta_architecture)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+        torch.manual_seed(seed)
+        return build_model(cfg)
+
+    saved, model = build(5, seed=1), build(3, seed=2)
+    torch.save({"model": saved.state_dict()}, tmp_path / "model.pth")
+    before = state_of(model)
+    Checkpointer(model).load(str(tmp_path / "model.pth"))
+    expected = saved.state_dict()
+    for name, tensor in model.state_dict().items():
+        is_left = name.rpartition(".")[0] in left
+        assert torch.equal(tensor, before[name] if is_left else expected[name]), name
+    (record,) = [r for r in caplog.records if r.name.startswith("rsb_d2")]
+    assert record.levelno == logging.WARNING
+    assert "the file has 5 classes and the model 3" in record.getMessage()
+    assert f"{left[0]}.weight is ({6 if 'roi' in left[0] else 15}, 16" in record.getMessage()
+
+
+class Counting:
+    """Something to checkpoint."""
+
+    def __init__(self, **state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def test_save_and_resume(tmp_path):
+    detector = make_detector()
+    Checkpointer(detector, str(tmp_path), run=Counting(rate=np.float64(0.5))).save("a", iteration=4)
+    other, run = make_detector(seed=3), Counting()
+    checkpointer = Checkpointer(other, str(tmp_path), run=run)
+    assert checkpointer.has_checkpoint()
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "a.pth")
+    assert checkpointer.resume_or_load("not looked at", resume=True) == {"iteration": 4}
+    assert run.state == {"rate": 0.5}
+    check_unchanged(other, state_of(detector))
+    # Without --resume only the weights count.
+    run.state = {}
+    rest = checkpointer.resume_or_load(str(tmp_path / "a.pth"), resume=False)
+    assert run.state == {} and set(rest) == {"iteration", "run"}
+    # Detectron2's own checkpointer reads the file, too.
+    stock = make_detector(seed=4)
+    DetectionCheckpointer(stock).load(str(tmp_path / "a.pth"))
+    check_unchanged(stock, state_of(detector))
+
+
+def test_a_checkpoint_of_detectron2s_own_checkpointer_is_resumed(tmp_path):
+    detector = make_detector()
+    DetectionCheckpointer(detector, str(tmp_path), run=Counting(rate=1)).save("a", iteration=4)
+    other, run = make_detector(seed=3), Counting()
+    Checkpointer(other, str(tmp_path), run=run).resume_or_load("", resume=True)
+    assert run.state == {"rate": 1}
+    check_unchanged(other, state_of(detector))
+
+
+def test_optimizer_and_scheduler_are_resumed(tmp_path):
+    def make():
+        model = TimmBackbone("test_resnet")
+        optimizer = torch.optim.AdamW(model.parameters())
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])
+        return model, {"optimizer": optimizer, "schedule": schedule}
+
+    model, parts = make()
+    model(torch.randn(1, 3, 32, 32))["res5"].sum().backward()
+    parts["optimizer"].step()
+    parts["schedule"].step()
+    Checkpointer(model, str(tmp_path), **parts).save("a")
+    other, other_parts = make()
+    Checkpointer(other, str(tmp_path), **other_parts).resume_or_load("", resume=True)
+    assert other_parts["schedule"].state_dict() == parts["schedule"].state_dict()
+    for a, b in zip(*(p["optimizer"].state_dict()["state"].values() for p in (parts, other_parts))):
+        assert torch.equal(a["exp_avg"], b["exp_avg"]) and torch.equal(a["step"], b["step"])
+
+
+def test_a_run_is_resumed_with_the_same_model_or_not_at_all(tmp_path):
+    Checkpointer(make_detector(), str(tmp_path), run=Counting(step=1)).save("a")
+    cfg = make_config()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    other, run = build_model(cfg), Counting()
+    before = state_of(other)
+    with pytest.raises(UserError, match="80 classes in the file, 3 here.*start a new OUTPUT_DIR"):
+        Checkpointer(other, str(tmp_path), run=run).resume_or_load("", resume=True)
+    check_unchanged(other, before)
+    assert run.state == {}
+
+
+def test_what_cannot_be_read_back_is_not_saved(tmp_path):
+    checkpointer = Checkpointer(make_detector(), str(tmp_path), run=Counting(it=[Counting()]))
+    with pytest.raises(UserError, match=r"run\.it\[0\] is a test_checkpointer\.Counting"):
+        checkpointer.save("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_timm_backbone_is_loaded_as_detectron2_does(tmp_path, weights):
+    write_detectron2_pickle(tmp_path / "r18.pkl", weights)
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    model = torch.nn.ModuleDict({"backbone": build_backbone(cfg)})
+    Checkpointer(model).load(str(tmp_path / "r18.pkl"))
+    assert torch.equal(model["backbone"].bottom_up.stem.conv1.weight, weights["conv1.weight"])

@@ -1,0 +1,298 @@
+"""timm://NAME: from a hub cache as huggingface_hub lays it out, with and without this project."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import timm
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+
+from rsb_d2 import Checkpointer, TimmBackbone, UserError
+from rsb_d2.checkpoint import locate, timm_hub
+from tests.helpers.fake_hub import FakeHub, add_to_cache, make_weights
+from tests.helpers.paths import ROOT
+from tests.helpers.small_detector import check_features, make_config
+
+PATH = "timm://resnet18.a1_in1k"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return make_weights("resnet18")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "fvcore"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("checkpointer_type", [Checkpointer, DetectionCheckpointer])
+def test_loads_the_backbone_bit_for_bit(cache, weights, checkpointer_type, norm):
+    file = add_to_cache(cache, "resnet18.a1_in1k", weights)
+    detector = build_model(make_config(NORM=norm)).eval()
+    checkpointer = checkpointer_type(detector)
+    checkpointer.load(PATH)
+    body = detector.backbone.bottom_up.body.state_dict()
+    assert len(body) == (120 if norm == "BN" else 100)
+    for name, tensor in body.items():
+        assert torch.equal(tensor, weights[name]), name
+    check_features(detector, "resnet18", weights)
+    if checkpointer_type is Checkpointer:
+        assert f"Weights from {PATH}\n  file:    {file}\n" in str(checkpointer.report)
+
+
+# timm's feature nets of these have other names than the whole models, which the hub has.
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_resnet"])
+def test_stock_checkpointer_with_other_architectures(cache, name):
+    weights = make_weights(name)
+    # As in older files, without counters.
+    add_to_cache(
+        cache,
+        f"{name}.r160_in1k",
+        {n: t for n, t in weights.items() if not n.endswith("num_batches_tracked")},
+    )
+    model = torch.nn.ModuleDict({"backbone": TimmBackbone(f"{name}.r160_in1k")})
+    DetectionCheckpointer(model).load(f"timm://{name}.r160_in1k")
+    check_features(model["backbone"], name, weights)
+
+
+def test_stock_checkpointer_tells_the_head_of_a_detector_from_the_backbone(cache, weights):
+    """A box head with convolutions has a conv1.weight, too."""
+    add_to_cache(cache, "resnet18.a1_in1k", weights)
+    cfg = make_config()
+    cfg.MODEL.ROI_BOX_HEAD.NUM_CONV = 2
+    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 64
+    detector = build_model(cfg)
+    heads = {n: t.clone() for n, t in detector.roi_heads.state_dict().items()}
+    DetectionCheckpointer(detector).load(PATH)
+    check_features(detector, "resnet18", weights)
+    for name, tensor in detector.roi_heads.state_dict().items():
+        assert torch.equal(tensor, heads[name])
+
+
+def test_default_trainer_of_detectron2(cache, weights, tmp_path):
+    """A script of somebody who took the backbone alone: Detectron2's trainer and checkpointer."""
+    add_to_cache(cache, "resnet18.a1_in1k", weights)
+    script = """
+        import cv2, numpy as np, sys, torch
+        from detectron2.config import get_cfg
+        from detectron2.data import DatasetCatalog
+        from detectron2.engine import DefaultTrainer
+        from detectron2.structures import BoxMode
+        import rsb_d2
+        from tests.checkpoint.test_checkpointer import make_config
+
+        cv2.imwrite("image.png", np.zeros((64, 64, 3), np.uint8))
+        box = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+        image = {"file_name": "image.png", "height": 64, "width": 64, "image_id": 1}
+        DatasetCatalog.register("one", lambda: [{**image, "annotations": [box]}])
+        cfg = make_config()
+        cfg.MODEL.MASK_ON = False
+        cfg.MODEL.WEIGHTS = sys.argv[1]
+        cfg.MODEL.BACKBONE.FREEZE_AT = 5
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("one",), ()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+        cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 1, 1
+        cfg.OUTPUT_DIR = "."
+        trainer = DefaultTrainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+        """
+    environment = {
+        **os.environ,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT), str(ROOT / "tests")]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), PATH],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    for name, tensor in weights.items():
+        if not name.startswith("fc."):
+            assert torch.equal(saved[f"backbone.bottom_up.body.{name}"], tensor), name
+
+
+def test_is_a_path_like_others(cache, weights):
+    add_to_cache(cache, "resnet18.a1_in1k", weights)
+    path = PathManager.get_local_path(PATH)
+    assert PathManager.exists(PATH) and PathManager.isfile(PATH) and not PathManager.isdir(PATH)
+    assert not PathManager.isfile("timm://resnet18.nonsense")
+    with PathManager.open(PATH, "rb") as f:
+        assert f.read() == Path(path).read_bytes()
+    with pytest.raises(UserError, match="can be read only"):
+        PathManager.open(PATH, "wb")
+    # It is made once, and anew for another file on the hub.
+    made_at = os.stat(path).st_mtime_ns
+    assert PathManager.get_local_path(PATH) == path and os.stat(path).st_mtime_ns == made_at
+    os.unlink(locate(PATH))
+    add_to_cache(cache, "resnet18.a1_in1k", make_weights("resnet18", seed=1))
+    assert PathManager.get_local_path(PATH) != path
+
+
+def test_a_name_without_a_tag_is_timms_default(cache, weights):
+    tag = timm.get_pretrained_cfg("resnet18").tag
+    file = add_to_cache(cache, f"resnet18.{tag}", weights)
+    assert locate("timm://resnet18") == str(file)
+
+
+def test_weights_that_are_no_safetensors(cache, weights):
+    """Repositories of a few models have only what torch.save wrote."""
+    file = add_to_cache(cache, "resnet18.a1_in1k", b"")
+    torch.save(weights, file.parent / "pytorch_model.bin")
+    file.unlink()
+    backbone = TimmBackbone("resnet18")
+    Checkpointer(backbone).load(PATH)
+    check_features(backbone, "resnet18", weights)
+
+
+def test_without_cache_and_network(cache):
+    with pytest.raises(UserError) as error:
+        Checkpointer(TimmBackbone("resnet18")).load(PATH)
+    message = str(error.value)
+    assert f"is not in the cache {cache}, and HF_HUB_OFFLINE is set" in message
+    assert "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors" in message
+    assert "MODEL.WEIGHTS path/to/model.safetensors" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("Name or service not known"),
+        huggingface_hub.errors.LocalEntryNotFoundError("we cannot find it in the cache"),
+        PermissionError("the cache is read-only"),
+    ],
+)
+def test_when_the_download_fails(cache, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(UserError) as caught:
+        locate(PATH)
+    assert f"is not in the cache {cache}" in str(caught.value) and str(error) in str(caught.value)
+    assert "MODEL.WEIGHTS path/to/model.safetensors" in str(caught.value)
+
+
+def test_downloads_into_the_cache_once(cache, weights, monkeypatch, caplog):
+    calls = []
+
+    def download(repository, file_name, **kwargs):
+        calls.append((repository, file_name))
+        if file_name == "model.safetensors":
+            raise huggingface_hub.errors.EntryNotFoundError("404")
+        file = add_to_cache(cache, "resnet18.a1_in1k", b"")
+        torch.save(weights, file.parent / file_name)
+        file.unlink()
+        return str(file.parent / file_name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with caplog.at_level(logging.INFO, logger="rsb_d2"):
+        assert locate(PATH) == locate(PATH)
+    repository = "timm/resnet18.a1_in1k"
+    assert calls == [(repository, "model.safetensors"), (repository, "pytorch_model.bin")]
+    assert "Downloading model.safetensors of timm/resnet18.a1_in1k" in caplog.text
+
+
+def test_a_damaged_file_in_the_cache(cache, weights):
+    file = add_to_cache(cache, "resnet18.a1_in1k", weights)
+    blob = file.resolve()
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        locate(PATH)
+    assert f"{blob} is damaged" in str(error.value) and "delete it" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("timm://resnet18.a9_in1k", "did you mean resnet18."),
+        ("timm://resnet18d", "resnet18d.ra"),  # known, but of another architecture
+        ("timm://resnet17.a1_in1k", "did you mean resnet18."),
+        ("timm://", "has no weights timm://"),
+        ("timm://../../etc/passwd", "has no weights"),
+        ("timm://legacy_seresnet50.in1k", "legacy_seresnet50"),
+    ],
+)
+def test_names_that_are_no_weights_of_the_backbone(path, words):
+    with pytest.raises(UserError) as error:
+        Checkpointer(TimmBackbone("resnet18")).load(path)
+    assert words in str(error.value) or "MODEL.TIMM.NAME is resnet18" in str(error.value)
+
+
+def test_weights_that_are_not_on_the_hub():
+    with pytest.raises(UserError, match="not on the Hugging Face hub; download http.* and write"):
+        locate("timm://legacy_seresnet50.in1k")
+
+
+def test_several_processes_download_once_and_go_on_where_it_broke_off(weights, tmp_path):
+    """huggingface_hub itself, against a hub on this machine whose first answer breaks off."""
+    content = safetensors.torch.save(weights)
+    hub = FakeHub({"model.safetensors": content}, cut_off_at=30_000_000)
+    script = (
+        "import rsb_d2; from detectron2.utils.file_io import PathManager; "
+        f"print(PathManager.get_local_path({PATH!r}))"
+    )
+    with hub.serve() as address:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path),  # its folder "hub" is the cache
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]),
+        }
+        environment.pop("HF_HUB_CACHE", None)
+        environment.pop("HF_HUB_OFFLINE", None)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True
+            )
+            for _ in range(2)
+        ]
+        outputs = {p.communicate()[0].strip() for p in processes}
+    assert all(p.returncode == 0 for p in processes)
+
+    (first, second) = hub.downloads
+    assert first[1] == 0 and 0 < second[1] <= 30_000_000
+    assert Path(locate(PATH)).read_bytes() == content
+    (path,) = outputs
+    folder = tmp_path / "fvcore" / "rsb_d2"
+    assert [p.name for p in folder.iterdir() if p.suffix != ".lock"] == [Path(path).name]
+    assert "body.conv1.weight" in torch.load(path, weights_only=True)["model"]
+
+
+def test_registered_once_and_again():
+    timm_hub.register()
+    assert PathManager.isfile(PATH)
+
+
+def test_safetensors_of_the_hub_brought_by_hand(tmp_path, weights):
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    backbone = TimmBackbone("resnet18.a1_in1k")
+    Checkpointer(backbone).load(str(tmp_path / "model.safetensors"))
+    check_features(backbone, "resnet18", weights)

@@ -1,0 +1,391 @@
+"""Reading one image, and the mapper: right pixels, or one error that names the file."""
+
+import io
+import pickle
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.structures import BoxMode
+from detectron2.utils.env import seed_all_rng
+from PIL import Image
+
+from rsb_d2 import UserError
+from rsb_d2.data.images import BadImageError, CheckedDatasetMapper, read_image
+from rsb_d2.data.masks import is_polygon, is_rle
+from tests.helpers.damaged_files import jpeg, png
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (7, 5, 3), dtype=np.uint8)
+GREY = RGB[:, :, 0]
+DEEP = RNG.integers(0, 2**16, (7, 5), dtype=np.uint16)
+PALETTE = RNG.integers(0, 256, (16, 3), dtype=np.uint8)
+INDEX = RNG.integers(0, 16, (7, 5), dtype=np.uint8)
+
+
+def save(image, kind, **options):
+    f = io.BytesIO()
+    image.save(f, kind, **options)
+    return f.getvalue()
+
+
+def palette_image():
+    image = Image.fromarray(INDEX)
+    image.putpalette(PALETTE.tobytes())
+    return image
+
+
+def with_alpha(mode, colours):
+    alpha = np.full((7, 5, 1), 9, dtype=np.uint8)
+    return Image.fromarray(np.concatenate([colours.reshape(7, 5, -1), alpha], axis=2), mode)
+
+
+def deep_png(values, color_type):
+    rows = values.astype(">u2").reshape(7, -1)
+    pixels = b"".join(b"\0" + row.tobytes() for row in rows)
+    return png(5, 7, depth=16, color_type=color_type, pixels=pixels)
+
+
+DEEP_RGB = RNG.integers(0, 2**16, (7, 5, 3), dtype=np.uint16)
+
+
+def grey(values):
+    return np.repeat(np.asarray(values, dtype=np.uint8).reshape(7, 5, 1), 3, axis=2)
+
+
+# What each file holds, and its RGB pixels, from the arrays that it is made of.
+UNUSUAL = {
+    "rgb": (save(Image.fromarray(RGB), "PNG"), RGB),
+    "1 x 1": (save(Image.fromarray(RGB[:1, :1]), "PNG"), RGB[:1, :1]),
+    "grey": (save(Image.fromarray(GREY), "PNG"), grey(GREY)),
+    "grey with alpha": (save(with_alpha("LA", GREY), "PNG"), grey(GREY)),
+    "alpha": (save(with_alpha("RGBA", RGB), "PNG"), RGB),
+    "1 bit": (save(Image.fromarray(GREY > 99), "PNG"), grey(255 * (GREY > 99))),
+    "palette": (save(palette_image(), "PNG"), PALETTE[INDEX]),
+    "palette of a GIF": (save(palette_image(), "GIF"), PALETTE[INDEX]),
+    "palette, one transparent": (save(palette_image(), "PNG", transparency=3), PALETTE[INDEX]),
+    "palette, transparencies": (
+        save(palette_image(), "PNG", transparency=bytes(range(16))),
+        PALETTE[INDEX],
+    ),
+    "16-bit grey PNG": (deep_png(DEEP, 0), grey(DEEP >> 8)),
+    "16-bit grey TIFF": (save(Image.fromarray(DEEP), "TIFF"), grey(DEEP >> 8)),
+    "16-bit grey PGM": (b"P5 5 7 65535\n" + DEEP.astype(">u2").tobytes(), grey(DEEP >> 8)),
+    "16-bit RGB PNG": (deep_png(DEEP_RGB, 2), DEEP_RGB >> 8),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_pixels_of_unusual_images(kind, tmp_path, recwarn):
+    content, expected = UNUSUAL[kind]
+    path = tmp_path / "a picture of ümlauts.img"
+    path.write_bytes(content)
+    image = read_image(str(path), "RGB", expected.shape[1::-1])
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_array_equal(read_image(str(path), "BGR"), expected[:, :, ::-1])
+    assert not recwarn.list
+
+
+def test_cmyk(tmp_path):
+    cmyk = RNG.integers(0, 256, (7, 5, 4), dtype=np.uint8)
+    path = str(tmp_path / "cmyk")
+    Image.fromarray(cmyk, "CMYK").save(path, "TIFF")
+    without = 255.0 - cmyk  # ink, from 0 to 1, takes this share of the light away
+    expected = without[:, :, :3] * without[:, :, 3:] / 255
+    assert np.abs(read_image(path, "RGB") - expected).max() <= 1
+    # In a JPEG, where Adobe's are stored inverted; of one colour, as it is lossy.
+    Image.new("CMYK", (16, 8), (0, 255, 128, 64)).save(path, "JPEG", quality=100)
+    assert np.abs(read_image(path, "RGB") - np.array([191, 0, 95.0])).max() <= 3
+
+
+# The upright picture from the stored one, as the EXIF standard words it: e.g. 6, "the 0th row is
+# the visual right-hand side, the 0th column the visual top".
+UPRIGHT = {
+    1: lambda x: x,
+    2: np.fliplr,
+    3: lambda x: x[::-1, ::-1],
+    4: np.flipud,
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_exif_orientation_is_applied_once(kind, tmp_path):
+    path = str(tmp_path / "turned")
+    for orientation, turn in UPRIGHT.items():
+        stored = Image.fromarray(GREY).resize((40, 24), Image.Resampling.NEAREST)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored.save(path, kind, exif=exif)
+        expected = turn(np.repeat(np.asarray(stored)[:, :, None], 3, axis=2))
+        image = read_image(path, "RGB", expected.shape[1::-1])
+        assert image.shape == expected.shape
+        assert np.abs(image - expected.astype(float)).max() <= (30 if kind == "JPEG" else 0)
+
+
+def test_damaged_exif_does_not_cost_the_image(tmp_path):
+    exif = b"Exif\0\0II*\0\xff\xff\xff\xff broken"
+    (tmp_path / "a.jpg").write_bytes(jpeg(exif=exif))
+    assert read_image(str(tmp_path / "a.jpg"), "RGB").shape == (80, 100, 3)
+
+
+def bad_files():
+    floating = save(Image.fromarray(np.ones((80, 100), dtype=np.float32)), "TIFF")
+    integer = save(Image.fromarray(np.ones((80, 100), dtype=np.int32)), "TIFF")
+    return {
+        "missing": (None, "there is no such file"),
+        "empty": (b"", "the file is empty"),
+        "text": (b"this is no image", "it is no image, or of a kind that Pillow does not read"),
+        "web page": (b"<!DOCTYPE html>", "it is no image"),
+        "header alone": (jpeg()[:100], "it is no image|damaged"),
+        "cut short": (jpeg()[:1500], "it is damaged .*truncated"),
+        "cut short PNG": (png(100, 80, pixels=b"\0" * 1000), "it is damaged"),
+        "bomb": (png(20000, 20000, pixels=b"\0"), "too large to be decoded .*400000000 pixels"),
+        "large": (png(12000, 12000), "12000 x 12000 pixels, the annotation file says 100 x 80"),
+        "other size": (jpeg(100, 79), "100 x 79 pixels, the annotation file says 100 x 80"),
+        "32-bit floating-point": (floating, "floating-point pixels.*8 bits a channel"),
+        "32-bit integer": (integer, "32-bit integer pixels.*8 bits a channel"),
+    }
+
+
+@pytest.mark.parametrize("kind", bad_files())
+def test_what_is_wrong_with_an_image(kind, tmp_path):
+    content, message = bad_files()[kind]
+    path = tmp_path / "a: b.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadImageError, match=message) as e:
+        read_image(str(path), "RGB", (100, 80))
+    error = e.value
+    assert isinstance(error, UserError) and error.path == str(path)
+    assert str(error) == f"cannot use the image {path}: {error.reason}" and len(error.reason) < 200
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.path, again.reason, str(again)) == (error.path, error.reason, str(error))
+
+
+def test_other_paths(tmp_path):
+    for path, message in {
+        str(tmp_path): "Is a directory",
+        "a\0b.jpg": "a.x00b.jpg.*null",
+        "no\nsuch\ud800.jpg": r"no\\nsuch\\ud800.jpg",
+    }.items():
+        with pytest.raises(BadImageError, match=message) as e:
+            read_image(path, "RGB")
+        assert len(str(e.value).splitlines()) == 1
+
+
+def test_size_before_the_exif_rotation_is_explained(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(jpeg(100, 80, exif=exif))
+    with pytest.raises(BadImageError, match="80 x 100 .*says 100 x 80 .*EXIF orientation turns it"):
+        read_image(str(path), "RGB", (100, 80))
+
+
+# ---- the mapper ----
+
+
+def make_cfg():
+    cfg = get_cfg()
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (60, 70), 60
+    cfg.MODEL.MASK_ON = True
+    return cfg
+
+
+BOX = [10.0, 10.0, 30.0, 20.0]
+POLYGON = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0, 10.0, 30.0]
+
+
+def make_record(path, **changes):
+    annotation = dict(
+        bbox=BOX, bbox_mode=BoxMode.XYWH_ABS, category_id=1, segmentation=[POLYGON], iscrowd=0
+    )
+    annotation.update(changes)
+    crowd = {**annotation, "iscrowd": 1, "bbox": [float("nan")] * 4}  # never looked at
+    return dict(
+        file_name=str(path), width=100, height=80, image_id=3, annotations=[annotation, crowd]
+    )
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(jpeg())
+    return path
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_the_mapper_does_what_detectron2s_does(is_train, mask_format, picture):
+    cfg = make_cfg()
+    cfg.INPUT.MASK_FORMAT = mask_format
+    record = make_record(picture)
+    for seed in range(8):
+        results = []
+        for mapper in (DatasetMapper(cfg, is_train), CheckedDatasetMapper(cfg, is_train)):
+            seed_all_rng(seed)
+            results.append(mapper(record))
+        expected, result = results
+        assert result.keys() == expected.keys() and "annotations" not in result
+        assert torch.equal(result["image"], expected["image"])
+        if is_train:
+            fields, expected_fields = (r["instances"].get_fields() for r in results)
+            assert fields.keys() == expected_fields.keys()
+            assert torch.equal(fields["gt_boxes"].tensor, expected_fields["gt_boxes"].tensor)
+            masks, expected_masks = fields["gt_masks"], expected_fields["gt_masks"]
+            if mask_format == "bitmask":
+                assert torch.equal(masks.tensor, expected_masks.tensor)
+            else:
+                assert np.array_equal(masks.polygons, expected_masks.polygons)
+    assert repr(record) == repr(make_record(picture))  # NaN equals nothing
+
+
+def test_semantic_segmentation_goes_along(picture, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 50, (80, 100), dtype=np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    record = {**make_record(picture), "sem_seg_file_name": str(tmp_path / "labels.png")}
+    cfg = make_cfg()
+    results = []
+    for mapper in (DatasetMapper(cfg, True), CheckedDatasetMapper(cfg, True)):
+        seed_all_rng(1)
+        results.append(mapper(record)["sem_seg"])
+    assert torch.equal(*results)
+
+
+MASK = np.zeros((80, 100), dtype=np.uint8, order="F")
+MASK[10:30, 10:40] = 1
+RLE = mask_util.encode(MASK)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(bbox=[float("nan"), 0, 5, 5]), "the box .nan, 0, 5, 5., .*four finite"),
+        (dict(bbox=[0, 0, float("inf"), 5]), "inf.*four finite"),
+        (dict(bbox=[0, 0, 5]), "four finite"),
+        (dict(bbox=None), "four finite"),
+        (dict(category_id=-1), "the class -1"),
+        (dict(category_id="cat"), "the class cat"),
+        (dict(segmentation=[[1.0, 1.0, 5.0, 5.0]]), "polygon that is not of three points"),
+        (dict(segmentation=[[1.0, 1.0, 5.0, 5.0, 9.0]]), "polygon that is not of three points"),
+        (dict(segmentation=[[1, 1, 5, 5, 9, float("nan")]]), "polygon that is not of three"),
+        (dict(segmentation=[[1, 1, 5, 5, 9, 1e9]]), "polygon that is not of three"),
+        (dict(segmentation=[]), "no mask"),
+        (dict(segmentation=None), "no mask"),
+        (dict(segmentation=RLE), "mask in RLE, write INPUT.MASK_FORMAT bitmask"),
+    ],
+)
+def test_annotations_that_cannot_be_used(changes, message, picture):
+    with pytest.raises(BadImageError, match="object 0 of its annotations has .*" + message) as e:
+        CheckedDatasetMapper(make_cfg(), True)(make_record(picture, **changes))
+    assert e.value.path == str(picture) and len(str(e.value).splitlines()) == 1
+    # In evaluation nobody reads them.
+    CheckedDatasetMapper(make_cfg(), False)(make_record(picture, **changes))
+
+
+def test_rle_of_another_size(picture):
+    cfg = make_cfg()
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    mapper = CheckedDatasetMapper(cfg, True)
+    masks = mapper(make_record(picture, segmentation=RLE))["instances"].gt_masks
+    assert masks.tensor.shape[0] == 1 and masks.tensor.sum() > 100
+    for rle in ({**RLE, "size": [100, 80]}, {**RLE, "counts": RLE["counts"][:-1]}):
+        with pytest.raises(BadImageError, match=r"RLE mask that does not fit \[80, 100\]"):
+            mapper(make_record(picture, segmentation=rle))
+
+
+def test_a_thread_of_an_image(tmp_path):
+    path = tmp_path / "thread.png"
+    path.write_bytes(save(Image.new("RGB", (5000, 1)), "PNG"))
+    record = dict(file_name=str(path), width=5000, height=1, image_id=1)
+    with pytest.raises(BadImageError, match=r"too long and narrow .*5000 x 1"):
+        CheckedDatasetMapper(make_cfg(), False)(record)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_in_a_worker_arrives_as_the_same_line(num_workers, tmp_path):
+    (tmp_path / "cut: short.jpg").write_bytes(jpeg()[:1500])
+    (tmp_path / "whole.jpg").write_bytes(jpeg())
+    records = [
+        dict(file_name=str(tmp_path / name), width=100, height=80, image_id=i)
+        for i, name in enumerate(["whole.jpg", "cut: short.jpg", "whole.jpg"])
+    ]
+    mapper = CheckedDatasetMapper(make_cfg(), False)
+    with pytest.raises(BadImageError) as expected:
+        mapper(records[1])
+    loader = build_detection_test_loader(records, mapper=mapper, num_workers=num_workers)
+    batches = iter(loader)
+    with pytest.raises(BadImageError) as e:
+        list(batches)
+    for worker in getattr(batches, "_workers", ()):
+        worker.terminate()  # torch would wait for each, 5 seconds, when the loader is collected
+    assert str(e.value) == str(expected.value) and "truncated" in e.value.reason
+    assert e.value.path == records[1]["file_name"]
+
+
+# ---- masks ----
+
+
+def test_rle_against_pycocotools():
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        mask = (rng.random(rng.integers(1, 40, 2)) < rng.random()).astype(np.uint8)
+        mask[: i % 3] = 1
+        size = list(mask.shape)
+        rle = mask_util.encode(np.asfortranarray(mask))
+        text = {**rle, "counts": rle["counts"].decode()}
+        changes = np.flatnonzero(np.diff(mask.flatten("F"), prepend=0))
+        runs = np.diff(changes, prepend=0, append=mask.size)
+        listed = {**rle, "counts": runs.tolist()}
+        for kind in (rle, text, listed):
+            assert is_rle(kind, size) == bool(mask.any())
+            assert is_rle(kind, size, may_be_empty=True)
+            assert not is_rle(kind, [size[0] + 1, size[1]])
+        assert not is_rle({**rle, "counts": runs.tolist() + [1]}, size)
+        assert not is_rle({**rle, "counts": rle["counts"] + b"1"}, size)
+
+
+@pytest.mark.parametrize(
+    "counts", ["", "o", "\x00", "é", "P" * 50, "0P0", [], [-1, 21], [20.0], [1e9], None, 5, [[20]]]
+)
+def test_damaged_rle(counts):
+    assert not is_rle({"size": [4, 5], "counts": counts}, [4, 5])
+
+
+@pytest.mark.parametrize("size", [None, 4, [4], ["4", "5"], [5, 4], [4, 5, 1]])
+def test_rle_with_a_wrong_size(size):
+    assert is_rle({"size": [4, 5], "counts": [10, 10]}, [4, 5])
+    assert not is_rle({"size": size, "counts": [10, 10]}, [4, 5])
+
+
+@pytest.mark.parametrize(
+    "polygon, usable",
+    [
+        ([0, 0, 5, 0, 5, 5], True),
+        ([-3.5, 0, 12, 0, 5, 5], True),
+        (np.array([0.0, 0, 5, 0, 5, 5]), True),
+        ([0, 0, 5, 5], False),
+        ([0, 0, 5, 0, 5], False),
+        ([0, 0, 5, 0, 5, float("nan")], False),
+        ([0, 0, 5, 0, 5, float("inf")], False),
+        ([0, 0, 5, 0, 5, 10**400], False),
+        ([10**400, 0, -(10**400), 0, 5, 5], False),
+        ([0, 0, 5, 0, 5, 1e6], False),
+        ([0, 0, 5, 0, 5, "5"], False),
+        ([0, 0, 5, 0, 5, None], False),
+        ([[0, 0], [5, 0], [5, 5], [5, 5], [1, 1], [2, 2]], False),
+        ("[0, 0, 5, 0, 5, 5]", False),
+        (7, False),
+    ],
+)
+def test_polygons(polygon, usable):
+    assert is_polygon(polygon, [8, 10]) is usable

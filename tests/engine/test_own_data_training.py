@@ -1,0 +1,384 @@
+"""Validation loss, best checkpoint, early stopping and class names of a training."""
+
+import json
+import random
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+import yaml
+from detectron2.engine import default_argument_parser
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage, get_event_storage
+from matplotlib.colors import same_color
+from timm.layers import DropPath
+from torch import nn
+
+from rsb_d2 import Trainer, UserError
+from rsb_d2.config.check_best_metric import check_best_metric
+from rsb_d2.config.setup import setup
+from rsb_d2.data import register_coco_json
+from rsb_d2.data.random_state import random_state_kept
+from rsb_d2.data.sample import CLASS_NAMES, make_sample_data
+from rsb_d2.engine.best import EarlyStopping, MetricHistory, StopTraining
+from rsb_d2.engine.pictures import draw_curves
+from rsb_d2.engine.validation import (
+    build_validation_loader,
+    loss_mode,
+    validation_losses,
+)
+from tests.helpers.seeded_run import make_seeded_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "sample"
+    make_sample_data(str(folder), num_train=4, num_val=3)
+    return folder
+
+
+def data_opts(data):
+    entries = [
+        [f"own_{data.parent.name}_{s}", f"{data}/annotations/{s}.json", f"{data}/{s}"]
+        for s in ("train", "val")
+    ]
+    return [
+        *("DATASETS.COCO_JSON", str(entries)),
+        *("DATASETS.TRAIN", str((entries[0][0],)), "DATASETS.TEST", str((entries[1][0],))),
+    ]
+
+
+NUM_CLASSES = str(len(CLASS_NAMES))
+CLASS_IDS = list(range(1, len(CLASS_NAMES) + 1))
+SMALL = [
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "6", "TEST.EVAL_PERIOD", "1"),
+    *("MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.TIMM.NORM_EVAL", "False", "SEED", "1"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "MODEL.ROI_HEADS.NUM_CLASSES", NUM_CLASSES),
+    *("MODEL.RETINANET.NUM_CLASSES", NUM_CLASSES),
+]
+
+
+def make_config(data, *opts, kind="faster"):
+    cfg = make_seeded_config(kind, *data_opts(data), *SMALL, *opts)
+    register_coco_json(cfg)
+    return cfg
+
+
+# ---- validation loss ----
+
+
+def random_states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("kind", ["faster", "mask", "retinanet", "stock retinanet"])
+def test_validation_loss_is_the_loss_of_training_and_changes_nothing(data, kind):
+    opts = ["MODEL.META_ARCHITECTURE", "RetinaNet"] if kind.startswith("stock") else []
+    cfg = make_config(data, *opts, kind=kind.split()[-1])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    model.train()
+    model.backbone.bottom_up.eval()  # of mixed modes, which are to be kept
+    if kind.startswith("stock"):
+        model.loss_normalizer = 17.0
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = {n: m.training for n, m in model.named_modules()}
+    numbers = {k: v for k, v in vars(model).items() if isinstance(v, (int, float))}
+    states = random_states()
+    with EventStorage() as storage, random_state_kept():
+        loader = build_validation_loader(cfg)
+        losses = validation_losses(model, loader)
+        assert get_event_storage() is storage and not storage.latest()
+    assert random_states() == states
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert {n: m.training for n, m in model.named_modules()} == modes
+    assert {k: v for k, v in vars(model).items() if isinstance(v, (int, float))} == numbers
+    assert all(p.grad is None for p in model.parameters())
+
+    # The same as by hand, with the norms of the heads fixed, too.
+    sums = Counter()
+    with EventStorage(), torch.no_grad():
+        for i, batch in enumerate(loader):
+            torch.manual_seed(i)
+            if "loss_normalizer" in numbers:
+                model.loss_normalizer = 17.0
+            for name, loss in model(batch).items():
+                sums[f"val_{name}"] += loss.item() / 3
+    expected = {"val_total_loss": sum(sums.values()), **sums}
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert losses["val_total_loss"] > 0
+    assert ("val_loss_mask" in losses) == (kind == "mask")
+    vars(model).update(numbers)
+    assert validation_losses(model, loader) == losses  # and again
+
+
+def test_validation_images_are_resized_as_for_testing_and_not_flipped(data):
+    cfg = make_config(data, "INPUT.MIN_SIZE_TRAIN", "(32,)", "INPUT.CROP.ENABLED", "True")
+    states = random_states()
+    with random_state_kept():
+        batches = [list(build_validation_loader(cfg)) for _ in range(2)]
+    assert random_states() == states
+    for (first,), (second,) in zip(*batches):
+        assert min(first["image"].shape[1:]) == 64
+        assert torch.equal(first["image"], second["image"])
+        assert len(first["instances"]) >= 1
+
+
+def test_loss_mode_leaves_nothing_to_chance():
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Dropout())
+    model.head = nn.Sequential(
+        nn.BatchNorm2d(1), nn.GroupNorm(1, 1), nn.Dropout2d(), DropPath(), nn.ReLU()
+    )
+    with loss_mode(model):
+        training = [m.training for m in model.head]
+        assert training == [False, True, False, False, True] and model.training
+        assert not any(m.training for m in model.backbone.modules())
+    assert all(m.training for m in model.modules())
+
+
+def _losses_in_a_process(rank, num_processes, port, cfg, results):
+    torch.distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_processes
+    )
+    register_coco_json(cfg)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    losses = validation_losses(model, build_validation_loader(cfg))
+    # The main process alone has evaluated; all of them stop.
+    history = MetricHistory(f"{cfg.OUTPUT_DIR}/best.json", "bbox/AP")
+    hook = EarlyStopping(1, 2, history)
+    hook.trainer = SimpleNamespace(iter=2, max_iter=10, save_checkpoint=lambda name: None)
+    if rank == 0:
+        for done in (1, 2):
+            history.add(done, 5.0)
+    hook.after_step()
+    if rank == 0:
+        history.add(3, 5.0)
+    with pytest.raises(StopTraining):
+        hook.after_step()
+    results[rank] = losses
+
+
+def test_several_processes_get_the_mean_over_all_images_and_stop_together(data, tmp_path):
+    cfg = make_config(data, "OUTPUT_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    expected = validation_losses(build_model(cfg), build_validation_loader(cfg))
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        port = 20000 + random.SystemRandom().randrange(20000)
+        mp.spawn(_losses_in_a_process, (2, port, cfg, results), nprocs=2)
+        assert results[0] == results[1]
+        assert results[0] == pytest.approx(expected, rel=1e-5)
+
+
+# ---- the best checkpoint and the early end ----
+
+
+class ScriptedTrainer(Trainer):
+    """Evaluates to what ``scores`` says, in a training of few and small steps."""
+
+    scores = ()
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        return {"bbox": {"AP": cls.scores.pop(0)}}
+
+
+def train(cfg, scores, resume=False):
+    ScriptedTrainer.scores = list(scores)
+    trainer = ScriptedTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    assert not ScriptedTrainer.scores
+    return trainer
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_best_checkpoint_survives_a_resume(data, tmp_path):
+    def config(max_iter):
+        return make_config(
+            data, "SOLVER.MAX_ITER", str(max_iter), "OUTPUT_DIR", str(tmp_path / "run")
+        )
+
+    trainer = train(config(3), [20.0, 30.0, float("nan")])
+    output = tmp_path / "run"
+    best = load(output / "model_best.pth")
+    assert best["iteration"] == 1
+    assert set(best) == {"model", "iteration", "class_names", "class_ids"}
+    assert best["class_names"] == list(CLASS_NAMES) and best["class_ids"] == CLASS_IDS
+    last = load(output / "model_final.pth")
+    assert last["class_names"] == list(CLASS_NAMES)
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    assert any(not torch.equal(v, last["model"][k]) for k, v in best["model"].items())
+    assert not trainer.stopped_early
+
+    train(config(5), [25.0, 29.0], resume=True)
+    assert load(output / "model_best.pth")["iteration"] == 1
+    train(config(6), [31.0], resume=True)
+    assert load(output / "model_best.pth")["iteration"] > 4
+    history = json.loads((output / "best.json").read_text())
+    assert history["best"] == {"iterations": 6, "value": 31.0}
+    assert [e["iterations"] for e in history["evaluations"]] == [1, 2, 3, 4, 5, 6]
+    assert history["evaluations"][2]["value"] is None  # NaN is not JSON
+
+    # A new run in the same folder starts anew.
+    train(config(1), [5.0])
+    assert load(output / "model_best.pth")["iteration"] <= 1
+    assert json.loads((output / "best.json").read_text())["best"]["value"] == 5.0
+
+
+def test_early_stop_ends_the_run_as_any_other_ends(data, tmp_path):
+    def config(patience):
+        return make_config(
+            *(data, "SOLVER.EARLY_STOP_PATIENCE", str(patience), "TEST.VAL_LOSS", "True"),
+            *("OUTPUT_DIR", str(tmp_path), "SOLVER.CHECKPOINT_PERIOD", "1"),
+        )
+
+    trainer = train(config(2), [20.0, 30.0, 30.0, 29.0])
+    assert trainer.stopped_early
+    assert load(tmp_path / "model_final.pth")["iteration"] == 3
+    assert not (tmp_path / "model_0000004.pth").exists()
+    assert (tmp_path / "detections.png").is_file() and (tmp_path / "curves.png").is_file()
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert metrics[-1]["bbox/AP"] == 29.0 and metrics[-1]["val_total_loss"] > 0
+    assert "val_loss_rpn_cls" in metrics[-1]
+
+    # It stays over, whatever resumes it, until it may be longer without progress.
+    assert train(config(2), [], resume=True).stopped_early
+    assert load(tmp_path / "model_final.pth")["iteration"] == 3
+    trainer = train(config(3), [28.0], resume=True)
+    assert trainer.stopped_early and load(tmp_path / "model_final.pth")["iteration"] == 4
+    assert not train(config(4), [35.0], resume=True).stopped_early
+    assert load(tmp_path / "model_final.pth")["iteration"] == 5
+
+
+def test_a_validation_loss_can_be_the_metric(data, tmp_path):
+    cfg = make_config(
+        *(data, "SOLVER.BEST_METRIC", "val_total_loss", "TEST.VAL_LOSS", "True"),
+        *("OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "2"),
+    )
+    check_best_metric(cfg)
+    train(cfg, [1.0, 2.0])
+    history = json.loads((tmp_path / "best.json").read_text())
+    values = [e["value"] for e in history["evaluations"]]
+    assert history["mode"] == "min" and history["best"]["value"] == min(values)
+
+
+def test_no_best_checkpoint_without_evaluations_on_the_way(data, tmp_path):
+    cfg = make_config(
+        data, "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path)
+    )
+    train(cfg, [10.0])
+    assert not (tmp_path / "model_best.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "mode, values, best, since",
+    [
+        ("max", [], None, 0),
+        ("max", [1, 3, 3, 2], (2, 3), 2),
+        ("min", [1, 3, 1, 2], (1, 1), 3),
+        ("max", [float("nan"), float("nan")], None, 2),
+        ("max", [float("nan"), 1], (2, 1), 0),
+    ],
+)
+def test_metric_history(tmp_path, mode, values, best, since):
+    history = MetricHistory(str(tmp_path / "best.json"), "bbox/AP", mode)
+    for i, value in enumerate(values, start=1):
+        history.add(i, value)
+    again = MetricHistory(str(tmp_path / "best.json"), "bbox/AP", mode)
+    again.load(100)
+    for h in (history, again):
+        assert (h.best, h.num_since_best) == (best, since)
+    again.load(0)
+    assert again.best is None
+    other = MetricHistory(str(tmp_path / "best.json"), "segm/AP", mode)
+    other.load(100)
+    assert other.best is None
+
+
+def test_a_damaged_history_is_no_reason_to_stop(tmp_path, caplog):
+    (tmp_path / "best.json").write_text("{")
+    history = MetricHistory(str(tmp_path / "best.json"), "bbox/AP")
+    history.load(100)
+    assert history.best is None and "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["SOLVER.BEST_MODE", "highest"], "SOLVER.BEST_MODE is 'highest'; write one of auto"),
+        (["SOLVER.EARLY_STOP_PATIENCE", "-1"], "EARLY_STOP_PATIENCE is -1"),
+        (["SOLVER.EARLY_STOP_PATIENCE", "2", "TEST.EVAL_PERIOD", "0"], "set TEST.EVAL_PERIOD"),
+        (["SOLVER.BEST_METRIC", "bbox/AP5"], "gives no bbox/AP5; did you mean .*bbox/AP50"),
+        (["SOLVER.BEST_METRIC", "AP"], "gives no AP; did you mean bbox/AP"),
+        (["SOLVER.BEST_METRIC", "segm/AP"], "gives no segm/AP"),
+        (["SOLVER.BEST_METRIC", "val_total_loss"], "set TEST.VAL_LOSS True"),
+        (["DATASETS.TEST", "()", "TEST.VAL_LOSS", "True"], "DATASETS.TEST is empty"),
+    ],
+)
+def test_mistakes_in_the_keys(data, opts, message):
+    cfg = make_config(data)
+    cfg.merge_from_list(opts)
+    with pytest.raises(UserError, match=message) as e:
+        check_best_metric(cfg)
+    assert len(str(e.value)) < 300
+
+
+def test_metrics_that_are_right(data):
+    for metric in ("bbox/AP50", "bbox/AP-star", ""):
+        check_best_metric(make_config(data, "SOLVER.BEST_METRIC", metric))
+    cfg = make_config(data, kind="mask")
+    cfg.merge_from_list(["SOLVER.BEST_METRIC", "segm/APs"])
+    check_best_metric(cfg)
+    (name,) = cfg.DATASETS.TEST
+    cfg.DATASETS.TEST = (name, cfg.DATASETS.TRAIN[0])
+    with pytest.raises(UserError, match=f"as in {name}/segm/APs"):
+        check_best_metric(cfg)
+    cfg.SOLVER.BEST_METRIC = f"{name}/segm/APs"
+    check_best_metric(cfg)
+
+
+# ---- class names, curves ----
+
+
+def test_class_names_are_in_the_config_file(data, tmp_path):
+    cfg = make_seeded_config("faster", *data_opts(data), *SMALL, "OUTPUT_DIR", str(tmp_path / "o"))
+    (tmp_path / "mine.yaml").write_text(cfg.dump())
+    cfg = setup(
+        default_argument_parser().parse_args(["--config-file", str(tmp_path / "mine.yaml")])
+    )
+    written = yaml.safe_load((tmp_path / "o" / "config.yaml").read_text())["DATASETS"]
+    assert written["CLASS_NAMES"] == cfg.DATASETS.CLASS_NAMES == list(CLASS_NAMES)
+    assert written["CLASS_IDS"] == CLASS_IDS
+
+
+def test_validation_losses_are_drawn_with_those_of_training(tmp_path, monkeypatch):
+    lines = [
+        {"iteration": i, "total_loss": 3 - i / 50, "loss_cls": 1.0, "lr": 0.1}
+        | ({"val_total_loss": 3.2 - i / 70, "val_loss_cls": 1.1} if i % 40 == 39 else {})
+        for i in range(19, 120, 20)
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    drawn = SimpleNamespace()
+    from rsb_d2.engine import pictures
+
+    class Figure(pictures.Figure):
+        def savefig(self, *args, **kwargs):
+            drawn.axes = self.axes
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr(pictures, "Figure", Figure)
+    draw_curves(str(tmp_path))
+    curves = {line.get_label(): line for line in drawn.axes[0].lines}
+    assert list(curves["val_total_loss"].get_xdata()) == [39, 79, 119]
+    assert same_color(curves["val_total_loss"].get_color(), curves["total_loss"].get_color())
+    assert curves["val_total_loss"].get_linestyle() == "--"

@@ -1,0 +1,190 @@
+"""Several processes: they train, evaluate and resume as one does."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from rsb_d2.data.sample import make_sample_data
+from tests.helpers.paths import ROOT
+
+PROGRAM = ROOT / "tests" / "helpers" / "two_processes.py"
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("detectron2.utils.absent") is None and not torch.cuda.is_available(),
+    reason="Detectron2's main gives a model on the CPU the index of a GPU",
+)
+
+# All images are padded to 64 x 64, and nothing is drawn but images and flips: every anchor is
+# sampled, and each image has the same number of proposals, all of which are, so that the mean over
+# two processes is that over one.
+FIXED = [
+    *("--config-file", str(ROOT / "configs" / "frcnn_rsb_sample.yaml")),
+    *("DATASETS.SAMPLE_DATA", "", "MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM_EVAL", "True"),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+    *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"),
+    *("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "0", "MODEL.RPN.NMS_THRESH", "1.0"),
+    *("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.5"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "40", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.5"),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "SOLVER.OPTIMIZER", "SGD"),
+    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.05", "SOLVER.WARMUP_ITERS", "0"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64", "INPUT.MIN_SIZE_TEST", "64"),
+    *("SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "0"),
+]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    make_sample_data(str(folder / "datasets" / "rsb_sample"), num_train=16, num_val=5)
+    return folder
+
+
+def run(
+    folder, output, *flags, opts=(), launcher=(sys.executable,), program=PROGRAM, **environment
+):
+    return subprocess.run(
+        [*launcher, str(program), *flags, *FIXED, *opts, "OUTPUT_DIR", str(folder / output)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    result = run(folder, "one")
+    assert result.returncode == 0, result.stderr
+    return folder / "one"
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    result = run(folder, "two", launcher=TORCHRUN)
+    assert result.returncode == 0, result.stderr
+    return folder / "two"
+
+
+def images_of(output, num_processes):
+    """The images of each iteration, of all processes together; the last word counts."""
+    images = {}
+    for rank in range(num_processes):
+        lines = (output / f"images.{rank}").read_text().splitlines()
+        of_rank = dict(json.loads(line) for line in lines)
+        for iteration, names in sorted(of_rank.items()):
+            images.setdefault(iteration, []).extend(names)
+    return images
+
+
+def check_equal_weights(output, expected):
+    weights, others = (
+        torch.load(path / "model_final.pth", weights_only=True)["model"]
+        for path in (output, expected)
+    )
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_two_processes_train_to_the_weights_of_one(one, two):
+    assert images_of(one, 1) == images_of(two, 2)
+    assert len(images_of(one, 1)) == 6
+    check_equal_weights(two, one)
+    at_3, at_6 = (
+        torch.load(two / f"model_000000{i}.pth", weights_only=True)["model"] for i in (2, 5)
+    )
+    trained = [name for name, weight in at_3.items() if (weight - at_6[name]).abs().max() > 1e-3]
+    assert len(trained) > 10
+
+
+def test_evaluation_in_two_processes_counts_each_image_once(folder, one):
+    opts = ["MODEL.WEIGHTS", str(one / "model_final.pth")]
+    flags = ["--eval-only", "--num-gpus", "2"]
+    again = run(folder, "evaluated", *flags, opts=opts, program=ROOT / "train_net.py")
+    assert again.returncode == 0, again.stderr
+    expected = json.loads((one / "inference" / "coco_instances_results.json").read_text())
+    path = folder / "evaluated" / "inference" / "coco_instances_results.json"
+    detections = json.loads(path.read_text())
+    assert len({d["image_id"] for d in detections}) == 5
+    assert len(detections) == len(expected) > 50
+    by_image = [
+        sorted(r, key=lambda d: (d["image_id"], -d["score"])) for r in (expected, detections)
+    ]
+    for a, b in zip(*by_image):
+        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-2)
+        assert a["score"] == pytest.approx(b["score"], abs=1e-4)
+    lines = [line for line in again.stdout.splitlines() if "copypaste" in line]
+    metrics = (one / "metrics.json").read_text().splitlines()[-1]
+    assert f"{json.loads(metrics)['bbox/AP']:.4f}" in lines[-1]
+
+
+def test_a_process_that_dies_ends_the_job_which_is_resumed_with_another_number(folder, one):
+    died = run(folder, "died", "--num-gpus", "2", DIE_AT="4")
+    assert died.returncode == 128 + signal.SIGKILL
+    assert "process 1 was killed by SIGKILL" in died.stderr
+    assert (folder / "died" / "last_checkpoint").read_text() == "model_0000002.pth"
+    alone = run(folder, "died", "--resume")
+    assert alone.returncode == 0, alone.stderr
+    assert images_of(folder / "died", 1) != images_of(one, 1)  # the first three are half of them
+    (folder / "died" / "images.0").write_text(
+        "".join(
+            line + "\n"
+            for line in (folder / "died" / "images.0").read_text().splitlines()
+            if len(json.loads(line)[1]) == 4
+        )
+    )
+    expected = images_of(one, 1)
+    assert images_of(folder / "died", 1) == {i: expected[i] for i in (3, 4, 5)}
+    check_equal_weights(folder / "died", one)
+
+
+def test_an_error_in_a_process_is_shown_in_a_line(folder):
+    opts = ["SOLVER.IMS_PER_BATCH", "3"]
+    result = run(folder, "none", "--num-gpus", "2", opts=opts, program=ROOT / "train_net.py")
+    assert result.returncode == 1
+    assert "SOLVER.IMS_PER_BATCH is 3: it must be a multiple of" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_torchrun_says_how_many_processes_there_are(folder):
+    result = run(
+        folder, "none", "--num-gpus", "2", program=ROOT / "train_net.py", launcher=TORCHRUN
+    )
+    assert result.returncode != 0
+    assert "torchrun says how many processes there are" in result.stderr
+
+
+def test_a_signal_ends_two_processes_with_one_checkpoint(folder):
+    output = folder / "stopped"
+    command = [sys.executable, str(PROGRAM), "--num-gpus", "2", *FIXED, "OUTPUT_DIR", str(output)]
+    process = subprocess.Popen(
+        [*command, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "100000"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 200
+        while not (output / "images.1").exists() and time.monotonic() < end:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 143, text
+    assert "Stopped by a signal after" in text
+    checkpoint = torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)
+    assert len(checkpoint["trainer"]["processes"]) == 2

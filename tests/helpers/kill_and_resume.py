@@ -1,0 +1,182 @@
+"""Trains without a stop, and again with kills and resumes; says whether both end with the same.
+
+    python tests/helpers/kill_and_resume.py FOLDER [--iterations 12] [--workers 2] [KEY VALUE ...]
+
+FOLDER has the sample data in `datasets/rsb_sample`, as `tests/engine/test_resume.py` makes it. Each
+training is a process of its own, which kills itself with SIGKILL at a given point.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import COCOEvaluator
+
+from rsb_d2 import Checkpointer, Trainer
+from rsb_d2.checkpoint import checkpointer
+from rsb_d2.config.setup import setup
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = [
+    *("DATASETS.SAMPLE_DATA", "", "MODEL.TIMM.NAME", "resnet18", "MODEL.FPN.OUT_CHANNELS", "32"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001", "SOLVER.WARMUP_ITERS", "4"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64, 72, 80)", "INPUT.MIN_SIZE_TEST", "64"),
+    *("INPUT.CROP.ENABLED", "True", "TEST.VAL_LOSS", "True"),
+]
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KilledTrainer(Trainer):
+    """Dies at one point of the iteration that it is told."""
+
+    point = None
+    at = None
+
+    def is_due(self, point):
+        return (self.point, self.at) == (point, self.iter)
+
+    def run_step(self):
+        if self.is_due("backward"):  # in the middle of an iteration
+            next(self.model.parameters()).data += 1
+            self.optimizer.register_step_pre_hook(lambda *_: die())
+        if self.is_due("loader"):
+            super().run_step()  # the workers have loaded ahead
+            die()
+        super().run_step()
+
+    def save_checkpoint(self, name):
+        if self.is_due("half a checkpoint"):
+            save = torch.save
+
+            def half(content, f):
+                save(content, f)
+                f.truncate(f.tell() // 2)
+                f.flush()
+                die()
+
+            checkpointer.save_torch.__globals__["torch"].save = half
+        if self.is_due("checkpoint without its name"):
+            Checkpointer.tag_last_checkpoint = lambda *_: die()
+        super().save_checkpoint(name)
+
+    def build_evaluator(self, cfg, name):
+        if self.is_due("evaluation"):
+            COCOEvaluator.process = lambda *_: die()
+        return super().build_evaluator(cfg, name)
+
+    def test(self, cfg, model):  # the stock one is of the class, which knows no iteration
+        class WithEvaluator(Trainer):
+            build_evaluator = self.build_evaluator
+
+        return WithEvaluator.test(cfg, model)
+
+
+def train(output, opts, point=None, at=None, resume=False):
+    """Train in a process of its own; returns the signal that ended it, or 0."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] & 0x7F
+    try:
+        with open(f"{output}.log", "a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        args = default_argument_parser().parse_args(
+            [
+                *("--config-file", str(ROOT / "configs" / "frcnn_rsb_sample.yaml")),
+                *(["--resume"] if resume else []),
+                *(*SMALL, "OUTPUT_DIR", output, *opts),
+            ]
+        )
+        KilledTrainer.point, KilledTrainer.at = point, at
+        trainer = KilledTrainer(setup(args))
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def differences(one, other, name=""):
+    """The names of the values in which two checkpoints differ, but for where they were written."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = {*one, *other} - {"config"}
+        return [d for k in keys for d in differences(one.get(k), other.get(k), f"{name}.{k}")]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        pairs = enumerate(zip(one, other))
+        found = [d for i, (a, b) in pairs for d in differences(a, b, f"{name}.{i}")]
+        return found + ([] if len(one) == len(other) else [name])
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if torch.equal(one, other) else [name]
+    return [] if repr(one) == repr(other) else [name]  # NaN is NaN
+
+
+def evaluations(output):
+    """What metrics.json says of each evaluation; the last word counts."""
+    lines = [json.loads(line) for line in open(f"{output}/metrics.json")]
+    found = {}
+    for line in lines:
+        values = {k: v for k, v in line.items() if k.startswith(("bbox/", "val_"))}
+        if values:
+            found[line["iteration"]] = values
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    os.chdir(args.folder)
+    n = args.iterations
+    period = n // 3
+    opts = [*args.opts, "SOLVER.MAX_ITER", str(n), "SOLVER.CHECKPOINT_PERIOD", str(period)]
+    opts += ["TEST.EVAL_PERIOD", str(period)]
+    kills = [
+        ("backward", period - 2),  # before there is any checkpoint
+        ("evaluation", period - 1),
+        ("loader", period),
+        ("backward", 2 * period - 2),
+        ("half a checkpoint", 2 * period - 1),
+        ("checkpoint without its name", 2 * period - 1),
+        ("evaluation", 2 * period - 1),
+        ("loader", 2 * period),
+        ("half a checkpoint", n - 1),
+        ("evaluation", n),
+    ]
+    if train("whole", opts):
+        sys.exit("the training that was not to be killed was killed")
+    for i, (point, at) in enumerate(kills):
+        # Another number of workers each time.
+        workers = ["DATALOADER.NUM_WORKERS", str(i % 2 * args.workers)]
+        if train("killed", [*opts, *workers], point, at, resume=i > 0) != signal.SIGKILL:
+            sys.exit(f"{point} at iteration {at}: the training was not killed there")
+    if train("killed", opts, resume=True):
+        sys.exit("the last training was killed")
+    one, other = (
+        torch.load(f"{output}/model_final.pth", weights_only=True) for output in ("whole", "killed")
+    )
+    different = differences(one, other)
+    different += differences(evaluations("whole"), evaluations("killed"), "metrics.json")
+    with open("whole/best.json") as f, open("killed/best.json") as g:
+        different += differences(json.load(f), json.load(g), "best.json")
+    leftovers = [name for name in os.listdir("killed") if name.endswith(".tmp")]
+    print(json.dumps({"kills": len(kills), "different": different, "leftovers": leftovers}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Every config in configs/, found there rather than listed: it builds, trains and evaluates."""
+
+import json
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_panoptic_separated
+from detectron2.utils.events import EventStorage
+from PIL import Image
+
+from rsb_d2 import Trainer, model_zoo
+from rsb_d2.config.loading import load_config
+from rsb_d2.data import register_coco_json
+from rsb_d2.data.sample import CLASS_NAMES, make_sample_data
+from tests.helpers.paths import CONFIGS
+
+FOLDER = CONFIGS
+CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
+
+# What stands in for COCO, a GPU and hours: nothing of the model or of its optimization.
+SMALL = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.WEIGHTS", ""),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", len(CLASS_NAMES)),
+    *("MODEL.RETINANET.NUM_CLASSES", len(CLASS_NAMES)),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),  # what is not trained detects something, too
+    *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
+    *("DATASETS.SAMPLE_DATA", ""),
+    *("DATALOADER.NUM_WORKERS", 0),
+    *("INPUT.MIN_SIZE_TRAIN", (64,)),
+    *("INPUT.MIN_SIZE_TEST", 64),
+    *("SOLVER.IMS_PER_BATCH", 1),
+    *("SOLVER.MAX_ITER", 2),
+    *("SOLVER.STEPS", (1,)),
+    *("SOLVER.WARMUP_ITERS", 1),
+    *("TEST.EVAL_PERIOD", 0),
+    *("TEST.DETECTIONS_PER_IMAGE", 10),
+]
+PANOPTIC = "rsb_tiny_panoptic"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs") / "sample"
+    make_sample_data(str(folder), num_train=2, num_val=2, image_size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def panoptic(sample):
+    """The sample data with a map of stuff: sky above, ground below, 0 where there are objects."""
+    json_file = sample / "annotations" / "train.json"
+    content = json.loads(json_file.read_text())
+    stuff = sample / "stuff"
+    stuff.mkdir()
+    for image in content["images"]:
+        h, w = image["height"], image["width"]
+        labels = np.where(np.arange(h)[:, None] < h // 2, 1, 2).repeat(w, axis=1).astype(np.uint8)
+        for a in content["annotations"]:
+            if a["image_id"] == image["id"]:
+                rle = mask_util.merge(mask_util.frPyObjects(a["segmentation"], h, w))
+                labels[mask_util.decode(rle).astype(bool)] = 0
+        Image.fromarray(labels).save(stuff / image["file_name"].replace(".jpg", ".png"))
+    metadata = dict(
+        thing_classes=list(CLASS_NAMES),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASS_NAMES))},
+        stuff_classes=["things", "sky", "ground"],
+        stuff_dataset_id_to_contiguous_id={0: 0, 101: 1, 102: 2},
+    )
+    register_coco_panoptic_separated(
+        PANOPTIC, metadata, str(sample / "train"), "", "", str(stuff), str(json_file)
+    )
+    names = [f"{PANOPTIC}_separated", f"{PANOPTIC}_stuffonly"]
+    yield names[0]
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_there_are_configs_of_the_whole_table():
+    published = "frcnn_rsb_1x mask_rcnn_rsb_1x cascade_mask_rcnn_rsb_1x retinanet_rsb_1x"
+    assert {f"{name}.yaml" for name in published.split()} < set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_trains_two_iterations_and_evaluates(name, sample, request, tmp_path):
+    cfg = load_config(str(FOLDER / name), [*SMALL, "OUTPUT_DIR", str(tmp_path)])
+    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
+        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (request.getfixturevalue("panoptic"),)
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+    else:
+        folders = {"train": "rsb_tiny_train", "val": "rsb_tiny_val"}
+        cfg.DATASETS.COCO_JSON = [
+            [n, str(sample / "annotations" / f"{f}.json"), str(sample / f)]
+            for f, n in folders.items()
+        ]
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("rsb_tiny_train",), ("rsb_tiny_val",)
+        register_coco_json(cfg)
+    cfg.freeze()
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainable = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.model.train()
+    with EventStorage() as storage:
+        trainer.storage = storage
+        for trainer.iter in range(2):
+            trainer.run_step()
+            trainer.scheduler.step()
+        assert np.isfinite(storage.latest()["total_loss"][0])
+    # Freezing is as the config says: what is not frozen has moved, at least its decayed weights.
+    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, trainable[n])}
+    decayed = {n for n, p in trainer.model.named_parameters() if p.requires_grad and p.ndim > 1}
+    assert decayed <= moved
+    assert all(p.requires_grad for n, p in trainer.model.named_parameters() if n in moved)
+
+    results = Trainer.test(cfg, trainer.model)
+    assert "AP" in results["bbox"]
+    assert ("AP" in results.get("segm", {})) == cfg.MODEL.MASK_ON
+    assert ("mIoU" in results.get("sem_seg", {})) == (cfg.MODEL.META_ARCHITECTURE == "PanopticFPN")
+
+
+def test_variants_override_only_what_differs():
+    for name in CONFIGS:
+        lines = (FOLDER / name).read_text().splitlines()
+        assert name.startswith("Base-") or lines[0].startswith(("_BASE_", "#"))
+    r18 = model_zoo.get_config("frcnn_rsb_resnet18_1x")
+    base = model_zoo.get_config("frcnn_rsb_1x")
+    r18.MODEL.TIMM.NAME, r18.MODEL.WEIGHTS = base.MODEL.TIMM.NAME, base.MODEL.WEIGHTS
+    assert r18.dump() == base.dump()
+
+
+def test_each_config_starts_from_weights_of_its_architecture():
+    for name in CONFIGS:
+        cfg = load_config(str(FOLDER / name), [])
+        if cfg.MODEL.WEIGHTS:
+            assert cfg.MODEL.WEIGHTS.startswith(f"timm://{cfg.MODEL.TIMM.NAME}."), name
