@@ -32,6 +32,21 @@ def add_profile_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="a table of the operators by time")
 
 
+def check_at_least_one(args: argparse.Namespace, *options: str) -> None:
+    """Refuse a number below 1.
+
+    Args:
+        args (Namespace): of a sub-command.
+        options (str): names of those that count something.
+
+    Raises:
+        UserError: naming the first that is too low.
+    """
+    for option in options:
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option} is {getattr(args, option)}; it must be 1 or more")
+
+
 def find_device(device: str) -> torch.device:
     """The device of ``--device``.
 

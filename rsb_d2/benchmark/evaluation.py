@@ -11,10 +11,8 @@ import contextlib
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
@@ -22,9 +20,10 @@ import pycocotools.mask as mask_util
 from detectron2 import evaluation as stock
 from detectron2.data import MetadataCatalog
 
-from ..errors import UserError
 from ..evaluation import COCOEvaluator
-from .timing import measure, peak_memory, ratio
+from .arguments import check_at_least_one, find_size
+from .profiling import peak_memory_alone
+from .timing import measure, ratio
 
 TOLERANCE = 1e-12  # of a figure in 0 ... 1
 
@@ -58,9 +57,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
     Raises:
         UserError: if an option is out of its range.
     """
-    for option in ("images", "detections", "classes"):
-        if getattr(args, option) < 1:
-            raise UserError(f"--{option} is {getattr(args, option)}; it must be 1 or more")
+    check_at_least_one(args, "images", "detections", "classes")
     report = {
         "title": "COCO evaluation of boxes and masks",
         "settings": {
@@ -94,7 +91,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
                 for what, task in _TASKS.items()
             }
         names = list(evaluators)
-    report["memory"] = {name: _peak_memory(args, name) for name in names}
+    report["memory"] = {name: peak_memory_alone(_prepare, args, name, calls=1) for name in names}
     if _HAS_COMPILED:
         for row in report["rows"]:
             times = ratio(row[_COMPILED], row[_OURS])
@@ -138,8 +135,6 @@ class _Evaluator:
 
 @contextlib.contextmanager
 def _evaluators(args: argparse.Namespace, only: str = "") -> Iterator[Dict[str, _Evaluator]]:
-    from .arguments import find_size
-
     truth, results = make_detections(
         args.images, args.detections, args.classes, find_size(args.image_size)
     )
@@ -192,18 +187,15 @@ def _profile(call: Callable[[], None]) -> str:
     return text.getvalue()
 
 
-def _peak_memory(args: argparse.Namespace, name: str) -> int:
-    """Peak memory of one evaluator in a process of its own, the detections included."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_evaluate_alone, args, name).result()
+def _prepare(args: argparse.Namespace, name: str) -> Callable[[], None]:
+    """A call that makes the detections, too, and so is as large as an evaluation gets."""
 
+    def evaluate() -> None:
+        with _evaluators(args, only=name) as evaluators:
+            for task in _TASKS.values():
+                evaluators[name].evaluate(task)
 
-def _evaluate_alone(args: argparse.Namespace, name: str) -> int:
-    with _evaluators(args, only=name) as evaluators:
-        for task in _TASKS.values():
-            evaluators[name].evaluate(task)
-    return peak_memory()
+    return evaluate
 
 
 def make_detections(

@@ -6,24 +6,19 @@ model that was trained on the sample data, --weights, must reach the same AP.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from contextlib import nullcontext
 from typing import Any, Callable, Dict, List
 
 import torch
 from detectron2.structures import Instances
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from ..errors import UserError
 from ..inference import optimize_for_inference
 from . import arguments
+from .profiling import operator_table, peak_memory_alone
 from .stock import build_both, make_images
-from .timing import measure, peak_memory
+from .timing import measure
 
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 0.01  # pixels
@@ -32,7 +27,6 @@ AP_TOLERANCE = 0.1  # points of 100
 _LEAST_AP = 10.0
 
 _PROPOSALS, _DETECTIONS = 1000, 100
-_ROWS_OF_PROFILE = 15
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,8 +58,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
     """
     device, size = arguments.find_device(args.device), arguments.find_size(args.image_size)
     dtype = arguments.DTYPES[args.dtype]
-    if args.batch < 1:
-        raise UserError(f"--batch is {args.batch}; it must be 1 or more")
+    arguments.check_at_least_one(args, "batch")
     if dtype != torch.float32 and not args.weights:
         raise UserError(
             f"--dtype {args.dtype} is compared with float32 by AP: name with --weights a model "
@@ -100,10 +93,13 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
         contenders["ours"] = Parts(fast, images)
         report["settings"] |= _load(contenders)
         report["rows"] = _time(contenders, args.runs, device)
-        report["memory"] = {name: _peak_memory(args, name) for name in ("stock", "ours")}
+        report["memory"] = {
+            name: peak_memory_alone(_prepare, args, name, device=device)
+            for name in ("stock", "ours")
+        }
         if args.profile:
             report["profiles"] = {
-                name: _profile(parts.end_to_end, device) for name, parts in contenders.items()
+                name: operator_table(parts.end_to_end, device) for name, parts in contenders.items()
             }
     return report
 
@@ -270,52 +266,11 @@ def _time(contenders: Dict[str, Parts], runs: int, device: torch.device) -> List
     return rows
 
 
-def _profile(call: Callable[[], None], device: torch.device) -> str:
-    activities = [ProfilerActivity.CPU]
-    key = "self_cpu_time_total"
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-        key = "self_device_time_total"
-    with profile(activities=activities) as found:
-        call()
-    return found.key_averages().table(
-        sort_by=key, row_limit=_ROWS_OF_PROFILE, max_name_column_width=45
-    )
-
-
-def _peak_memory(args: argparse.Namespace, name: str) -> int:
-    """Peak memory of one contender in a process of its own, that of building it included."""
-    settings = {**vars(args), "name": name}
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "peak")
-        code = (
-            f"from {__name__} import _write_peak_memory as f; f({json.dumps(settings)!r}, {path!r})"
-        )
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        paths = [root, os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
-        with open(path) as f:
-            return int(f.read())
-
-
-def _write_peak_memory(settings: str, path: str) -> None:
-    args = argparse.Namespace(**json.loads(settings))
+def _prepare(args: argparse.Namespace, name: str) -> Callable[[], Any]:
+    """A call of one contender on the images, which it is built for."""
     device = arguments.find_device(args.device)
     images = make_images(arguments.find_size(args.image_size), args.batch)
-    model = build_both(device)[args.name == "ours"]
-    if args.name == "ours":
+    model = build_both(device)[name == "ours"]
+    if name == "ours":
         model = optimize_for_inference(model, arguments.DTYPES[args.dtype], args.compile)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with torch.no_grad():
-        for _ in range(2):
-            model(images)
-    with open(path, "w") as f:
-        f.write(str(peak_memory(device)))
+    return torch.no_grad()(lambda: model(images))

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import statistics
 import sys
 import time
@@ -92,27 +91,6 @@ def ratio(stock: Dict[str, Any], ours: Dict[str, Any]) -> Dict[str, Any]:
         dict: :func:`summarise` of the ratio of each pair, stock / ours.
     """
     return summarise([a / b for a, b in zip(stock["values"], ours["values"])])
-
-
-def peak_memory(device: str | torch.device = "cpu") -> int:
-    """The largest memory so far: of this process, or of a GPU's allocator.
-
-    Args:
-        device (str or torch.device): for a GPU it is counted from the last
-            ``torch.cuda.reset_peak_memory_stats``.
-
-    Returns:
-        int: bytes.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        # Not getrusage where it can be helped: Linux hands its peak down to child processes.
-        with open("/proc/self/status") as f:
-            return int(re.search(r"VmHWM:\s*(\d+) kB", f.read()).group(1)) * 1024
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def machine(device: str | torch.device = "cpu") -> Dict[str, Any]:

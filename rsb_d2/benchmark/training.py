@@ -8,11 +8,9 @@ they have the same layers, the first two stages frozen, but batch norm trains in
 
 import argparse
 import logging
-import multiprocessing
 import os
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List
 
@@ -31,11 +29,11 @@ from ..config.check_device import check_compiler
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import TrainLoader
 from ..engine.speed import prepare_for_training
-from ..errors import UserError
 from ..solver import build_optimizer
 from . import arguments
+from .profiling import operator_table, peak_memory_alone
 from .stock import make_images, our_config, seed_weights, stock_config, to_stock
-from .timing import measure, peak_memory, summarise
+from .timing import measure, summarise
 
 # Relative. A rounding may change one of the 512 proposals that the box head samples.
 LOSS_TOLERANCE = 2e-3
@@ -43,7 +41,6 @@ LOSS_TOLERANCE = 2e-3
 LOSS_TOLERANCE_LOW = 0.03
 
 _OBJECTS = 7  # of an image, as in COCO
-_ROWS_OF_PROFILE = 15
 _FILES, _LOADED_BATCHES = 64, 20
 _STOCK, _STOCK_AMP, _OURS = "stock", "stock, AMP", "ours"
 
@@ -80,8 +77,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
     """
     device = arguments.find_device(args.device)
     arguments.find_size(args.image_size)
-    if args.batch < 1:
-        raise UserError(f"--batch is {args.batch}; it must be 1 or more")
+    arguments.check_at_least_one(args, "batch")
     is_low = args.dtype != "float32"
     names = [_STOCK, *([_STOCK_AMP] if is_low and device.type == "cuda" else []), _OURS]
     report = {
@@ -107,9 +103,11 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
     if device.type == "cpu":
         report["rows"] += _phases(runs, args.runs)
     if args.profile:
-        report["profiles"] = {name: _profile(r.step, device) for name, r in runs.items()}
+        report["profiles"] = {name: operator_table(r.step, device) for name, r in runs.items()}
     del runs, calls
-    report["memory"] = {name: _peak_memory(args, name) for name in names}
+    report["memory"] = {
+        name: peak_memory_alone(_prepare, args, name, device=device) for name in names
+    }
     if args.loader_workers >= 0:
         report["notes"] = [_measure_loader(args, seconds[_OURS]["median"])]
     return report
@@ -227,32 +225,8 @@ def _phases(runs: Dict[str, _Run], number: int) -> List[Dict[str, Any]]:
     ]
 
 
-def _profile(call: Callable[[], None], device: torch.device) -> str:
-    activities, key = [torch.profiler.ProfilerActivity.CPU], "self_cpu_time_total"
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-        key = "self_device_time_total"
-    with torch.profiler.profile(activities=activities) as found:
-        call()
-    return found.key_averages().table(
-        sort_by=key, row_limit=_ROWS_OF_PROFILE, max_name_column_width=45
-    )
-
-
-def _peak_memory(args: argparse.Namespace, name: str) -> int:
-    """Peak memory of one contender in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_train_alone, args, name).result()
-
-
-def _train_alone(args: argparse.Namespace, name: str) -> int:
-    run, device = _Run(args, name), arguments.find_device(args.device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(2):
-        run.step()
-    return peak_memory(device)
+def _prepare(args: argparse.Namespace, name: str) -> Callable[[], None]:
+    return _Run(args, name).step
 
 
 def _measure_loader(args: argparse.Namespace, iteration: float) -> str:

@@ -136,7 +136,7 @@ def test_lower_precision_is_compared_by_ap(monkeypatch, both):
     with pytest.raises(UserError, match="--weights a model that was trained on the sample data"):
         inference.run(parse(inference, "--dtype", "bfloat16"))
     monkeypatch.setattr(inference, "build_both", lambda device: both)
-    monkeypatch.setattr(inference, "_peak_memory", lambda args, name: 1)
+    monkeypatch.setattr(inference, "peak_memory_alone", lambda *args, **kwargs: 1)
     asked = []
 
     def compare_ap(weights, dtype, compile, device):

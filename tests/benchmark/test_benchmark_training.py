@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rsb_d2 import UserError
-from rsb_d2.benchmark import evaluation, training
+from rsb_d2.benchmark import evaluation, profiling, training
 from rsb_d2.benchmark.report import add_ratios, contenders, format_report
 
 
@@ -39,13 +39,14 @@ def check_rows(report, names, rows):
 @pytest.fixture(autouse=True)
 def memory_of_ours_alone(monkeypatch):
     """Measured in truth, in a process of its own; that of the others in the same way."""
+
+    def peak_memory_alone(prepare, args, name, **kwargs):
+        if name != "ours":
+            return 2**21
+        return profiling.peak_memory_alone(prepare, args, name, **kwargs)
+
     for module in (evaluation, training):
-        original = module._peak_memory
-        monkeypatch.setattr(
-            module,
-            "_peak_memory",
-            lambda args, n, original=original: original(args, n) if n == "ours" else 2**21,
-        )
+        monkeypatch.setattr(module, "peak_memory_alone", peak_memory_alone)
 
 
 def test_evaluation():
