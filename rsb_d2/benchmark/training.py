@@ -25,9 +25,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from ..config.check_device import check_compiler
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import TrainLoader
+from ..engine import Trainer
 from ..engine.speed import prepare_for_training
 from ..solver import build_optimizer
 from . import arguments
@@ -125,14 +125,14 @@ class _Run:
         ]
         self.dtype = None
         cfg = our_config(device)
-        weights = build_model(cfg)
+        if name == _OURS:
+            cfg.MODEL.CHANNELS_LAST = not args.nchw
+            cfg.MODEL.TIMM.FOLD_NORM, cfg.MODEL.COMPILE = not args.no_fold, args.compile
+        weights = Trainer.build_model(cfg)
         seed_weights(weights)
         if name == _OURS:
             if args.dtype != "float32":
                 self.dtype = arguments.DTYPES[args.dtype]
-            cfg.MODEL.CHANNELS_LAST = not args.nchw
-            cfg.MODEL.TIMM.FOLD_NORM, cfg.MODEL.COMPILE = not args.no_fold, args.compile
-            check_compiler(cfg)
             self.model = weights
             prepare_for_training(self.model, cfg)
             optimizer = build_optimizer(_slow(cfg), self.model)

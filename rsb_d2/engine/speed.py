@@ -2,7 +2,6 @@
 
 import logging
 
-import torch
 from detectron2.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -14,9 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
-    """Set a model up as ``MODEL.CHANNELS_LAST``, ``TIMM.FOLD_NORM`` and ``COMPILE`` say.
+    """Set a model up as ``MODEL.TIMM.FOLD_NORM`` and ``MODEL.COMPILE`` say.
 
-    The names and values of the weights are what they were.
+    The names and values of the weights are what they were. ``MODEL.CHANNELS_LAST``, which matters
+    for an evaluation alone as well, is :meth:`rsb_d2.Trainer.build_model`'s.
 
     Args:
         model (nn.Module): a detector, also one that is distributed; changed in place.
@@ -27,8 +27,6 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    if cfg.MODEL.CHANNELS_LAST:
-        model.to(memory_format=torch.channels_last)
     if cfg.MODEL.TIMM.FOLD_NORM:
         for module in list(model.modules()):
             if isinstance(module, TimmBackbone) and module.norm_eval:

@@ -25,7 +25,6 @@ from rsb_d2.modeling.fold_norm import (
     fold_norms_in_training,
     unfold_norms,
 )
-from tests.helpers.small_detector import make_detector
 
 ITERATIONS = 50
 # Of the total loss, relative to plain float32's: in each of the first so many iterations, and in
@@ -392,8 +391,8 @@ def test_frozen_stages_build_no_graph(norm):
 
 
 def test_every_convolution_gets_its_input_channels_last(folder):
-    cfg = make_config(folder, "MODEL.CHANNELS_LAST", "True")
-    detector = make_detector("resnet18")
+    cfg = make_config(folder, "MODEL.CHANNELS_LAST", "True", "MODEL.TIMM.NAME", "resnet18")
+    detector = Trainer.build_model(cfg).eval()
     prepare_for_training(detector, cfg)
     seen = {}
 
