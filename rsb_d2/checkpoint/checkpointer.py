@@ -13,7 +13,7 @@ from .formats.known_formats import CAFFE2_RESNET, recognise
 from .loading import LoadReport, find_backbone, load_weights, state_dict_of
 from .locating import locate
 from .reading import read_checkpoint
-from .run_folder import LAST_CHECKPOINT, find_newest_complete
+from .run_folder import LAST_CHECKPOINT, find_newest_complete, take_found
 from .writing import save_torch, to_plain, whole_file
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Checkpointer(DetectionCheckpointer):
         if backbone is not None:
             timm_hub.check_architecture(path, backbone.name)
         local_path = locate(path)
-        checkpoint = read_checkpoint(local_path)
+        checkpoint = take_found(local_path) or read_checkpoint(local_path)
         names = self.checkpointables if checkpointables is None else checkpointables
         names = [name for name in names if name in checkpoint]
         if backbone is None:

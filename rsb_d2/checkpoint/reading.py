@@ -1,5 +1,6 @@
 """Reading a checkpoint file of any kind without running anything that is in it."""
 
+import contextlib
 import pickle
 import re
 import zipfile
@@ -29,12 +30,15 @@ _SAFETENSORS_AT_4 = b"\0\0\0\0{"
 _GIT_LFS_START = b"version https://git-lfs"
 
 
-def read_checkpoint(path: str) -> Dict[str, Any]:
+def read_checkpoint(path: str, *, map_tensors: bool = False) -> Dict[str, Any]:
     """Read a checkpoint; what kind of file it is, is told from its content, not from its name.
 
     Args:
         path (str): a local file: safetensors, what ``torch.save`` wrote, or a pickle of arrays
             and plain containers, as in Detectron2's model zoo.
+        map_tensors (bool): whether the tensors may stay in the file, from where the system takes
+            them when they are looked at, so that they fill no memory. To be copied before they
+            are kept.
 
     Returns:
         dict[str, Any]: under ``"model"`` the state dict, ``{name: Tensor}`` (with the
@@ -46,7 +50,7 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
             that neither ``torch.load(weights_only=True)`` nor plain arrays allow; nothing of it
             has been executed then.
     """
-    content = read_file(path)
+    content = read_file(path, map_tensors=map_tensors)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {_type_name(content)}, not a state dict")
     checkpoint = dict(content)
@@ -56,11 +60,12 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
     return {"model": _as_state_dict(path, content)}
 
 
-def read_file(path: str) -> Any:
+def read_file(path: str, *, map_tensors: bool = False) -> Any:
     """Read what a file holds, with the reader for its content; see :func:`read_checkpoint`.
 
     Args:
         path (str): a local file.
+        map_tensors (bool): as of :func:`read_checkpoint`.
 
     Returns:
         Any: tensors, arrays, plain values and containers of them.
@@ -71,7 +76,7 @@ def read_file(path: str) -> Any:
     start = _first_bytes(path)
     if start.startswith(_ZIP_START):
         _check_zip(path)
-        return _read_torch(path)
+        return _read_torch(path, map_tensors)
     if start.startswith(_LEGACY_TORCH_START):
         return _read_torch(path)
     if start[4:9] == _SAFETENSORS_AT_4:
@@ -124,9 +129,13 @@ def _check_zip(path: str) -> None:
         )
 
 
-def _read_torch(path: str) -> Any:
+def _read_torch(path: str, map_tensors: bool = False) -> Any:
     try:
-        with open(path, "rb") as f:  # given a name, torch.load would go by its ending
+        # Given a name, as it must be for a map, torch.load would go by another ending.
+        if map_tensors and path.endswith(".pth"):
+            with contextlib.suppress(OSError, RuntimeError):  # e.g. a file system without maps
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with open(path, "rb") as f:
             return torch.load(f, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         refused = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(e))

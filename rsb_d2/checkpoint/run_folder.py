@@ -1,10 +1,11 @@
 """The checkpoints in the folder of a run: the newest that is whole, and those to remove."""
 
+import copy
 import logging
 import math
 import os
 import re
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from ..errors import UserError
 from .reading import read_checkpoint
@@ -26,40 +27,106 @@ def has_run(output_dir: str) -> bool:
     return os.path.isfile(os.path.join(output_dir, LAST_CHECKPOINT))
 
 
+class _Found(NamedTuple):
+    """What was found last.
+
+    Args:
+        candidates (list): path, inode, size and time of what could be resumed from.
+        path (str): which of it is.
+        content (dict[str, Any]): of that file, which its tensors stay in.
+    """
+
+    candidates: List[Tuple[Any, ...]]
+    path: str
+    content: Dict[str, Any]
+
+
+# From the comparison of the config, before anything is built, to the loading.
+_last_found: _Found | None = None
+
+
 def find_newest_complete(output_dir: str) -> str:
-    """The path of what :func:`read_newest_complete` reads."""
-    return read_newest_complete(output_dir)[0]
-
-
-def read_newest_complete(output_dir: str) -> Tuple[str, Dict[str, Any]]:
-    """Find and read what ``--resume`` goes on from, and report what is damaged.
+    """Find what ``--resume`` goes on from, and report what is damaged.
 
     It is the checkpoint that ``last_checkpoint`` names, one that was written after it had been
-    named, or, where these are damaged, the newest one before.
+    named, or, where these are damaged, the newest one before. It is read as a whole, but once
+    only, as long as nothing changes in the folder.
 
     Args:
         output_dir (str): the local folder of a run, with a ``last_checkpoint``.
 
     Returns:
-        str, dict[str, Any]: path and content of a checkpoint that can be read as a whole.
+        str: path of a checkpoint that can be read as a whole.
 
     Raises:
         UserError: if there is none.
     """
-    damaged = []
-    for path in _newest_first(output_dir):
+    return _find(output_dir).path
+
+
+def read_newest_entry(output_dir: str, key: str) -> Any:
+    """Read one entry of what :func:`find_newest_complete` finds.
+
+    Args:
+        output_dir (str): as there.
+        key (str): of something that is no tensor.
+
+    Returns:
+        Any: the entry; ``None`` if there is none.
+
+    Raises:
+        UserError: as there.
+    """
+    return _find(output_dir).content.get(key)
+
+
+def take_found(path: str) -> Dict[str, Any] | None:
+    """The content of a checkpoint, if it is the one that was found last.
+
+    Args:
+        path (str): a local file.
+
+    Returns:
+        dict[str, Any] or None: what :func:`rsb_d2.checkpoint.reading.read_checkpoint` would
+        return; it is no longer held here.
+    """
+    global _last_found
+    found, _last_found = _last_found, None
+    if found is None or found.path != path or _identity(path) not in found.candidates:
+        return None
+    return copy.deepcopy(found.content)  # out of the file
+
+
+def _find(output_dir: str) -> _Found:
+    global _last_found
+    paths = _newest_first(output_dir)
+    candidates = list(map(_identity, paths))
+    if _last_found is not None and _last_found.candidates == candidates:
+        return _last_found
+    _last_found, damaged = None, []
+    for path in paths:
         try:
-            checkpoint = read_checkpoint(path)
+            content = read_checkpoint(path, map_tensors=True)
         except UserError as e:
             damaged.append(str(e))
             continue
         for message in damaged:
             logger.warning(f"--resume: {message}. The checkpoint before it is taken: {path}")
-        return path, checkpoint
+        _last_found = _Found(candidates, path, content)
+        return _last_found
     raise UserError(
         f"--resume: none of the checkpoints in {output_dir} can be read "
         f"({'; '.join(damaged)}). Start anew without --resume, or in another OUTPUT_DIR"
     )
+
+
+def _identity(path: str) -> Tuple[Any, ...]:
+    """What tells a file from one that is written in its place."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (path,)
+    return path, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def remove_leftovers(output_dir: str) -> None:

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 
-from ..checkpoint.run_folder import CONFIG_KEY, has_run, read_newest_complete
+from ..checkpoint.run_folder import CONFIG_KEY, has_run, read_newest_entry
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,7 @@ def check_resumed_config(cfg: CfgNode) -> None:
 
 def _differences(cfg: CfgNode) -> List[Tuple[bool, str]]:
     """Whether it matters, and what it was and is, of each key with another value."""
-    _, checkpoint = read_newest_complete(cfg.OUTPUT_DIR)
-    text = checkpoint.get(CONFIG_KEY)
+    text = read_newest_entry(cfg.OUTPUT_DIR, CONFIG_KEY)
     if not isinstance(text, str):  # of Detectron2's own trainer
         return []
     before = dict(_flat(yaml.safe_load(text)))

@@ -1,0 +1,107 @@
+"""What a run is resumed from is read once, and what is kept of it meanwhile is in no one's way."""
+
+import os
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+from rsb_d2 import Checkpointer, Trainer
+from rsb_d2.checkpoint.run_folder import find_newest_complete, read_newest_entry, take_found
+from rsb_d2.config.setup import setup
+from rsb_d2.data.sample import make_sample_data
+from tests.helpers.kill_and_resume import SMALL
+from tests.helpers.paths import CONFIGS
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two checkpoints of a model of a million numbers, which are the iteration."""
+    model = torch.nn.Linear(1000, 1000, bias=False)
+    checkpointer = Checkpointer(model, str(tmp_path))
+    for iteration in (1, 3):
+        model.weight.data.fill_(iteration)
+        numbers = torch.full((1000,), float(iteration))
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration, numbers=numbers)
+    return tmp_path
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The names of the files that torch.load has been given."""
+    names, original = [], torch.load
+
+    def load(f, *args, **kwargs):
+        names.append(os.path.basename(getattr(f, "name", f)))
+        return original(f, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", load)
+    return names
+
+
+def resume(folder):
+    model = torch.nn.Linear(1000, 1000, bias=False)
+    state = Checkpointer(model, str(folder)).resume_or_load("", resume=True)
+    assert (model.weight == state["iteration"]).all()
+    return state
+
+
+def test_finding_comparing_and_loading_read_once(run, loaded):
+    assert read_newest_entry(str(run), "iteration") == 3
+    assert read_newest_entry(str(run), "config") is None
+    assert find_newest_complete(str(run)) == str(run / "model_0000003.pth")
+    assert resume(run)["iteration"] == 3
+    assert loaded == ["model_0000003.pth"]
+    resume(run)  # nothing is kept behind the loading
+    assert loaded == ["model_0000003.pth"] * 2
+
+
+def test_a_checkpoint_that_changes_is_read_again(run, loaded):
+    find_newest_complete(str(run))
+    path = run / "model_0000003.pth"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert resume(run)["iteration"] == 1
+    path.write_bytes(content)
+    assert resume(run)["iteration"] == 3
+    find_newest_complete(str(run))
+    Checkpointer(torch.nn.Linear(1000, 1000, bias=False), str(run)).save("model_0000005")
+    assert find_newest_complete(str(run)) == str(run / "model_0000005.pth")
+
+
+def test_what_is_loaded_is_no_longer_in_the_file(run):
+    state = resume(run)
+    path = run / "model_0000003.pth"
+    with open(path, "r+b") as f:  # in its place, as a map would see it
+        f.write(bytes(path.stat().st_size))
+    assert (state["numbers"] == 3).all()
+
+
+def test_another_file_is_not_taken_for_the_one_that_was_found(run):
+    find_newest_complete(str(run))
+    assert take_found(str(run / "model_0000001.pth")) is None
+    assert take_found(str(run / "model_0000003.pth")) is None  # let go of
+
+
+def test_a_resumed_training_reads_its_checkpoint_once(tmp_path, loaded, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_sample_data("data", num_train=4, num_val=1)
+    names = [["rsb_sample_train", "data/annotations/train.json", "data/train"]]
+
+    def train(iterations, *flags):
+        opts = [
+            *(*SMALL, "DATASETS.COCO_JSON", str(names), "DATASETS.TEST", "()"),
+            *("MODEL.DEVICE", "cpu", "TEST.EVAL_PERIOD", "0", "TEST.VAL_LOSS", "False"),
+            *("OUTPUT_DIR", "output", "SOLVER.MAX_ITER", str(iterations)),
+        ]
+        config = ["--config-file", str(CONFIGS / "frcnn_rsb_sample.yaml")]
+        args = default_argument_parser().parse_args([*config, *flags, *opts])
+        trainer = Trainer(setup(args))
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+        return trainer
+
+    train(1)
+    loaded.clear()
+    assert train(2, "--resume").start_iter == 1
+    assert loaded == ["model_final.pth"]
