@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from .images import BadImageError, CheckedDatasetMapper
-from .order import Place, TrainingOrder, build_sampler
+from .order import Place, Replacements, TrainingOrder, build_sampler
 from .random_state import random_state_kept, seed_cpu
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class _MappedRecords(Dataset):
     def __init__(self, records: Dataset, mapper: Callable, groups: bytes, seed: int):
         self._records = records
         self._mapper = mapper
-        self._groups = groups
+        self._replacements = Replacements(groups)
         self._seed = seed
 
     def __getitem__(self, place: Place) -> Tuple[dict | None, List[Tuple[str, str]]]:
@@ -180,7 +180,7 @@ class _MappedRecords(Dataset):
             for number in range(_MAX_DRAWN):
                 seed_cpu(self._seed, position, number)
                 if number:
-                    index = self._draw(index)
+                    index = self._replacements.draw(index)
                 try:
                     image = self._mapper(self._records[index])
                 except BadImageError as e:
@@ -189,12 +189,6 @@ class _MappedRecords(Dataset):
                 if image is not None:
                     return image, bad_images
         return None, bad_images
-
-    def _draw(self, index: int) -> int:
-        """Another record of the same group; the only one is drawn again."""
-        same_group = [i for i, group in enumerate(self._groups) if group == self._groups[index]]
-        others = [i for i in same_group if i != index] or same_group
-        return others[int(torch.randint(len(others), ()))]
 
 
 def _same(item: Any) -> Any:

@@ -3,6 +3,8 @@
 import itertools
 from typing import Iterator, Sequence, Tuple
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
@@ -52,6 +54,35 @@ def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
     # they are shared out, so that their order does not depend on the number of processes.
     sampler._rank, sampler._world_size = 0, 1
     return sampler
+
+
+class Replacements:
+    """Draws a record in the place of another one of its group, however many records there are.
+
+    Args:
+        groups (bytes): the group of each record.
+    """
+
+    def __init__(self, groups: bytes):
+        self._groups = groups
+        of_record = np.frombuffer(groups, dtype=np.uint8)
+        self._members = {group: np.flatnonzero(of_record == group) for group in set(groups)}
+
+    def draw(self, index: int) -> int:
+        """Draw by torch's random numbers, each with the same chance.
+
+        Args:
+            index (int): of a record.
+
+        Returns:
+            int: of another one; of the same where it is alone in its group.
+        """
+        members = self._members[self._groups[index]]
+        drawn = int(torch.randint(max(len(members) - 1, 1), ()))
+        # The members ascend: from the record on, the one drawn of the others is the next one.
+        if members[drawn] >= index and len(members) > 1:
+            drawn += 1
+        return int(members[drawn])
 
 
 class TrainingOrder(Sampler):

@@ -21,7 +21,7 @@ from detectron2.data.samplers import (
 from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.data.images import BadImageError
 from rsb_d2.data.loader import TrainLoader, build_train_loader
-from rsb_d2.data.order import TrainingOrder, build_sampler
+from rsb_d2.data.order import Replacements, TrainingOrder, build_sampler
 from tests.helpers.paths import ROOT
 
 SEED = 7
@@ -217,6 +217,20 @@ def test_another_image_takes_the_place_of_a_bad_one(num_workers, caplog):
     after.load_state_dict(first.state_dict())
     assert contents(iter(after), 6) == found[6:]
     assert num_warnings(caplog) == 2
+
+
+def test_a_replacement_is_drawn_of_the_other_images_of_the_group():
+    groups = bytes([0, 1, 1, 0, 2, 1, 0, 1, 0, 0])
+    replacements = Replacements(groups)
+    for index, group in enumerate(groups):
+        others = [i for i, g in enumerate(groups) if g == group and i != index] or [index]
+        for seed in range(40):
+            torch.manual_seed(seed)
+            expected = others[int(torch.randint(len(others), ()))]
+            state = torch.get_rng_state()
+            torch.manual_seed(seed)
+            assert replacements.draw(index) == expected
+            assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_too_many_bad_images_stop_the_training():
