@@ -77,12 +77,13 @@ def render(template: str, title: str, data: Dict[str, Any]) -> bytes:
     parts = {
         "TITLE": html.escape(title),
         "STYLE": _asset("style.css"),
+        "BODY": _asset(f"{template}.html"),
         "COMMON": _asset("common.js"),
         "SCRIPT": _asset(f"{template}.js"),
         "DATA": text.replace("</", "<\\/"),
         "PLOTLY": get_plotlyjs(),
     }
-    pieces = _asset(f"{template}.html").split("%%")
+    pieces = _asset("page.html").split("%%")
     pieces[1::2] = [parts[name] for name in pieces[1::2]]
     return "".join(pieces).encode("utf-8")
 
