@@ -17,15 +17,14 @@ import json
 import os
 import shlex
 import sys
-import warnings
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from rsb_d2 import UserError  # noqa: E402
-from rsb_d2.benchmark import evaluation, inference, startup, training  # noqa: E402
-from rsb_d2.benchmark.report import add_ratios, format_report  # noqa: E402
-from rsb_d2.benchmark.timing import machine  # noqa: E402
+from _program import make_parser, tells_mistakes
+
+from rsb_d2.benchmark import evaluation, inference, startup, training
+from rsb_d2.benchmark.report import add_ratios, format_report
+from rsb_d2.benchmark.timing import machine
 
 SUB_COMMANDS = {
     "inference": inference,
@@ -36,9 +35,7 @@ SUB_COMMANDS = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     sub_parsers = parser.add_subparsers(dest="what", required=True, metavar="|".join(SUB_COMMANDS))
     for name, module in SUB_COMMANDS.items():
         sub_parser = sub_parsers.add_parser(
@@ -56,13 +53,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@tells_mistakes
 def main() -> int:
     args = parse_args()
-    try:
-        report = SUB_COMMANDS[args.what].run(args)
-    except UserError as e:
-        print(f"benchmark.py: error: {e}", file=sys.stderr)
-        return 2
+    report = SUB_COMMANDS[args.what].run(args)
     add_ratios(report)
     report["machine"] = machine(getattr(args, "device", "cpu"))
     report["command"] = shlex.join(["tools/benchmark.py", *sys.argv[1:]])

@@ -11,21 +11,18 @@ training with it would stop at.
 import argparse
 import os
 import sys
-import warnings
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from rsb_d2 import UserError  # noqa: E402
-from rsb_d2.report.command_line import add_dataset_arguments, open_dataset  # noqa: E402
-from rsb_d2.report.data.browse import browse  # noqa: E402
-from rsb_d2.report.output import check_output  # noqa: E402
+from _program import make_parser, tells_mistakes
+
+from rsb_d2.report.command_line import add_dataset_arguments, open_dataset
+from rsb_d2.report.data.browse import browse
+from rsb_d2.report.output import check_output
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_dataset_arguments(parser, "the first of DATASETS.TRAIN")
     parser.add_argument(
         "--output", default="data.html", metavar="FILE", help="page to write; and FILE's .png"
@@ -37,15 +34,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@tells_mistakes
 def main() -> int:
     args = parse_args()
-    try:
-        check_output(args.output, ".html")
-        source, cfg = open_dataset(args, "TRAIN")
-        page = browse(source, args.output, cfg=cfg, num_images=args.num_images, seed=args.seed)
-    except UserError as e:
-        print(f"browse_data.py: error: {e}", file=sys.stderr)
-        return 2
+    check_output(args.output, ".html")
+    source, cfg = open_dataset(args, "TRAIN")
+    page = browse(source, args.output, cfg=cfg, num_images=args.num_images, seed=args.seed)
     print(_summary(page))
     print(f"{args.output}, {args.output[: -len('.html')]}.png")
     return 0

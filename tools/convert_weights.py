@@ -16,18 +16,19 @@ import os
 import sys
 import warnings
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from _program import make_parser, tells_mistakes
+
+from rsb_d2.checkpoint.convert import TARGETS, Conversion, convert_file
+from rsb_d2.checkpoint.formats.resnet_names import PLAIN_RESNETS
+
 warnings.simplefilter("ignore")  # of the libraries, about each other
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from rsb_d2 import UserError  # noqa: E402
-from rsb_d2.checkpoint.convert import TARGETS, Conversion, convert_file  # noqa: E402
-from rsb_d2.checkpoint.formats.resnet_names import PLAIN_RESNETS  # noqa: E402
 
 
+@tells_mistakes
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("input", help="a file of any of these kinds, timm://NAME, zoo://NAME")
     parser.add_argument("output", help="file to write; its name ends in .pth or .safetensors")
     parser.add_argument("--to", required=True, choices=TARGETS, help="whose names to write")
@@ -35,11 +36,7 @@ def main() -> int:
         "--name", default="", help="timm's name of the architecture, if it is no plain ResNet"
     )
     args = parser.parse_args()
-    try:
-        conversion = convert_file(args.input, args.output, args.to, args.name)
-    except UserError as e:
-        print(f"convert_weights.py: {e}", file=sys.stderr)
-        return 2
+    conversion = convert_file(args.input, args.output, args.to, args.name)
     print(_summary(args, conversion))
     return 0
 

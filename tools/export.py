@@ -14,21 +14,18 @@ says how to use it. The exit status is 0, or 2 if nothing was written.
 import argparse
 import os
 import sys
-import warnings
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from rsb_d2 import UserError  # noqa: E402
-from rsb_d2.export.export import Exported, check_output, export_detector  # noqa: E402
-from rsb_d2.export.images import comparison_images  # noqa: E402
-from rsb_d2.predict.predictor import load_detector, load_predict_config  # noqa: E402
+from _program import make_parser, tells_mistakes
+
+from rsb_d2.export.export import Exported, check_output, export_detector
+from rsb_d2.export.images import comparison_images
+from rsb_d2.predict.predictor import load_detector, load_predict_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--run", default="", help="OUTPUT_DIR of a training")
     parser.add_argument("--config-file", default="", help="a YAML file, or a name in the model zoo")
     parser.add_argument("--weights", default="", help="a file, zoo://NAME, ...")
@@ -41,19 +38,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@tells_mistakes
 def main() -> int:
     args = parse_args()
-    try:
-        check_output(args.output)
-        cfg = load_predict_config(
-            args.config_file, args.weights, args.run, args.opts, "cpu", args.threshold
-        )
-        images = comparison_images(cfg, args.images)
-        model, classes = load_detector(cfg)
-        exported = export_detector(cfg, model, classes, args.output, images)
-    except UserError as e:
-        print(f"export.py: error: {e}", file=sys.stderr)
-        return 2
+    check_output(args.output)
+    cfg = load_predict_config(
+        args.config_file, args.weights, args.run, args.opts, "cpu", args.threshold
+    )
+    images = comparison_images(cfg, args.images)
+    model, classes = load_detector(cfg)
+    exported = export_detector(cfg, model, classes, args.output, images)
     print(_summary(exported))
     return 0
 

@@ -13,18 +13,17 @@ mistake on the command line or in the files that it names.
 import argparse
 import os
 import sys
-import warnings
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from rsb_d2 import UserError  # noqa: E402
-from rsb_d2.predict.files import (  # noqa: E402
+from _program import make_parser, tells_mistakes
+
+from rsb_d2.predict.files import (
     find_images,
     format_table,
     predict_files,
 )
-from rsb_d2.predict.predictor import (  # noqa: E402
+from rsb_d2.predict.predictor import (
     DTYPES,
     Predictor,
     load_predict_config,
@@ -32,9 +31,7 @@ from rsb_d2.predict.predictor import (  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("images", nargs="+", help="images, folders and globs")
     parser.add_argument("--run", default="", help="OUTPUT_DIR of a training")
     parser.add_argument("--config-file", default="", help="a YAML file, or a name in the model zoo")
@@ -48,19 +45,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@tells_mistakes
 def main() -> int:
     args = parse_args()
     output = args.output or os.path.join(args.run, "predictions")
-    try:
-        find_images(args.images, output)  # before the model is loaded
-        cfg = load_predict_config(
-            args.config_file, args.weights, args.run, args.opts, args.device, args.threshold
-        )
-        predictor = Predictor.from_config(cfg, args.dtype)
-        summary = predict_files(predictor, args.images, output, args.batch)
-    except UserError as e:
-        print(f"predict.py: error: {e}", file=sys.stderr)
-        return 2
+    find_images(args.images, output)  # before the model is loaded
+    cfg = load_predict_config(
+        args.config_file, args.weights, args.run, args.opts, args.device, args.threshold
+    )
+    predictor = Predictor.from_config(cfg, args.dtype)
+    summary = predict_files(predictor, args.images, output, args.batch)
     print(format_table(summary))
     print(f"pictures: {os.path.join(output, 'pictures')}")
     print(f"results:  {summary.results_file}, COCO format; its ids are those of images.json")

@@ -12,22 +12,19 @@ no page.
 import argparse
 import os
 import sys
-import warnings
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, on Detectron2
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from rsb_d2 import UserError  # noqa: E402
-from rsb_d2.report.command_line import add_dataset_arguments, open_dataset  # noqa: E402
-from rsb_d2.report.output import check_output  # noqa: E402
-from rsb_d2.report.results.report import report  # noqa: E402
-from rsb_d2.report.results.results_file import read_results  # noqa: E402
+from _program import make_parser, tells_mistakes
+
+from rsb_d2.report.command_line import add_dataset_arguments, open_dataset
+from rsb_d2.report.output import check_output
+from rsb_d2.report.results.report import report
+from rsb_d2.report.results.results_file import read_results
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_dataset_arguments(parser, "the first of DATASETS.TEST")
     parser.add_argument(
         "--results", required=True, metavar="FILE", help="coco_instances_results.json"
@@ -53,25 +50,22 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@tells_mistakes
 def main() -> int:
     args = parse_args()
-    try:
-        check_output(args.output, ".html")
-        records = read_results(args.results)
-        with_masks = any("segmentation" in record for record in records)
-        source, _ = open_dataset(args, "TEST", with_masks=with_masks)
-        page = report(
-            source,
-            args.results,
-            args.output,
-            score_threshold=args.threshold,
-            num_images=args.num_images,
-            task=args.task,
-            records=records,
-        )
-    except UserError as e:
-        print(f"report.py: error: {e}", file=sys.stderr)
-        return 2
+    check_output(args.output, ".html")
+    records = read_results(args.results)
+    with_masks = any("segmentation" in record for record in records)
+    source, _ = open_dataset(args, "TEST", with_masks=with_masks)
+    page = report(
+        source,
+        args.results,
+        args.output,
+        score_threshold=args.threshold,
+        num_images=args.num_images,
+        task=args.task,
+        records=records,
+    )
     print(_summary(page, args.output))
     if not records:
         print(f"report.py: warning: {args.results} holds no detection at all", file=sys.stderr)
