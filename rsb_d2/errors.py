@@ -1,5 +1,7 @@
 """The one exception for what a user can mend, and what goes into its message."""
 
+from typing import Any, Iterable, List
+
 
 class UserError(ValueError):
     """A mistake in a config, a file or data, which the user can mend.
@@ -13,3 +15,16 @@ def printable(text: str) -> str:
     """Text from a file for a message: what breaks a line, or cannot be printed, is escaped."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def first(values: Iterable[Any], count: int = 5) -> str:
+    """Return the first values as text for a message: "3, 5, 8, 9, 12, ..."."""
+    values = list(values)
+    return ", ".join(printable(str(v)) for v in values[:count]) + (
+        ", ..." if len(values) > count else ""
+    )
+
+
+def first_ids(ids: List[int]) -> str:
+    """The first ids as text for a message: "first ids: 3, 5, 8, 9, 12, ..."."""
+    return f"first ids: {first(ids)}" if len(ids) > 5 else f"ids: {first(ids)}"

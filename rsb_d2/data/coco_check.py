@@ -7,37 +7,23 @@ is dropped, and counted in one warning. What Detectron2's reader or pycocotools 
 files leave out (``iscrowd``, ``area``) is filled in.
 """
 
-import contextlib
-import hashlib
 import json
 import logging
-import math
 import os
-import uuid
 from collections import Counter
-from typing import Any, Dict, Iterable, List, NamedTuple, Set, Tuple
+from typing import Any, Dict, List, NamedTuple, Set
 
-import numpy as np
-import pycocotools.mask as mask_util
-from detectron2.structures.masks import polygon_area
 from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import get_cache_dir
 
-from ..errors import UserError, printable
-from .masks import is_finite, is_polygon, is_rle
+from ..errors import UserError, first, first_ids
+from .coco_correct import correct_masks, drop_bad_boxes, fill_in, warn_of_boxes, write_copy
+from .masks import is_finite
 
 logger = logging.getLogger(__name__)
 
-# Pixels by which a box may reach beyond its image unnoticed: tools round differently.
-_BOX_TOLERANCE = 1.0
 # What fits into 64 and 32 bits, as ids and sizes have to in pycocotools and in images.
 _MAX_ID = 2**63 - 1
 _MAX_SIZE = 2**31 - 1
-# COCOeval leaves out objects with a larger area (its areaRng), and those with one below 0.
-_MAX_AREA = 1e5**2
-
-Annotations = List[Dict[str, Any]]
-Sizes = Dict[int, List[int]]  # image id: [height, width]
 
 
 class CheckedCocoJson(NamedTuple):
@@ -83,13 +69,13 @@ def check_coco_json(json_file: str, image_root: str, *, with_masks: bool) -> Che
     _check_annotations(annotations, {category["id"] for category in categories})
 
     sizes = {image["id"]: [image["height"], image["width"]] for image in images}
-    kept, dropped = _drop_bad_boxes(annotations, sizes)
-    kept, changed = _correct_masks(kept, dropped, sizes, with_masks)
-    changed.update(_fill_in(kept))
-    _warn(json_file, annotations, kept, dropped, sizes)
+    kept, dropped = drop_bad_boxes(annotations, sizes)
+    kept, changed = correct_masks(kept, dropped, sizes, with_masks)
+    changed.update(fill_in(kept))
+    warn_of_boxes(json_file, annotations, kept, dropped, sizes)
     if dropped or changed:
         content["annotations"] = kept
-        original, json_file = json_file, _write_copy(content, json_file)
+        original, json_file = json_file, write_copy(content, json_file)
         counts = ", ".join(f"{count} {what}" for what, count in changed.items())
         logger.info(f"{original}: training and evaluation read {json_file}: {counts or 'the rest'}")
 
@@ -267,188 +253,4 @@ def _is_box(bbox: Any) -> bool:
 
 def _stop_if(ids: List[int], what: str) -> None:
     if ids:
-        raise UserError(f"{len(ids)} {what} ({_first_ids(ids)})")
-
-
-def _first_ids(ids: List[int]) -> str:
-    return f"first ids: {first(ids)}" if len(ids) > 5 else f"ids: {first(ids)}"
-
-
-def _boxes_and_sizes(annotations: Annotations, sizes: Sizes) -> List[np.ndarray]:
-    """Return x, y, width, height of the boxes and width, height of their images, each (N,).
-
-    The size of an unknown image is NaN.
-    """
-    unknown = [math.nan, math.nan]
-    boxes = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
-    images = [sizes.get(a["image_id"], unknown) for a in annotations]
-    images = np.array(images, dtype=float).reshape(-1, 2)
-    return [*boxes.T, images[:, 1], images[:, 0]]
-
-
-def _drop_bad_boxes(
-    annotations: Annotations, sizes: Sizes
-) -> Tuple[Annotations, Dict[str, List[int]]]:
-    """Return the annotations to keep, and the ids of the others by reason."""
-    x, y, w, h, width, height = _boxes_and_sizes(annotations, sizes)
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        right, bottom = x + w, y + h
-    reasons = {
-        "of images that are not in 'images'": np.isnan(width),
-        "with a box that is not finite": ~(np.isfinite(right) & np.isfinite(bottom)),
-        "with a box of no area": (w <= 0) | (h <= 0),
-        "with a box outside the image": (x >= width) | (y >= height) | (right <= 0) | (bottom <= 0),
-    }
-    ids = np.array([a["id"] for a in annotations])
-    dropped, keep = {}, np.ones(len(annotations), dtype=bool)
-    for reason, bad in reasons.items():
-        if (bad & keep).any():
-            dropped[reason] = ids[bad & keep].tolist()
-            keep &= ~bad
-    return [a for a, k in zip(annotations, keep) if k], dropped
-
-
-def _correct_masks(
-    annotations: Annotations, dropped: Dict[str, List[int]], sizes: Sizes, with_masks: bool
-) -> Tuple[Annotations, Dict[str, int]]:
-    """Take out the polygons and masks that cannot be used; with masks, the annotation too.
-
-    Adds to ``dropped``. Returns the annotations to keep, and what changed in them by kind.
-    """
-    kept, without_mask, changed = [], [], Counter()
-    for annotation in annotations:
-        segmentation = annotation.get("segmentation")
-        usable = _usable_mask(segmentation, sizes[annotation["image_id"]])
-        if usable is None and with_masks:
-            without_mask.append(annotation["id"])
-            continue
-        kept.append(annotation)
-        if usable is None and segmentation:
-            del annotation["segmentation"]
-            changed["masks that cannot be used taken out"] += 1
-        elif usable is not None and len(usable) != len(segmentation):
-            annotation["segmentation"] = usable
-            changed["masks without their polygons that cannot be used"] += 1
-    if without_mask and not kept:
-        raise UserError(
-            f"no annotation has a mask that can be used ({_first_ids(without_mask)}): write "
-            "MODEL.MASK_ON False, or polygons [[x, y, x, y, x, y, ...], ...] in 'segmentation'"
-        )
-    if without_mask:
-        dropped["without a mask that can be used"] = without_mask
-    return kept, changed
-
-
-def _usable_mask(segmentation: Any, size: List[int]) -> Any:
-    """Return the polygons, or the RLE, that can be used; None if there are none."""
-    if isinstance(segmentation, dict):
-        return segmentation if is_rle(segmentation, size) else None
-    if isinstance(segmentation, list):
-        return [polygon for polygon in segmentation if is_polygon(polygon, size)] or None
-    return None
-
-
-def _fill_in(annotations: Annotations) -> Dict[str, int]:
-    """Give each annotation what the readers need, in place. Returns how often, by kind."""
-    changed = Counter()
-    next_id = max([a["id"] for a in annotations], default=0) + 1
-    for annotation in annotations:
-        if annotation["id"] <= 0:  # COCOeval takes an object of id 0 for one that was not found
-            annotation["id"] = max(next_id, 1)
-            next_id = annotation["id"] + 1
-            changed["ids made positive"] += 1
-        if "iscrowd" not in annotation:
-            annotation["iscrowd"] = 0
-            changed["'iscrowd' set to 0"] += 1
-        if annotation.pop("ignore", 0):  # which load_coco_json refuses and COCOeval overlooks
-            annotation["iscrowd"] = 1
-            changed["with 'ignore' made crowds"] += 1
-        area = annotation.get("area")
-        if not (is_finite(area) and 0 <= area <= _MAX_AREA):
-            annotation["area"] = min(_area(annotation), _MAX_AREA)
-            changed["'area' filled in"] += 1
-        if "keypoints" in annotation and not _are_keypoints(annotation["keypoints"]):
-            del annotation["keypoints"]
-            changed["keypoints that cannot be used taken out"] += 1
-    return changed
-
-
-def _are_keypoints(keypoints: Any) -> bool:
-    """Whether this is [x, y, visibility, ...], all finite."""
-    return (
-        isinstance(keypoints, list) and len(keypoints) % 3 == 0 and all(map(is_finite, keypoints))
-    )
-
-
-def _area(annotation: Dict[str, Any]) -> float:
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        return annotation["bbox"][2] * annotation["bbox"][3]
-    if isinstance(segmentation, list):
-        return float(sum(polygon_area(p[0::2], p[1::2]) for p in segmentation))
-    if isinstance(segmentation["counts"], list):
-        return sum(segmentation["counts"][1::2])
-    return int(mask_util.area(segmentation))
-
-
-def _warn(
-    json_file: str,
-    annotations: Annotations,
-    kept: Annotations,
-    dropped: Dict[str, List[int]],
-    sizes: Sizes,
-) -> None:
-    """Log what was dropped, and which boxes are kept although part of them is not in the image."""
-    if dropped:
-        reasons = "; ".join(f"{len(ids)} {why} ({_first_ids(ids)})" for why, ids in dropped.items())
-        logger.warning(
-            f"{json_file}: dropped {len(annotations) - len(kept)} of {len(annotations)} "
-            f"annotations: {reasons}"
-        )
-    beyond = _boxes_beyond_image(kept, sizes)
-    if beyond:
-        hint = "; is 'bbox' [x, y, width, height]?" if len(beyond) > len(kept) / 2 else ""
-        logger.warning(
-            f"{json_file}: {len(beyond)} of {len(kept)} boxes reach beyond their image "
-            f"({_first_ids(beyond)}); training clips them, evaluation does not{hint}"
-        )
-
-
-def _boxes_beyond_image(annotations: Annotations, sizes: Sizes) -> List[int]:
-    x, y, w, h, width, height = _boxes_and_sizes(annotations, sizes)
-    t = _BOX_TOLERANCE
-    beyond = (x < -t) | (y < -t) | (x + w > width + t) | (y + h > height + t)
-    return [a["id"] for a, b in zip(annotations, beyond) if b]
-
-
-def _write_copy(content: Dict[str, Any], json_file: str) -> str:
-    """Write to the cache folder, under a name made from the content. Returns the path."""
-    text = json.dumps(content)
-    folder = os.path.join(get_cache_dir(), "rsb_d2", "coco_json")
-    stem = os.path.splitext(os.path.basename(json_file))[0]
-    path = os.path.join(folder, f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json")
-    if os.path.exists(path):
-        return path
-    # Written aside and then renamed, since another process may write or read the same file.
-    aside = f"{path}.{uuid.uuid4().hex}"
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with open(aside, "w") as f:
-            f.write(text)
-        os.replace(aside, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            os.remove(aside)
-        raise UserError(
-            f"needs a corrected copy, which cannot be written to {folder} ({e.strerror}); make "
-            "room there, or name another folder in the environment variable FVCORE_CACHE"
-        ) from None
-    return path
-
-
-def first(values: Iterable[Any], count: int = 5) -> str:
-    """Return the first values as text for a message: "3, 5, 8, 9, 12, ..."."""
-    values = list(values)
-    return ", ".join(printable(str(v)) for v in values[:count]) + (
-        ", ..." if len(values) > count else ""
-    )
+        raise UserError(f"{len(ids)} {what} ({first_ids(ids)})")

@@ -15,8 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
-from ..errors import UserError
-from .coco_check import CheckedCocoJson, check_coco_json, first
+from ..errors import UserError, first
+from .coco_check import CheckedCocoJson, check_coco_json
 
 # The key that says how many classes a meta architecture has. One that is not here (ProposalNetwork,
 # SemanticSegmentor, a user's own) has no such key, or none that is known.
