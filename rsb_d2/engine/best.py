@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoint import Checkpointer
 from ..checkpoint.writing import whole_file
 from ..config.check_best_metric import uses_best_metric
+from .validation import is_evaluated_now
 
 logger = logging.getLogger(__name__)
 
@@ -185,8 +186,7 @@ class EarlyStopping(hooks.HookBase):
             self._stop()
 
     def after_step(self):
-        next_iter = self.trainer.iter + 1
-        if next_iter % self._period or next_iter == self.trainer.max_iter or not self._is_over():
+        if not (is_evaluated_now(self.trainer, self._period) and self._is_over()):
             return
         if comm.is_main_process():
             done, value = self._history.best or (0, math.nan)

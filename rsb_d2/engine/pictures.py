@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from ..data.images import CheckedDatasetMapper, read_image
 from ..visualization import class_colors, readable_scale
+from .validation import is_evaluated_now
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,7 @@ class PictureWriter(HookBase):
         self._period = cfg.TEST.EVAL_PERIOD
 
     def after_step(self):
-        next_iter = self.trainer.iter + 1
-        if (
-            self._period > 0
-            and next_iter % self._period == 0
-            and next_iter != self.trainer.max_iter
-        ):
+        if is_evaluated_now(self.trainer, self._period):
             draw_curves(self._cfg.OUTPUT_DIR)
 
     def after_train(self):

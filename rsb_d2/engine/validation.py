@@ -12,6 +12,7 @@ from detectron2.data import (
 )
 from detectron2.data import detection_utils as utils
 from detectron2.engine.hooks import HookBase
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from timm.layers import DropBlock2d, DropPath
@@ -28,6 +29,17 @@ logger = logging.getLogger(__name__)
 
 # What computes something else in training than in evaluation, and no loss.
 _RANDOM_OR_RUNNING = (_NormBase, _DropoutNd, DropPath, DropBlock2d)
+
+
+def is_evaluated_now(trainer: TrainerBase, period: int) -> bool:
+    """Whether Detectron2's ``EvalHook`` evaluates after this step; of the last step, it is later.
+
+    Args:
+        trainer (TrainerBase): in its ``after_step``.
+        period (int): of the evaluations, in iterations; 0 for none.
+    """
+    done = trainer.iter + 1
+    return period > 0 and done % period == 0 and done != trainer.max_iter
 
 
 class ValidationLoss(HookBase):
@@ -48,12 +60,7 @@ class ValidationLoss(HookBase):
         self._loader = None
 
     def after_step(self):
-        next_iter = self.trainer.iter + 1
-        if (
-            self._period > 0
-            and next_iter % self._period == 0
-            and next_iter != self.trainer.max_iter
-        ):
+        if is_evaluated_now(self.trainer, self._period):
             self._compute()
 
     def after_train(self):
