@@ -1,7 +1,22 @@
 """What all tests share."""
 
+import importlib
+import json
+import shutil
+import sys
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+
+from rsb_d2.data.sample import make_sample_data
+from tests.helpers.catalogs import catalogs_kept
+from tests.helpers.damaged_files import jpeg
+from tests.helpers.data import bad_input
+from tests.helpers.paths import ROOT
+from tests.helpers.runs.programs import load_program, load_tool
+from tests.helpers.runs.resumable_run import make_config, train
+from tests.helpers.seeded_run import make_seeded_run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -13,3 +28,113 @@ def forgotten_data_sets():
         DatasetCatalog.remove(name)
         if name in MetadataCatalog.list():
             MetadataCatalog.remove(name)
+
+
+@pytest.fixture(scope="session")
+def little_data_originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+        for i, name in enumerate(bad_input.IMAGES):
+            picture = jpeg(bad_input.WIDTH, bad_input.HEIGHT, seed=i)
+            (folder / split / name).write_bytes(picture)
+        (folder / f"{split}.json").write_text(json.dumps(bad_input.content()))
+    return folder
+
+
+@pytest.fixture
+def little_data(little_data_originals, tmp_path, monkeypatch):
+    """A copy of a little data set, which is the working directory; nothing of it is registered."""
+    folder = tmp_path / "data"
+    shutil.copytree(little_data_originals, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    with catalogs_kept():
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def seeded_run(tmp_path_factory):
+    """The OUTPUT_DIR of a small Faster R-CNN with weights from a seed; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("seeded") / "run"
+    make_seeded_run(folder, "faster")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory):
+    """A little of the sample data: ``train``, ``val`` and ``annotations``."""
+    folder = tmp_path_factory.mktemp("data") / "sample"
+    make_sample_data(str(folder), num_train=4, num_val=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A working directory with some sample data where the sample config looks for it."""
+    folder = tmp_path_factory.mktemp("run")
+    make_sample_data(str(folder / "datasets" / "rsb_sample"), num_train=8, num_val=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kept_run(run_folder):
+    """A run of eight iterations that keeps its two newest checkpoints, resumed after four."""
+    output = str(run_folder / "kept")
+    opts = ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.CHECKPOINT_KEEP", "2", "OUTPUT_DIR", output]
+    with catalogs_kept():
+        train(make_config(run_folder, "SOLVER.MAX_ITER", "4", *opts))
+        train(make_config(run_folder, "SOLVER.MAX_ITER", "8", *opts, resume=True), resume=True)
+    return run_folder / "kept"
+
+
+@pytest.fixture(scope="module")
+def switch_folder(tmp_path_factory):
+    """The data and the output of the trainings with switches."""
+    folder = tmp_path_factory.mktemp("switches")
+    make_sample_data(str(folder / "data"), num_train=8, num_val=2)
+    with catalogs_kept():
+        yield folder
+
+
+@pytest.fixture
+def train_net(monkeypatch):
+    """A function that runs train_net.py in this process; returns what it says when it stops."""
+    program = load_program(ROOT / "train_net.py")
+    # Setting up the log is for good in a process.
+    module = importlib.import_module("rsb_d2.config.setup")  # not the function of that name
+    monkeypatch.setattr(module, "default_setup", lambda *_: pytest.fail("went on"))
+
+    def run(*arguments):
+        config = str(bad_input.CONFIG)
+        given = ["--config-file", config, *arguments]
+        position = max(i for i, word in enumerate(given) if word == "--config-file") + 2
+        flags = [word for word in given[position:] if word.startswith("--")]
+        words = [word for word in given[position:] if word not in flags]
+        base = [*bad_input.SMALL]
+        if given[position - 1] != config:
+            base = []  # the mistake is in the file: nothing may override it
+        args = default_argument_parser().parse_args([*given[:position], *flags, *base, *words])
+        with pytest.raises(SystemExit) as e:
+            program.main(args)
+        return str(e.value.code)
+
+    return run
+
+
+@pytest.fixture
+def tool(seeded_run, monkeypatch, capsys):
+    """A function that runs a tool in this process: exit status, stdout, the lines of stderr.
+
+    ``{run}`` in an argument stands for the seeded run.
+    """
+
+    def run(name, *arguments):
+        program = load_tool(name)
+        arguments = [word.replace("{run}", str(seeded_run)) for word in arguments]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        status = program.main()
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err.strip().splitlines()
+
+    return run

@@ -49,6 +49,22 @@ def memory_of_ours_alone(monkeypatch):
         monkeypatch.setattr(module, "peak_memory_alone", peak_memory_alone)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def models_built_once():
+    """Runs that the tests share: their steps are too small to be seen, and stock's has no dtype."""
+    build, built = training._Run, {}
+
+    def shared(args, name):
+        key = name, args.dtype if name == "ours" else ""
+        if key not in built:
+            built[key] = build(args, name)
+        return built[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_Run", shared)
+        yield build
+
+
 def test_evaluation():
     report, text = call(evaluation, *EVALUATION, "--profile")
     assert report["comparison"]["passed"] and "twelve figures" in text
@@ -105,8 +121,8 @@ def test_lower_precision_is_compared_by_the_sum_of_the_losses():
     assert not training._compare(losses, is_low=False)["passed"]
 
 
-def test_training_that_differs_is_not_timed(monkeypatch):
-    original = training._Run.losses
+def test_training_that_differs_is_not_timed(monkeypatch, models_built_once):
+    original = models_built_once.losses
 
     def losses(self):
         return {
@@ -114,7 +130,7 @@ def test_training_that_differs_is_not_timed(monkeypatch):
             for k, v in original(self).items()
         }
 
-    monkeypatch.setattr(training._Run, "losses", losses)
+    monkeypatch.setattr(models_built_once, "losses", losses)
     report, text = call(training, *TRAINING)
     assert not report["comparison"]["passed"] and "rows" not in report and "memory" not in report
     assert "NOT THE SAME" in text

@@ -1,4 +1,4 @@
-"""What a run is resumed from is read once, and what is kept of it meanwhile is in no one's way."""
+"""Which checkpoint of a run is resumed from, read once, and which ones are removed."""
 
 import os
 
@@ -6,12 +6,90 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser
 
-from rsb_d2 import Checkpointer, Trainer
+from rsb_d2 import Checkpointer, Trainer, UserError
+from rsb_d2.checkpoint import remove_old_checkpoints
 from rsb_d2.checkpoint.run_folder import find_newest_complete, read_newest_entry, take_found
 from rsb_d2.config.setup import setup
 from rsb_d2.data.sample import make_sample_data
 from tests.helpers.kill_and_resume import SMALL
 from tests.helpers.paths import CONFIGS
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Three checkpoints of a model of one number, which is their iteration."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    checkpointer = Checkpointer(model, str(tmp_path))
+    for iteration in (1, 3, 5):
+        model.weight.data.fill_(iteration)
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        os.utime(tmp_path / f"model_{iteration:07d}.pth", (1e9 + iteration,) * 2)
+    os.utime(tmp_path / "last_checkpoint", (1e9 + 6,) * 2)
+    return tmp_path
+
+
+def resumed_from(folder):
+    model = torch.nn.Linear(1, 1, bias=False)
+    state = Checkpointer(model, str(folder)).resume_or_load("", resume=True)
+    assert model.weight.item() == state["iteration"]
+    return state["iteration"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "gone"])
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_taken(
+    checkpoints, damage, caplog
+):
+    assert resumed_from(checkpoints) == 5
+    path = checkpoints / "model_0000005.pth"
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        end = {"cut": b"", "zeros": bytes(len(content) - middle), "empty": b""}[damage]
+        path.write_bytes(content[: 0 if damage == "empty" else middle] + end)
+    caplog.clear()
+    assert resumed_from(checkpoints) == 3
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "model_0000005.pth" in warnings[0] and "model_0000003.pth" in warnings[0]
+
+
+def test_no_readable_checkpoint_is_an_error(checkpoints):
+    for path in checkpoints.glob("model_*.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="--resume: none of the checkpoints") as e:
+        resumed_from(checkpoints)
+    assert "\n" not in str(e.value)
+
+
+def test_a_checkpoint_that_was_not_named_any_more_is_the_newest(checkpoints):
+    (checkpoints / "last_checkpoint").write_text("model_0000003.pth")
+    os.utime(checkpoints / "last_checkpoint", (1e9 + 4,) * 2)
+    assert resumed_from(checkpoints) == 5
+
+
+def test_what_a_longer_run_has_left_is_not_resumed_from(checkpoints):
+    os.utime(checkpoints / "model_0000005.pth", (1e9 - 1,) * 2)
+    (checkpoints / "last_checkpoint").write_text("model_0000003.pth")
+    os.utime(checkpoints / "last_checkpoint", (1e9 + 4,) * 2)
+    assert resumed_from(checkpoints) == 3
+    (checkpoints / "model_0000003.pth").write_bytes(b"")
+    assert resumed_from(checkpoints) == 1
+
+
+def test_old_checkpoints_are_removed(checkpoints):
+    (checkpoints / "model_final.pth").touch()
+    (checkpoints / "model_best.pth").touch()
+    remove_old_checkpoints(str(checkpoints), 3, 1)  # 5 is of another run
+    assert sorted(p.stem for p in checkpoints.glob("*.pth")) == [
+        *("model_0000003", "model_0000005", "model_best", "model_final"),
+    ]
+    remove_old_checkpoints(str(checkpoints), 5, 3)
+    assert len(list(checkpoints.glob("*.pth"))) == 4
+
+
+# ---- what is found is kept until it is loaded, and is in no one's way ----
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import huggingface_hub
@@ -13,11 +12,16 @@ import safetensors.torch
 import timm
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError
 from rsb_d2.checkpoint import locate, timm_hub
+from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.fake_hub import FakeHub, add_to_cache, make_weights
 from tests.helpers.paths import ROOT
 from tests.helpers.small_detector import check_features, make_config
@@ -84,50 +88,27 @@ def test_stock_checkpointer_tells_the_head_of_a_detector_from_the_backbone(cache
         assert torch.equal(tensor, heads[name])
 
 
-def test_default_trainer_of_detectron2(cache, weights, tmp_path):
-    """A script of somebody who took the backbone alone: Detectron2's trainer and checkpointer."""
+def test_default_trainer_of_detectron2(cache, weights, tmp_path, monkeypatch):
+    """Somebody who took the backbone alone: Detectron2's trainer, checkpointer and data."""
     add_to_cache(cache, "resnet18.a1_in1k", weights)
-    script = """
-        import cv2, numpy as np, sys, torch
-        from detectron2.config import get_cfg
-        from detectron2.data import DatasetCatalog
-        from detectron2.engine import DefaultTrainer
-        from detectron2.structures import BoxMode
-        import rsb_d2
-        from tests.checkpoint.test_checkpointer import make_config
-
-        cv2.imwrite("image.png", np.zeros((64, 64, 3), np.uint8))
-        box = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-        image = {"file_name": "image.png", "height": 64, "width": 64, "image_id": 1}
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("image.png")
+    box = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    image = {"file_name": "image.png", "height": 64, "width": 64, "image_id": 1}
+    cfg = make_config()
+    cfg.MODEL.MASK_ON = False
+    cfg.MODEL.WEIGHTS = PATH
+    cfg.MODEL.BACKBONE.FREEZE_AT = 5
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("one",), ()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 1, 1
+    cfg.OUTPUT_DIR = "."
+    with catalogs_kept():
         DatasetCatalog.register("one", lambda: [{**image, "annotations": [box]}])
-        cfg = make_config()
-        cfg.MODEL.MASK_ON = False
-        cfg.MODEL.WEIGHTS = sys.argv[1]
-        cfg.MODEL.BACKBONE.FREEZE_AT = 5
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("one",), ()
-        cfg.DATALOADER.NUM_WORKERS = 0
-        cfg.INPUT.MIN_SIZE_TRAIN = (64,)
-        cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 1, 1
-        cfg.OUTPUT_DIR = "."
         trainer = DefaultTrainer(cfg)
         trainer.resume_or_load(resume=False)
         trainer.train()
-        """
-    environment = {
-        **os.environ,
-        "HF_HUB_CACHE": str(cache),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT), str(ROOT / "tests")]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), PATH],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     for name, tensor in weights.items():
         if not name.startswith("fc."):

@@ -14,7 +14,7 @@ from iopath.common import file_io
 
 from rsb_d2 import Checkpointer, UserError, model_zoo
 from rsb_d2.checkpoint import zoo
-from tests.checkpoint.test_openmmlab_detectors import save_as_openmmlab, standin
+from tests.helpers.weights.openmmlab import save_as_openmmlab, standin
 
 NAMES = ["frcnn_rsb_1x", "mask_rcnn_rsb_1x", "cascade_mask_rcnn_rsb_1x", "retinanet_rsb_1x"]
 

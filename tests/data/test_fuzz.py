@@ -1,13 +1,9 @@
-"""Annotation files and images at random: a clear error or a valid batch, never anything else.
-
-The same examples in every run; FUZZ_SEED=7 pytest -m "" tests/data/test_fuzz.py draws others.
-"""
+"""Annotation files and images at random: a clear error or a valid batch, never anything else."""
 
 import contextlib
 import copy
 import io
 import json
-import os
 import random
 import tempfile
 import warnings
@@ -15,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
@@ -29,11 +24,11 @@ from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.data import register_coco_json
 from rsb_d2.data.images import BadImageError, CheckedDatasetMapper, read_image
 from tests.helpers.damaged_files import damage, jpeg, png
+from tests.helpers.data.fuzzing import HEIGHT, NUM_CLASSES, SEED, WIDTH, check_batch, check_message
 
-SEED = int(os.environ.get("FUZZ_SEED", "0"))
-WIDTH, HEIGHT = 48, 40
 NAMES = ("1.jpg", "zwei ü.jpg", "3.png")
-NUM_CLASSES = 2
+
+
 EXAMPLES = dict(
     deadline=None,
     database=None,
@@ -189,31 +184,6 @@ def check_annotation_file(folder, text, with_masks, mask_format):
         return "taken"
     finally:
         DatasetCatalog.data, MetadataCatalog.data = before
-
-
-def check_message(error):
-    message = str(error)
-    assert len(message.splitlines()) == 1 and len(message) < 1500, message
-    message.encode()
-
-
-def check_batch(image, with_masks, mask_format):
-    assert image["image"].dtype == torch.uint8 and image["image"].dim() == 3
-    instances = image["instances"]
-    height, width = instances.image_size
-    assert image["image"].shape == (3, height, width) and min(height, width) >= 1
-    boxes = instances.gt_boxes.tensor
-    assert boxes.shape == (len(instances), 4) and boxes.isfinite().all() and (boxes >= 0).all()
-    assert (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
-    assert (boxes[:, 2:] > boxes[:, :2]).all()
-    classes = instances.gt_classes
-    assert classes.dtype == torch.int64 and ((classes >= 0) & (classes < NUM_CLASSES)).all()
-    if with_masks and len(instances):
-        masks = instances.gt_masks
-        if mask_format == "bitmask":
-            assert masks.tensor.shape == (len(instances), height, width)
-        cropped = masks.crop_and_resize(boxes, 7)  # what the mask head's loss does
-        assert cropped.shape == (len(instances), 7, 7)
 
 
 def evaluate_ground_truth(json_file, with_masks):

@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, build_detection_train_loader
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
@@ -18,53 +17,21 @@ from detectron2.data.samplers import (
     TrainingSampler,
 )
 
-from rsb_d2 import UserError, add_rsb_config
+from rsb_d2 import UserError
 from rsb_d2.data.images import BadImageError
-from rsb_d2.data.loader import TrainLoader, build_train_loader
+from rsb_d2.data.loader import build_train_loader
 from rsb_d2.data.order import Replacements, TrainingOrder, build_sampler
+from tests.helpers.data.loaders import (
+    SEED,
+    contents,
+    ids,
+    make_cfg,
+    make_loader,
+    make_records,
+    noisy,
+    same,
+)
 from tests.helpers.paths import ROOT
-
-SEED = 7
-
-
-def make_records(count=23):
-    """Every third image is high, and the categories are of different frequency."""
-    return [
-        {
-            "file_name": f"{i}.jpg",
-            "image_id": i,
-            "width": 3 + i % 3,
-            "height": 4,
-            "annotations": [{"category_id": 0 if i % 5 else 1, "iscrowd": 0}],
-        }
-        for i in range(count)
-    ]
-
-
-def make_cfg(**dataloader):
-    cfg = get_cfg()
-    add_rsb_config(cfg)
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.DATALOADER.REPEAT_THRESHOLD = 0.4
-    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.6
-    cfg.DATALOADER.update(dataloader)
-    return cfg
-
-
-def same(record):
-    return record
-
-
-def make_loader(mapper=same, records=None, cfg=None, **kwargs):
-    records = make_records() if records is None else records
-    cfg = cfg or make_cfg()
-    arguments = {"total_batch_size": 4, "seed": SEED, **kwargs}
-    return TrainLoader(records, mapper, lambda s: build_sampler(cfg, records, s), **arguments)
-
-
-def ids(batches, count):
-    return [[image["image_id"] for image in b] for b in itertools.islice(batches, count)]
-
 
 SAMPLERS = {
     "TrainingSampler": lambda records: TrainingSampler(len(records), seed=SEED),
@@ -128,16 +95,6 @@ def test_a_batch_that_cannot_be_shared_out_is_an_error():
         TrainingOrder([], [], 4, 0, 3)
 
 
-def noisy(record):
-    """An augmentation that draws from all that augmentations draw from."""
-    noise = (random.random(), float(np.random.rand()), float(torch.rand(())))
-    return {**record, "noise": noise}
-
-
-def contents(batches, count):
-    return [[(i["image_id"], i["noise"]) for i in b] for b in itertools.islice(batches, count)]
-
-
 def test_a_batch_depends_on_its_number_alone():
     whole = contents(iter(make_loader(noisy)), 12)
     noise = [n for batch in whole for _, n in batch]
@@ -180,9 +137,6 @@ def test_going_on_after_90000_iterations_of_coco_reads_no_image_before():
     stream = TrainingSampler(len(records), seed=SEED)
     counts = np.bincount([i for i in itertools.islice(stream, 90000 * 16)], minlength=len(records))
     assert counts.min() >= 12 and counts.max() <= 13
-
-
-# Bad images
 
 
 def make_bad(*bad):
@@ -254,7 +208,7 @@ def test_workers_end_with_the_process_that_leaves_them():
     program = """
 import signal, subprocess, sys
 sys.path.insert(0, {root!r})
-from tests.data.test_loader import make_loader, noisy
+from tests.helpers.data.loaders import make_loader, noisy
 batches = iter(make_loader(noisy, num_workers=2))
 next(batches)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """The pictures of a run, from metrics and a model of which the content is known."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from matplotlib.colors import same_color
 
 from rsb_d2 import add_rsb_config
 from rsb_d2.engine.pictures import draw_curves, draw_detections, read_metrics
@@ -104,3 +106,26 @@ def test_detections_stand_beside_the_truth(cfg, tmp_path):
     # The box (10, 10, 60, 50), four times as large, and its label; in pixels of the grid.
     assert 0 <= left - 4 * 10 <= 16 and abs(right - 4 * 60) <= 120
     assert abs(bottom - (4 * 50 + margin + title)) <= 16 and top >= margin + title
+
+
+def test_validation_losses_are_drawn_with_those_of_training(tmp_path, monkeypatch):
+    lines = [
+        {"iteration": i, "total_loss": 3 - i / 50, "loss_cls": 1.0, "lr": 0.1}
+        | ({"val_total_loss": 3.2 - i / 70, "val_loss_cls": 1.1} if i % 40 == 39 else {})
+        for i in range(19, 120, 20)
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    drawn = SimpleNamespace()
+    from rsb_d2.engine import pictures
+
+    class Figure(pictures.Figure):
+        def savefig(self, *args, **kwargs):
+            drawn.axes = self.axes
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr(pictures, "Figure", Figure)
+    draw_curves(str(tmp_path))
+    curves = {line.get_label(): line for line in drawn.axes[0].lines}
+    assert list(curves["val_total_loss"].get_xdata()) == [39, 79, 119]
+    assert same_color(curves["val_total_loss"].get_color(), curves["total_loss"].get_color())
+    assert curves["val_total_loss"].get_linestyle() == "--"

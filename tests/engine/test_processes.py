@@ -10,11 +10,16 @@ import time
 
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 
+from rsb_d2 import UserError
 from rsb_d2.data.sample import make_sample_data
+from rsb_d2.engine import launch
+from tests.helpers import two_processes
 from tests.helpers.paths import ROOT
+from tests.helpers.runs.programs import as_in_a_process_of_its_own
 
-PROGRAM = ROOT / "tests" / "helpers" / "two_processes.py"
+PROGRAM = two_processes.__file__
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("detectron2.utils.absent") is None and not torch.cuda.is_available(),
@@ -60,10 +65,16 @@ def run(
     )
 
 
+def run_alone(folder, output, *flags):
+    """The same in this one process."""
+    words = [*flags, *FIXED, "OUTPUT_DIR", str(folder / output)]
+    with as_in_a_process_of_its_own(folder):
+        two_processes.main(default_argument_parser().parse_args(words))
+
+
 @pytest.fixture(scope="module")
 def one(folder):
-    result = run(folder, "one")
-    assert result.returncode == 0, result.stderr
+    run_alone(folder, "one")
     return folder / "one"
 
 
@@ -132,8 +143,7 @@ def test_a_process_that_dies_ends_the_job_which_is_resumed_with_another_number(f
     assert died.returncode == 128 + signal.SIGKILL
     assert "process 1 was killed by SIGKILL" in died.stderr
     assert (folder / "died" / "last_checkpoint").read_text() == "model_0000002.pth"
-    alone = run(folder, "died", "--resume")
-    assert alone.returncode == 0, alone.stderr
+    run_alone(folder, "died", "--resume")
     assert images_of(folder / "died", 1) != images_of(one, 1)  # the first three are half of them
     (folder / "died" / "images.0").write_text(
         "".join(
@@ -155,12 +165,11 @@ def test_an_error_in_a_process_is_shown_in_a_line(folder):
     assert "Traceback" not in result.stderr
 
 
-def test_torchrun_says_how_many_processes_there_are(folder):
-    result = run(
-        folder, "none", "--num-gpus", "2", program=ROOT / "train_net.py", launcher=TORCHRUN
-    )
-    assert result.returncode != 0
-    assert "torchrun says how many processes there are" in result.stderr
+def test_torchrun_says_how_many_processes_there_are(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun sets it")
+    args = default_argument_parser().parse_args(["--num-gpus", "2"])
+    with pytest.raises(UserError, match="torchrun says how many processes there are"):
+        launch(lambda args: pytest.fail("went on"), args)
 
 
 def test_a_signal_ends_two_processes_with_one_checkpoint(folder):

@@ -1,13 +1,34 @@
 """What several tests use.
 
 paths               where the repository and the reference files are
+catalogs            Detectron2's global catalogs, left as they were
 small_detector      a small detector on any backbone of timm
-seeded_run          the OUTPUT_DIR of a training that never was: seeded weights that detect something
-standin_weights     deterministic stand-in weights for the published detectors
+seeded_run          the OUTPUT_DIR of no training: weights from a seed that detect something
 fake_hub            weights from a seed, in a Hugging Face cache folder as the hub fills it
 detections          made-up detections for the sample data
 damaged_files       files that are damaged or unusual, made byte by byte
 chromium            a real browser for the HTML pages
+report_page         the data that a page of a report holds
+installed           the Detectron2 that is installed: whether it is the mended wheel
+
+data/bad_input      a little data set, ways of making something about it bad, what must come of it
+data/coco_files     small annotation files, registered and evaluated
+data/fuzzing        examples at random, the same in every run
+data/loaders        a training loader of made-up records
+
+models/exporting    config, names and pictures for exported files
+models/optimized    detectors to be optimized, and what they must find afterwards
+
+runs/programs            train_net.py and the tools as functions of this process
+runs/sample_run          a small run of the sample config
+runs/resumable_run       a small training that is stopped and goes on
+runs/scripted_training   a small training whose evaluations are scripted
+runs/switched_training   a short training with the switches for speed
 kill_and_resume     a program: trains without a stop, and again with kills and resumes
-two_processes       a program: what each of two processes does in the tests of several processes
+two_processes       a program: what each of two processes does in the tests of several
+
+weights/bad_weights      weights that are damaged, of something else, or meant to run code
+weights/weight_files     one network's weights in the files of every format
+weights/openmmlab        stand-ins for the published detectors, and what they computed
+weights/standin_weights  deterministic stand-in weights for the published detectors
 """

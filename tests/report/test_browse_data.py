@@ -16,7 +16,8 @@ from rsb_d2.data.sample import make_sample_data
 from rsb_d2.report.data.anchors import best_anchor_ious, build_anchor_grid
 from tests.helpers.chromium import Chromium
 from tests.helpers.paths import ROOT
-from tests.report.test_report import load_tool, read_data
+from tests.helpers.report_page import read_data
+from tests.helpers.runs.programs import load_tool
 
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")
 

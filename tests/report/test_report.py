@@ -1,13 +1,11 @@
 """tools/report.py: the page's figures against pycocotools, bad input, and a real browser."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from pycocotools.coco import COCO
@@ -18,16 +16,10 @@ from rsb_d2.report.results.average_precision import FIGURES
 from tests.helpers.chromium import Chromium
 from tests.helpers.detections import make_detections
 from tests.helpers.paths import ROOT
+from tests.helpers.report_page import read_data
+from tests.helpers.runs.programs import load_tool
 
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")
-
-
-def load_tool(name):
-    path = ROOT / "tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +78,6 @@ def page(folder):
     assert done.returncode == 0, done.stderr
     assert os.listdir(output.parent) == ["page.html"]
     return output, read_data(output)
-
-
-def read_data(path):
-    text = Path(path).read_text()
-    start = text.index('id="data">') + len('id="data">')
-    return json.loads(text[start : text.index("</script>", start)])
 
 
 def coco_eval(folder, task, category_ids=None):

@@ -1,9 +1,5 @@
 """A run of train_net.py from weights in the hub's cache, and its backbone back in timm."""
 
-import os
-import subprocess
-import sys
-
 import huggingface_hub
 import pytest
 import timm
@@ -17,6 +13,7 @@ from rsb_d2.config.setup import setup
 from rsb_d2.data import make_sample_data
 from tests.helpers.fake_hub import add_to_cache, make_weights
 from tests.helpers.paths import ROOT
+from tests.helpers.runs.programs import call_train_net
 
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_1x.yaml")
 
@@ -31,7 +28,7 @@ def test_the_recipe_reaches_the_download(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_recipe_trains_offline_and_its_backbone_goes_back_to_timm(tmp_path):
+def test_the_recipe_trains_offline_and_its_backbone_goes_back_to_timm(tmp_path, monkeypatch):
     weights = make_weights("resnet50")
     file = add_to_cache(tmp_path / "hub", "resnet50.a1_in1k", weights)
     make_sample_data(str(tmp_path / "sample"), num_train=4, num_val=2)
@@ -48,22 +45,13 @@ def test_the_recipe_trains_offline_and_its_backbone_goes_back_to_timm(tmp_path):
         *("SOLVER.WARMUP_ITERS", "0"),
         *("OUTPUT_DIR", str(tmp_path / "output")),
     ]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG, *options],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "HF_HUB_CACHE": str(tmp_path / "hub"),
-            "HF_HUB_OFFLINE": "1",
-            "FVCORE_CACHE": str(tmp_path / "fvcore"),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Weights from timm://resnet50.a1_in1k" in done.stdout and str(file) in done.stdout
-    assert "loaded:  the whole backbone, 318 tensors" in done.stdout
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "fvcore"))
+    call_train_net(tmp_path, "--config-file", CONFIG, *options)
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert "Weights from timm://resnet50.a1_in1k" in log and str(file) in log
+    assert "loaded:  the whole backbone, 318 tensors" in log
 
     trained, exported = tmp_path / "output" / "model_final.pth", tmp_path / "r50.safetensors"
     convert_file(str(trained), str(exported), "timm")

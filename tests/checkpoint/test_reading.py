@@ -3,7 +3,6 @@
 import io
 import os
 import pickle
-import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
@@ -19,9 +18,7 @@ from rsb_d2 import Checkpointer, TimmBackbone, UserError
 from rsb_d2.checkpoint.convert import convert_file
 from rsb_d2.checkpoint.reading import read_checkpoint, read_file
 from tests.helpers.fake_hub import add_to_cache
-from tests.helpers.paths import ROOT
-
-TOOL = ROOT / "tools" / "convert_weights.py"
+from tests.helpers.runs.programs import load_tool
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +111,7 @@ def test_a_malicious_file_is_refused_by_its_type(tmp_path, backbone, packing, fu
 
 
 @pytest.mark.parametrize("packing", ["torch", "pickle 2"])
-def test_every_other_entry_refuses_it_too(tmp_path, backbone, packing, monkeypatch):
+def test_every_other_entry_refuses_it_too(tmp_path, backbone, packing, monkeypatch, capsys):
     victim, path = tmp_path / "victim", tmp_path / "weights.pth"
     content = PACKINGS[packing](Trap(victim, os.system))
     path.write_bytes(content)
@@ -136,14 +133,12 @@ def test_every_other_entry_refuses_it_too(tmp_path, backbone, packing, monkeypat
     output = str(tmp_path / "output.pth")
     check_refused(error_of(convert_file, str(path), output, "timm"), path, "posix.system")
     if packing == "torch":
-        tool = subprocess.run(
-            [sys.executable, TOOL, path, output, "--to", "detectron2"],
-            capture_output=True,
-            text=True,
-        )
-        assert tool.returncode == 2 and tool.stdout == ""
-        check_refused(tool.stderr, path, "posix.system")
-        assert tool.stderr.count("\n") == 1
+        arguments = [str(path), output, "--to", "detectron2"]
+        monkeypatch.setattr(sys, "argv", ["convert_weights.py", *arguments])
+        assert load_tool("convert_weights").main() == 2
+        said = capsys.readouterr()
+        check_refused(said.err, path, "posix.system")
+        assert said.err.count("\n") == 1 and said.out == ""
 
     assert not victim.exists() and not Path(output).exists()
 

@@ -1,0 +1,197 @@
+"""What is loaded of a file of weights, what is told of it, and what stops the run."""
+
+import logging
+
+import pytest
+import torch
+from detectron2.modeling import build_backbone, build_model
+
+from rsb_d2 import Checkpointer, TimmBackbone, UserError
+from tests.helpers.fake_hub import add_to_cache, make_weights
+from tests.helpers.small_detector import check_features, make_config, make_detector
+from tests.helpers.weights.weight_files import (
+    as_detectron2,
+    check_unchanged,
+    state_of,
+    write_detector,
+)
+
+
+def test_stages_that_are_not_built_are_unused(tmp_path, weights):
+    torch.save(weights, tmp_path / "weights.pth")
+    backbone = TimmBackbone("resnet18", out_features=["res3", "res4"])
+    checkpointer = Checkpointer(backbone)
+    checkpointer.load(str(tmp_path / "weights.pth"))
+    check_features(backbone, "resnet18", weights)
+    assert "unused in the file: layer4 (30), fc (2)" in str(checkpointer.report)
+
+
+def test_a_backbone_without_fpn_and_a_wrapped_model(tmp_path, weights):
+    torch.save(weights, tmp_path / "weights.pth")
+    cfg = make_config()
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    plain = torch.nn.ModuleDict({"backbone": build_backbone(cfg)})
+    Checkpointer(plain).load(str(tmp_path / "weights.pth"))
+    check_features(plain["backbone"], "resnet18", weights)
+
+    # A detector's file gives its backbone, whatever that is called in the model at hand.
+    write_detector(tmp_path / "detector.pth", weights)
+    other = torch.nn.ModuleDict({"backbone": build_backbone(cfg)})
+    Checkpointer(other).load(str(tmp_path / "detector.pth"))
+    check_features(other["backbone"], "resnet18", weights)
+
+    detector = make_detector()
+    Checkpointer(torch.nn.DataParallel(detector)).load(str(tmp_path / "weights.pth"))
+    check_features(detector, "resnet18", weights)
+
+
+def test_the_report_is_one_block(tmp_path, weights, caplog):
+    torch.save(weights, tmp_path / "weights.pth")
+    with caplog.at_level(logging.INFO, logger="rsb_d2"):
+        Checkpointer(make_detector()).load(f"file://{tmp_path}/weights.pth")
+    (record,) = [r for r in caplog.records if r.name.startswith("rsb_d2")]
+    assert record.getMessage().split("\n") == [
+        f"Weights from file://{tmp_path}/weights.pth",
+        f"  file:    {tmp_path}/weights.pth",
+        "  format:  timm or torchvision classification model",
+        "  loaded:  the whole backbone, 120 tensors; others: none",
+        "  left at their initial values: FPN (12), proposal_generator (6), "
+        "roi_heads.box_head (2), roi_heads.box_predictor (4), roi_heads.mask_head (6)",
+        "  unused in the file: fc (2)",
+    ]
+
+
+def test_no_path_loads_nothing(caplog):
+    detector = make_detector()
+    before = state_of(detector)
+    with caplog.at_level(logging.INFO, logger="rsb_d2"):
+        assert Checkpointer(detector).load("") == {}
+    assert "random" in caplog.text
+    check_unchanged(detector, before)
+
+
+def drop(weights, *prefixes):
+    return {n: t for n, t in weights.items() if not n.startswith(prefixes)}
+
+
+def expect_error(tmp_path, weights, *words, name="resnet18"):
+    """Loading stops with one line that has these words, and the model stays as it was."""
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path)
+    detector = make_detector(name)
+    before = state_of(detector)
+    with pytest.raises(UserError) as error:
+        Checkpointer(detector).load(str(path))
+    message = str(error.value)
+    assert all(word in message for word in (str(path), *words)), message
+    assert "\n" not in message
+    check_unchanged(detector, before)
+
+
+def test_a_missing_tensor_stops_the_run(tmp_path, weights):
+    expect_error(
+        tmp_path,
+        drop(weights, "layer2.0.bn1.running_mean", "layer3.1."),
+        "11 of its 120 tensors are not in the file",
+        "layer2.0.bn1.running_mean, layer3.1.conv1.weight, layer3.1.bn1.weight, …",
+        "Take weights of resnet18, such as timm://resnet18.",
+    )
+
+
+def test_another_shape_names_both(tmp_path, weights):
+    wide = {**weights, "layer1.0.conv1.weight": torch.zeros(64, 4, 3, 3)}
+    expect_error(
+        tmp_path,
+        wide,
+        "1 of its 120 tensors have another shape",
+        "layer1.0.conv1.weight is (64, 4, 3, 3) in the file and (64, 64, 3, 3) in the model",
+    )
+
+
+def test_a_deeper_network_is_not_taken_for_a_shallower_one(tmp_path):
+    """ResNet-34 has every tensor of ResNet-18, in the same shape."""
+    expect_error(tmp_path, make_weights("resnet34"), "not of this architecture", "layer1.2.conv1")
+
+
+def test_a_network_with_more_in_its_blocks_is_not_taken_for_a_plain_one(tmp_path, weights):
+    more = {**weights, "layer1.0.se.fc1.weight": torch.zeros(4, 64, 1, 1)}
+    expect_error(tmp_path, more, "not of this architecture", "layer1.0.se.fc1.weight")
+
+
+def test_weights_of_something_else(tmp_path):
+    expect_error(
+        tmp_path,
+        {"encoder.embed.weight": torch.zeros(3, 3)},
+        "has none of the 120 tensors of the backbone",
+        "encoder.embed.weight",
+        "OpenMMLab classification model",
+    )
+
+
+def test_a_detectors_backbone_must_be_whole(tmp_path, weights):
+    write_detector(tmp_path / "detector.pth", weights)
+    model = torch.load(tmp_path / "detector.pth", weights_only=True)["model"]
+    expect_error(
+        tmp_path,
+        {"model": drop(model, "backbone.bottom_up.body.layer4.1.")},
+        "10 of its 120 tensors are not in the file (layer4.1.conv1.weight",
+    )
+
+
+def test_weights_that_would_fit_and_compute_something_else_are_refused(tmp_path, weights):
+    caffe2 = {"conv1_w": torch.zeros(64, 3, 7, 7), "res2_0_branch2a_w": torch.zeros(64, 64, 1, 1)}
+    expect_error(tmp_path, caffe2, "Caffe2", "BGR", "timm://resnet50.a1_in1k")
+    stock = {f"backbone.bottom_up.{n}": t for n, t in as_detectron2(weights).items()}
+    expect_error(tmp_path, {"model": stock}, "STRIDE_IN_1X1")
+
+
+def test_a_timm_name_of_another_architecture(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    add_to_cache(tmp_path, "resnet34.a1_in1k", make_weights("resnet34"))
+    detector = make_detector()
+    before = state_of(detector)
+    with pytest.raises(
+        UserError, match="of resnet34, but MODEL.TIMM.NAME is resnet18; write MODEL"
+    ):
+        Checkpointer(detector).load("timm://resnet34.a1_in1k")
+    check_unchanged(detector, before)
+
+
+@pytest.mark.parametrize("path", ["nothing.pth", "", "file:///nowhere/nothing.pth"])
+def test_no_such_file(tmp_path, path):
+    with pytest.raises(UserError, match="there is no file|is a folder"):
+        Checkpointer(make_detector()).load(path if "://" in path else str(tmp_path / path))
+
+
+@pytest.mark.parametrize(
+    ("meta_architecture", "left"),
+    [
+        (
+            "GeneralizedRCNN",
+            ["roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"]
+            + ["roi_heads.mask_head.predictor"],
+        ),
+        ("RetinaNet", ["head.cls_score"]),
+    ],
+)
+def test_another_number_of_classes_keeps_all_but_the_classifier(
+    tmp_path, caplog, meta_architecture, left
+):
+    def build(num_classes, seed):
+        cfg = make_config(meta_architecture=meta_architecture)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+        torch.manual_seed(seed)
+        return build_model(cfg)
+
+    saved, model = build(5, seed=1), build(3, seed=2)
+    torch.save({"model": saved.state_dict()}, tmp_path / "model.pth")
+    before = state_of(model)
+    Checkpointer(model).load(str(tmp_path / "model.pth"))
+    expected = saved.state_dict()
+    for name, tensor in model.state_dict().items():
+        is_left = name.rpartition(".")[0] in left
+        assert torch.equal(tensor, before[name] if is_left else expected[name]), name
+    (record,) = [r for r in caplog.records if r.name.startswith("rsb_d2")]
+    assert record.levelno == logging.WARNING
+    assert "the file has 5 classes and the model 3" in record.getMessage()
+    assert f"{left[0]}.weight is ({6 if 'roi' in left[0] else 15}, 16" in record.getMessage()

@@ -1,0 +1,60 @@
+"""train_net.py and the tools as functions of this process, and the form of what they say."""
+
+import importlib.util
+import os
+import re
+import warnings
+from contextlib import contextmanager
+
+import torch
+from detectron2.engine import default_argument_parser
+
+from tests.helpers.catalogs import catalogs_kept
+from tests.helpers.paths import ROOT
+
+
+def load_program(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    program = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():  # a tool of the command line silences those of its process
+        spec.loader.exec_module(program)
+    return program
+
+
+def load_tool(name):
+    return load_program(ROOT / "tools" / f"{name}.py")
+
+
+def call_train_net(folder, *words):
+    """What train_net.py does with these words, in this process; returns what its main returns."""
+    args = default_argument_parser().parse_args(list(words))
+    with as_in_a_process_of_its_own(folder):
+        return load_program(ROOT / "train_net.py").main(args)
+
+
+@contextmanager
+def as_in_a_process_of_its_own(folder):
+    """In a folder, with one thread, as it computes to the last bit, and without the sample data."""
+    before, threads = os.getcwd(), torch.get_num_threads()
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    try:
+        with catalogs_kept("rsb_sample_train", "rsb_sample_val"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        os.chdir(before)
+
+
+def check_line(said, says):
+    assert re.search(says, said), said
+    assert len(said.strip().splitlines()) == 1 and len(said) < 900
+    assert "Traceback" not in said
+
+
+def only_error(name, errors):
+    """The line that says what is wrong; beside it there may be some of progress."""
+    assert "Traceback" not in "".join(errors)
+    assert errors[-1].startswith(f"{name}.py: "), errors
+    (line,) = [line for line in errors if line.startswith(f"{name}.py: ")]
+    return line

@@ -1,0 +1,161 @@
+"""What an installed Detectron2 imports, and how the parts that it has not say so."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.installed import MENDED, mended_only, run_python
+
+# Modules that need one of these say so when they are imported; nothing else may fail.
+OPTIONAL = {"caffe2", "onnx", "panopticapi", "scipy", "fairscale", "timm", "mmcv"}
+
+IMPORT_ALL = """
+import importlib, json, pkgutil
+import detectron2
+failed = {}
+names = ["detectron2.projects." + x for x in ("point_rend", "deeplab", "panoptic_deeplab")]
+walk = pkgutil.walk_packages(detectron2.__path__, "detectron2.", onerror=lambda name: None)
+count = 0
+for name in names + [module.name for module in walk]:
+    count += 1
+    try:
+        importlib.import_module(name)
+    except Exception as e:
+        failed[name] = [type(e).__name__, str(e), getattr(e, "name", None)]
+print(json.dumps([count, failed]))
+"""
+
+
+def test_every_module_imports_on_its_own():
+    count, failed = json.loads(run_python("-c", IMPORT_ALL).splitlines()[-1])
+    assert count > 130
+    unexpected = {
+        module: error
+        for module, error in failed.items()
+        if error[0] != "ModuleNotFoundError" or error[2].partition(".")[0] not in OPTIONAL
+    }
+    assert unexpected == {}
+    if MENDED:
+        assert {name.rpartition(".")[0] for name in failed} <= {"detectron2.export"}
+
+
+def test_the_zoo_has_its_configs():
+    from detectron2 import model_zoo
+    from detectron2.model_zoo.model_zoo import _ModelZooUrls
+
+    for name in _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX:
+        candidates = [name + ".yaml", name + ".py"]
+        assert any(_is_config(model_zoo, candidate) for candidate in candidates), name
+    cfg = model_zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
+    lazy = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.py")
+    assert lazy.model.num_classes == 80
+    with pytest.raises(RuntimeError, match="nothing.yaml"):
+        model_zoo.get_config_file("nothing.yaml")
+
+
+def _is_config(model_zoo, name):
+    try:
+        return Path(model_zoo.get_config_file(name)).is_file()
+    except RuntimeError:
+        return False
+
+
+def rotated_boxes():
+    return torch.tensor([[5.0, 5.0, 4.0, 2.0, 30.0]])
+
+
+def use_pairwise_iou():
+    from detectron2.structures import RotatedBoxes, pairwise_iou_rotated
+
+    pairwise_iou_rotated(RotatedBoxes(rotated_boxes()), RotatedBoxes(rotated_boxes()))
+
+
+def use_nms():
+    from detectron2.layers import nms_rotated
+
+    nms_rotated(rotated_boxes(), torch.ones(1), 0.5)
+
+
+def use_batched_nms():
+    from detectron2.layers import batched_nms_rotated
+
+    batched_nms_rotated(rotated_boxes(), torch.ones(1), torch.zeros(1), 0.5)
+
+
+def use_roi_align():
+    from detectron2.layers import ROIAlignRotated
+
+    rois = torch.cat([torch.zeros(1, 1), rotated_boxes()], dim=1)
+    ROIAlignRotated((2, 2), 1.0, 2)(torch.ones(1, 1, 8, 8), rois)
+
+
+def use_deform_conv():
+    from detectron2.layers import DeformConv
+
+    DeformConv(1, 1, 3, padding=1)(torch.ones(1, 1, 8, 8), torch.zeros(1, 18, 8, 8))
+
+
+def use_modulated_deform_conv():
+    from detectron2.layers import ModulatedDeformConv
+
+    ModulatedDeformConv(1, 1, 3, padding=1)
+
+
+def use_deformable_resnet():
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_backbone
+
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    build_backbone(cfg)
+
+
+@mended_only
+@pytest.mark.parametrize(
+    "use",
+    [
+        use_pairwise_iou,
+        use_nms,
+        use_batched_nms,
+        use_roi_align,
+        use_deform_conv,
+        use_modulated_deform_conv,
+        use_deformable_resnet,
+    ],
+)
+def test_what_needs_compiled_operators_says_so_when_used(use):
+    with pytest.raises(ImportError, match="compiled operators"):
+        use()
+
+
+@mended_only
+@pytest.mark.parametrize(
+    "name", ["Caffe2Tracer", "Caffe2Model", "export_caffe2_model", "export_onnx_model"]
+)
+def test_what_needs_caffe2_says_so_when_used(name):
+    from detectron2 import export
+
+    with pytest.raises(ImportError, match=f"{name}.*caffe2"):
+        getattr(export, name)(None, None, None)
+    with pytest.raises(ImportError, match=f"{name}.*caffe2"):
+        getattr(export, name).load_protobuf("folder")
+
+
+def test_the_rest_of_export_is_there():
+    from detectron2.export import TracingAdapter, scripting_with_instances
+    from detectron2.structures import Instances
+
+    class Model(torch.nn.Module):
+        def forward(self, inputs):
+            boxes = Instances((4, 4))
+            boxes.scores = inputs[0]["image"].sum(dim=(0, 1))
+            return [{"instances": boxes}]
+
+    inputs = [{"image": torch.ones(3, 4, 4)}]
+    adapter = TracingAdapter(Model(), inputs, inference_func=None, allow_non_tensor=False)
+    assert torch.equal(adapter(torch.ones(3, 4, 4))[0], torch.full((4,), 12.0))
+    assert callable(scripting_with_instances)

@@ -1,0 +1,160 @@
+"""Batch norms folded into their convolutions in training: the same features and gradients."""
+
+import copy
+
+import pytest
+import torch
+
+from rsb_d2 import TimmBackbone
+from rsb_d2.modeling.fold_norm import (
+    FoldedBatchNorm2d,
+    FoldingConv2d,
+    fold_norms_in_training,
+    unfold_norms,
+)
+
+
+def make_backbones(name, freeze_at=0, **kwargs):
+    """The same backbone twice, the second one folded, with norms of other than starting values."""
+    torch.manual_seed(0)
+    plain = TimmBackbone(name, freeze_at=freeze_at, **kwargs).train()
+    with torch.no_grad():
+        for module in plain.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 2)
+    folded = copy.deepcopy(plain)
+    return plain, folded, folded.fold_norms_in_training()
+
+
+def run_backbone(backbone, x):
+    features = backbone(x)
+    sum((f * f).mean() for f in features.values()).backward()
+    return features, {n: p.grad for n, p in backbone.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "name, number",
+    [("resnet18", 20), ("resnet50", 53), ("resnext50_32x4d", 53), ("seresnet50", 53)],
+)
+def test_folded_norms_have_the_same_features_and_gradients(name, number):
+    plain, folded, count = make_backbones(name)
+    assert count == number
+    x = torch.randn(1, 3, 64, 64)
+    # In float64 the two ways differ by rounding alone.
+    features, grads = run_backbone(plain.double(), x.double())
+    folded_features, folded_grads = run_backbone(folded.double(), x.double())
+    for f in features:
+        torch.testing.assert_close(folded_features[f], features[f], rtol=1e-9, atol=1e-9)
+    assert all(grad is not None for grad in grads.values())
+    for n in grads:
+        scale = grads[n].abs().max()
+        torch.testing.assert_close(folded_grads[n], grads[n], rtol=0, atol=1e-9 * scale.item())
+
+
+def test_architectures_whose_norms_are_of_another_kind_stay_as_they_are():
+    for name in ("efficientnet_b0", "convnext_atto"):
+        plain, folded, count = make_backbones(name)
+        assert count == 0
+        x = torch.randn(1, 3, 64, 64)
+        assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+
+
+def test_norms_are_folded_in_training_alone():
+    plain, folded, _ = make_backbones("resnet18", freeze_at=2)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():  # bit for bit
+        assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+    plain.eval(), folded.eval()
+    assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+    assert {n for n, _ in folded.named_modules()} == {n for n, _ in plain.named_modules()}
+
+
+def test_running_statistics_that_train_are_not_folded():
+    plain, folded, _ = make_backbones("resnet18", norm_eval=False)
+    x = torch.randn(2, 3, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), folded.buffers()))
+
+
+def test_a_copy_is_folded_within_itself():
+    _, folded, _ = make_backbones("resnet18")
+    clone = copy.deepcopy(folded)
+    (norm,) = clone.body.conv1.norm_behind
+    assert norm is clone.body.bn1 and norm.conv_before[0] is clone.body.conv1
+    assert isinstance(clone.body.conv1, FoldingConv2d) and isinstance(norm, FoldedBatchNorm2d)
+
+
+def test_folding_is_undone():
+    plain, folded, _ = make_backbones("resnet18")
+    unfold_norms(folded)
+    kinds = [{n: type(m) for n, m in b.named_modules()} for b in (plain, folded)]
+    assert kinds[0] == kinds[1]
+    assert [vars(m).keys() for m in plain.modules()] == [vars(m).keys() for m in folded.modules()]
+    x = torch.randn(1, 3, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+
+
+def test_a_convolution_that_is_used_twice_is_not_folded():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.norm1 = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+            self.conv2, self.norm2 = torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4)
+            self.conv3, self.norm3 = torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            raw = self.conv1(x)
+            x = self.norm1(raw) + raw
+            feature = self.conv2(x)
+            return [feature, self.norm3(self.conv3(self.norm2(feature)))]
+
+    net = Net()
+    assert fold_norms_in_training(net) == 1
+    assert isinstance(net.conv3, FoldingConv2d) and type(net.conv1) is type(net.conv2)
+    # One with a bias, too.
+    x = torch.randn(1, 3, 16, 16)
+    for norm in (net.norm1, net.norm2, net.norm3):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        norm.eval()
+    with torch.no_grad():
+        expected = net(x)
+    torch.testing.assert_close(net(x), expected)
+
+
+def saved_bytes(call):
+    """Bytes of the tensors that autograd keeps for the backward pass, weights left out."""
+    storages = {}
+
+    def pack(tensor):
+        if not tensor.is_leaf or not tensor.requires_grad:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = call()
+    return sum(storages.values()), output
+
+
+def test_folding_halves_what_is_kept_for_the_backward_pass():
+    plain, folded, _ = make_backbones("resnet18")
+    x = torch.randn(2, 3, 256, 256)
+    kept, _ = saved_bytes(lambda: plain(x))
+    kept_folded, _ = saved_bytes(lambda: folded(x))
+    weights = 4 * sum(p.numel() for p in folded.parameters())  # the folded ones are kept
+    assert kept_folded - weights < 0.65 * kept
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_frozen_stages_build_no_graph(norm):
+    torch.manual_seed(0)
+    backbone = TimmBackbone("resnet18", freeze_at=5, norm=norm).train()
+    kept, features = saved_bytes(lambda: backbone(torch.randn(1, 3, 64, 64)))
+    assert kept == 0 and not any(f.requires_grad for f in features.values())
+    backbone = TimmBackbone("resnet18", freeze_at=2, norm=norm).train()
+    features = backbone(torch.randn(1, 3, 64, 64))
+    assert [f.requires_grad for f in features.values()] == [False, True, True, True]
