@@ -1,9 +1,16 @@
-"""What all tests share."""
+"""What all tests share.
+
+All of them together run in two processes, a file at a time; some of them in this one process.
+"""
 
 import importlib
 import json
+import os
 import shutil
 import sys
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks at it, and for what is started
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,6 +24,12 @@ from tests.helpers.paths import ROOT
 from tests.helpers.runs.programs import load_program, load_tool
 from tests.helpers.runs.resumable_run import make_config, train
 from tests.helpers.seeded_run import make_seeded_run
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Two processes for the whole suite; to start them for a file would take longer than it."""
+    tests = str(ROOT / "tests")
+    return 2 if [os.path.abspath(name) for name in config.args] == [tests] else 0
 
 
 @pytest.fixture(autouse=True, scope="module")
