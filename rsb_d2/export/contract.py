@@ -22,7 +22,7 @@ def input_contract(cfg: CfgNode, classes: ClassNames) -> Dict[str, str]:
         classes (ClassNames): of the model.
 
     Returns:
-        dict[str, str]: as ``docs/onnx.md`` describes it.
+        dict[str, str]: as ``docs/deployment.md`` describes it.
 
     Raises:
         UserError: if the model does not take images of three channels.
@@ -50,5 +50,5 @@ def input_contract(cfg: CfgNode, classes: ClassNames) -> Dict[str, str]:
         "made_by": f"rsb_d2, Detectron2 {detectron2.__version__}, torch {torch.__version__}",
     }
     if cfg.MODEL.MASK_ON and not is_retinanet:
-        contract["masks"] = "probabilities in the box, to be pasted; see docs/onnx.md"
+        contract["masks"] = "probabilities in the box, to be pasted; see docs/deployment.md"
     return contract

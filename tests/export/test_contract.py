@@ -43,13 +43,13 @@ def test_the_contract_is_in_the_file(exported):
 
 
 def test_all_keys_are_in_the_documentation(exported):
-    text = (ROOT / "docs" / "onnx.md").read_text()
+    text = (ROOT / "docs" / "deployment.md").read_text()
     assert all(f"`{key}`" in text for key in exported("mask")[1].contract)
 
 
 def test_the_documented_paste_is_detectron2s(exported):
     _, result = exported("mask")
-    text = (ROOT / "docs" / "onnx.md").read_text()
+    text = (ROOT / "docs" / "deployment.md").read_text()
     block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "def paste" in b)
     namespace = {}
     exec(block, namespace)

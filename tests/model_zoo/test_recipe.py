@@ -1,7 +1,7 @@
 """The published recipe, computed from the trainer that each published row's config builds.
 
 Published values are those of OpenMMLab's configs/resnet_strikes_back, in MMDetection 2.22 and 3.3;
-where the configs here differ on purpose, a comment says so, as does the README.
+where the configs here differ on purpose, a comment says so, as does docs/recipe.md.
 """
 
 import pytest
