@@ -24,7 +24,7 @@ finally:
     if _gc_was_enabled:
         gc.enable()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Checkpointer",

@@ -7,8 +7,8 @@ tools/export.py --config-file configs/mask_rcnn_rsb_1x.yaml --weights zoo://mask
         --output model.pt2 --images a.jpg b.jpg
     by torch.export, for torch and torchvision; model.ts: TorchScript, which torch gives up
 
-The file is compared with the model on the images, and is not written if they differ. docs/deployment.md
-says how to use it. The exit status is 0, or 2 if nothing was written.
+The file is compared with the model on the images, and is not written if they differ.
+docs/deployment.md says how to use it. The exit status is 0, or 2 if nothing was written.
 """
 
 import argparse
