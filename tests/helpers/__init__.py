@@ -26,6 +26,9 @@ runs/scripted_training   a small training whose evaluations are scripted
 runs/switched_training   a short training with the switches for speed
 kill_and_resume     a program: trains without a stop, and again with kills and resumes
 two_processes       a program: what each of two processes does in the tests of several
+pages               what is written for people: its code blocks, commands, headings, links
+clone               folders like fresh clones, in which the commands of the pages run in seconds
+warm_python         a python for command lines that has imported torch and the package already
 
 weights/bad_weights      weights that are damaged, of something else, or meant to run code
 weights/weight_files     one network's weights in the files of every format

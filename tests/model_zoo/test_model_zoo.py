@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import detectron2.model_zoo
@@ -142,7 +143,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(tmp_path):
     for folder in ("rsb_d2", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
-    for file in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md"):
+    for file in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "-w", str(tmp_path), str(source)], check=True, capture_output=True)
@@ -150,6 +151,12 @@ def test_an_installed_wheel_works_in_an_empty_folder(tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     shipped = {p.name for p in (site / "rsb_d2" / "model_zoo" / "configs").iterdir()}
     assert shipped == {p.name for p in (ROOT / "configs").iterdir()}
+    about = site / f"rsb_d2-{rsb_d2.__version__}.dist-info"
+    metadata = Parser().parsestr((about / "METADATA").read_text(), headersonly=True)
+    assert metadata["License"] == "Apache-2.0"
+    assert "Paper, https://arxiv.org/abs/2110.00476" in metadata.get_all("Project-URL")
+    (license,) = about.rglob("LICENSE")
+    assert license.read_text() == (ROOT / "LICENSE").read_text()
 
     empty.mkdir()
     paths = [str(site), os.environ.get("PYTHONPATH", "")]

@@ -1,0 +1,211 @@
+"""Folders like fresh clones in which the commands of the pages run within seconds, offline."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import yaml
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from PIL import Image
+
+from rsb_d2 import Checkpointer
+from rsb_d2.checkpoint import zoo
+from rsb_d2.data import make_sample_data
+from rsb_d2.data.sample import CLASS_NAMES
+
+from .fake_hub import add_to_cache, make_weights
+from .pages import find_blocks, read
+from .paths import CONFIGS, ROOT
+from .seeded_run import SMALL, make_seeded_config, make_seeded_model, make_seeded_run
+from .warm_python import warm_python
+
+# Models, images and schedules of seconds, in the place of the configs' own.
+SECONDS = {
+    "MODEL": {"TIMM": {"NAME": "resnet18"}, "FPN": {"OUT_CHANNELS": 32}, "DEVICE": "cpu"},
+    "DATASETS": {"SAMPLE_DATA": ""},  # which is there, and has a few images only
+    "SOLVER": {"MAX_ITER": 3, "IMS_PER_BATCH": 8, "WARMUP_ITERS": 1, "STEPS": []},
+    "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64},
+    "DATALOADER": {"NUM_WORKERS": 0},
+}
+# Those that a page has as YAML of its own name, and that would take longer.
+SHOWN = {"my_config.yaml": {"_BASE_": "configs/frcnn_rsb_1x.yaml", "DATASETS": {"TEST": []}}}
+# Of COCO's 80 classes, with the weights that timm:// has in the caches.
+COCO_MODEL = [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "MODEL.RETINANET.NUM_CLASSES", "80"]
+# What the server of commands has imported before they come.
+IMPORTS = """
+import cv2, matplotlib.figure, onnx, onnxruntime, timm, torch, torchvision
+import rsb_d2.benchmark, rsb_d2.config.setup, rsb_d2.engine, rsb_d2.evaluation, rsb_d2.export
+import rsb_d2.inference, rsb_d2.model_zoo, rsb_d2.predict, rsb_d2.report
+from rsb_d2.checkpoint import zoo
+zoo.URLS["frcnn_rsb_1x"] = {url!r}
+"""
+
+
+class Clones:
+    """A folder for each page, and a ``python`` that starts at once.
+
+    Args:
+        folder (Path): where to make them.
+        stack (ExitStack): ends what is started.
+    """
+
+    def __init__(self, folder, stack):
+        self._root = folder
+        self._stack = stack
+        self._environment = None
+        self._package = folder / "package"
+        self._make_package()
+
+    def folder(self, page):
+        """The folder of a page; made when it is asked for."""
+        folder = self._root / page.replace("/", "_")
+        if not folder.exists():
+            self._make(folder, page)
+        return folder
+
+    def run(self, page, command):
+        """Run a line of bash as a reader of the page would."""
+        if self._environment is None:
+            self._environment = self._start()
+        return subprocess.run(
+            command,
+            shell=True,
+            executable="/bin/bash",
+            cwd=self.folder(page),
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def _make_package(self):
+        """What is the same for all pages: the programs, and small configs."""
+        self._package.mkdir()
+        for name in ("rsb_d2", "tools", "docs", "train_net.py"):
+            (self._package / name).symlink_to(ROOT / name)
+        configs = self._package / "configs"
+        shutil.copytree(CONFIGS, configs)
+        model = nested(COCO_MODEL)
+        del model["DATASETS"], model["MODEL"]["WEIGHTS"]
+        for name in ("Base-RCNN-FPN-RSB.yaml", "Base-RetinaNet-RSB.yaml"):
+            weights = {"MODEL": {"WEIGHTS": "timm://resnet18.a1_in1k"}}
+            change(configs / name, model, weights, SECONDS)
+        change(configs / "frcnn_rsb_sample.yaml", SECONDS)
+
+    def _make(self, folder, page):
+        folder.mkdir()
+        for name in ("rsb_d2", "configs", "tools", "docs", "train_net.py"):
+            (folder / name).symlink_to(self._package / name)
+        sample = folder / "datasets" / "rsb_sample"
+        make_sample_data(str(sample), num_train=6, num_val=4)
+        image = Image.open(sample / "val" / "000001.jpg")
+        image.resize((160, 120)).save(folder / "image.jpg")
+        self._add_coco(folder, sample)
+        self._add_own_data(folder, sample)
+        if "train_net.py --config-file configs/frcnn_rsb_sample.yaml" not in read(page):
+            self._add_runs(folder)
+        for block in find_blocks(read(page), "yaml"):
+            named = re.match(r"# (\S+\.yaml)\n", block.text)
+            if not named:
+                continue
+            name = named[1]
+            (folder / name).write_text(block.text)
+            if name in SHOWN:
+                change(folder / name, SECONDS | {"MODEL": {"DEVICE": "cpu"}}, SHOWN[name])
+
+    def _add_coco(self, folder, sample):
+        """Images of the sample data under COCO's names."""
+        content = json.loads((sample / "annotations" / "val.json").read_text())
+        content["categories"] = [c for c in COCO_CATEGORIES if c["isthing"]]
+        coco = folder / "datasets" / "coco"
+        (coco / "annotations").mkdir(parents=True)
+        for split in ("train2017", "val2017"):
+            (coco / split).symlink_to(sample / "val")
+            path = coco / "annotations" / f"instances_{split}.json"
+            path.write_text(json.dumps(content))
+
+    def _add_own_data(self, folder, sample):
+        """What the pages call my data: 12 classes."""
+        content = json.loads((sample / "annotations" / "val.json").read_text())
+        content["categories"] = [{"id": i, "name": f"thing {i}"} for i in range(1, 13)]
+        (folder / "my").mkdir()
+        (folder / "my" / "images").symlink_to(sample / "val")
+        for split in ("train", "val"):
+            (folder / "my" / f"{split}.json").write_text(json.dumps(content))
+
+    def _add_runs(self, folder):
+        """What a page takes for granted that was trained: on the sample data, and on COCO."""
+        data = "datasets/rsb_sample"
+        make_seeded_run(
+            folder / "output" / "frcnn_rsb_sample",
+            "faster",
+            *("MODEL.ROI_HEADS.NUM_CLASSES", str(len(CLASS_NAMES))),
+            *("DATASETS.CLASS_NAMES", str(CLASS_NAMES), "DATASETS.CLASS_IDS", "[1, 2, 3, 4]"),
+            "DATASETS.COCO_JSON",
+            f"[['rsb_sample_val', '{data}/annotations/val.json', '{data}/val']]",
+            *("DATASETS.TEST", "('rsb_sample_val',)"),
+        )
+        Checkpointer(coco_detector(), str(folder / "output")).save("model_final")
+
+    def _start(self):
+        """Fill the caches, and start the server of commands."""
+        caches = self._root / "caches"
+        programs = self._root / "bin"
+        for path in (caches / "fvcore", programs):
+            path.mkdir(parents=True)
+        for name in ("resnet18", "resnet50"):
+            add_to_cache(caches / "hub", f"{name}.a1_in1k", make_weights(name))
+        # Published weights: their config and they themselves are small, and so have another digest.
+        Checkpointer(coco_detector(), str(caches)).save("weights")
+        content = (caches / "weights.pth").read_bytes()
+        name = f"small-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+        (caches / "fvcore" / name).write_bytes(content)
+        environment = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
+            "PYTHONPATH": str(self._package),
+            "HF_HUB_CACHE": str(caches / "hub"),
+            "HF_HUB_OFFLINE": "1",
+            "FVCORE_CACHE": str(caches / "fvcore"),
+            "DETECTRON2_DATASETS": "datasets",
+            "OMP_NUM_THREADS": "1",
+        }
+        setup = IMPORTS.format(url=zoo.SERVER + name)
+        self._stack.enter_context(warm_python(programs, environment, setup))
+        return environment
+
+
+def coco_detector():
+    return make_seeded_model(make_seeded_config("faster", *COCO_MODEL))
+
+
+def nested(options):
+    """``KEY VALUE`` pairs as a YAML file would have them."""
+    tree = {}
+    for key, value in zip(options[::2], options[1::2]):
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
+def merge(config, changes):
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            merge(config.setdefault(key, {}), value)
+        else:
+            config[key] = value
+    return config
+
+
+def change(path, *changes):
+    """Merge changes into a YAML file."""
+    config = yaml.safe_load(path.read_text())
+    for values in changes:
+        merge(config, values)
+    path.write_text(yaml.safe_dump(config))
