@@ -53,7 +53,7 @@ setup(
     package_data={"rsb_d2.report": ["page/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
-        "timm>=1.0",
+        "timm>=1.0.12",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.9",
         "faster-coco-eval>=1.7.1",

@@ -24,6 +24,7 @@ from detectron2.modeling import (
 from detectron2.solver import build_lr_scheduler
 
 from ..errors import UserError
+from ..solver.epochs import is_by_epochs
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +99,15 @@ _RANGES_OF_TRAINING = {
     "SOLVER.EARLY_STOP_PATIENCE": _NOT_NEGATIVE,
     "SOLVER.GAMMA": _POSITIVE,
     "SOLVER.IMS_PER_BATCH": _COUNT,
+    "SOLVER.LAMB.EPS": _POSITIVE,
+    "SOLVER.LAMB.MAX_GRAD_NORM": _NOT_NEGATIVE,
+    "SOLVER.MAX_EPOCHS": _NOT_NEGATIVE,
     "SOLVER.MAX_ITER": _COUNT,
     "SOLVER.MOMENTUM": _SHARE,
     "SOLVER.REFERENCE_WORLD_SIZE": _NOT_NEGATIVE,
     "SOLVER.STEPS": _COUNT,
+    "SOLVER.STEP_EPOCHS": _COUNT,
+    "SOLVER.WARMUP_EPOCHS": _NOT_NEGATIVE,
     "SOLVER.WARMUP_FACTOR": _SHARE,
     "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,
     "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
@@ -116,6 +122,7 @@ _CHOICES = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.DECAY_FILTER": ("auto", "detectron2", "timm"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
 }
 _REGISTRIES = {
@@ -158,7 +165,8 @@ def check_values(cfg: CfgNode, eval_only: bool) -> None:
         )
     if not eval_only:
         _check_training_sizes(cfg)
-        _check_schedule(cfg)
+        if not is_by_epochs(cfg):  # otherwise where the data is known
+            check_schedule(cfg)
 
 
 def _value(cfg: CfgNode, key: str) -> Any:
@@ -219,7 +227,15 @@ def _check_training_sizes(cfg: CfgNode) -> None:
         )
 
 
-def _check_schedule(cfg: CfgNode) -> None:
+def check_schedule(cfg: CfgNode) -> None:
+    """Check that a learning-rate schedule can be made, and warn of what it leaves out.
+
+    Args:
+        cfg (CfgNode): its ``SOLVER``, whose epochs are iterations by now; not changed.
+
+    Raises:
+        UserError: if none can be made.
+    """
     solver = cfg.SOLVER
     late = [step for step in solver.STEPS if step > solver.MAX_ITER]
     if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":

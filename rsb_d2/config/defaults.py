@@ -44,9 +44,30 @@ def add_rsb_config(cfg: CN) -> None:
     cfg.MODEL.COMPILE = False
 
     # "SGD": Detectron2's own builder, untouched. "AdamW": same parameter groups, decoupled decay.
+    # "LAMB" (arXiv 1904.00962): timm's, as its train.py makes it of --opt lamb.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # AdamW's coefficients of the running averages of the gradient and of its square.
+    # AdamW's and LAMB's coefficients of the running averages of the gradient and of its square.
     cfg.SOLVER.BETAS = [0.9, 0.999]
+    cfg.SOLVER.LAMB = CN()
+    # Added to the denominator, and the norm of the gradient of all parameters together above which
+    # it is scaled down; 0 never does that. The defaults of timm.optim.Lamb, which timm's train.py
+    # leaves as they are. SOLVER.CLIP_GRADIENTS clips before that, each parameter by itself.
+    cfg.SOLVER.LAMB.EPS = 1e-6
+    cfg.SOLVER.LAMB.MAX_GRAD_NORM = 1.0
+    # Which parameters are not decayed. "detectron2": the norm layers' have WEIGHT_DECAY_NORM, the
+    # biases WEIGHT_DECAY_BIAS where that is set, and all others WEIGHT_DECAY. "timm", as "ResNet
+    # strikes back" was trained: none of at most one dimension, no bias, and none that the model
+    # names in no_weight_decay(); WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS are then 0 or not set.
+    # "auto": "timm" for LAMB, "detectron2" for the others.
+    cfg.SOLVER.DECAY_FILTER = "auto"
+    # Length, warm-up and steps of the schedule in epochs, each instead of MAX_ITER, WARMUP_ITERS
+    # and STEPS, which train_net.py fills in then from the number of images and IMS_PER_BATCH; 0 and
+    # [] leave those as they are. An epoch is as many samples as there are images to train on, also
+    # where a sampler repeats images. The rate changes with each iteration, as always in Detectron2;
+    # timm's train.py changes it once an epoch unless it is told --sched-on-updates.
+    cfg.SOLVER.MAX_EPOCHS = 0
+    cfg.SOLVER.WARMUP_EPOCHS = 0
+    cfg.SOLVER.STEP_EPOCHS = []
     # Precision of SOLVER.AMP.ENABLED: "bfloat16", "float16", or "auto": bfloat16 where the GPU
     # computes in it, else float16. On the CPU only "bfloat16" by name switches AMP on.
     cfg.SOLVER.AMP.DTYPE = "auto"

@@ -1,12 +1,16 @@
 """A YAML file and ``KEY VALUE`` pairs into a config, or one line that says which key is wrong."""
 
 import difflib
+import os
+from typing import List
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
+from fvcore.common.config import BASE_KEY
 
 from ..errors import UserError
+from ..solver.epochs import keep_last_word
 from .defaults import add_rsb_config
 
 
@@ -18,7 +22,8 @@ def load_config(config_file: str, opts: list) -> CfgNode:
         opts (list[str]): ``["SOLVER.BASE_LR", "0.001", ...]``.
 
     Returns:
-        CfgNode: not frozen.
+        CfgNode: not frozen. Of a length in epochs and one in iterations, the one that is said last
+        counts: on the command line rather than in the file, in the file rather than in its base.
 
     Raises:
         UserError: if the file is missing or is no YAML, if a key does not exist or a value has
@@ -43,7 +48,24 @@ def load_config(config_file: str, opts: list) -> CfgNode:
         cfg.merge_from_list(opts)
     except (KeyError, ValueError, AssertionError) as e:
         raise UserError(f"command line: {_explain(cfg, e)}") from e
+    on_command_line = [key[len("SOLVER.") :] for key in opts[::2] if key.startswith("SOLVER.")]
+    files = _solver_of_files(config_file) if config_file else []
+    keep_last_word(cfg, [*files, dict.fromkeys(on_command_line)])
     return cfg
+
+
+def _solver_of_files(path: str) -> List[dict]:
+    """The keys under ``SOLVER`` of a file that could be loaded, and of its bases before it."""
+    with PathManager.open(path) as f:
+        content = yaml.safe_load(f)
+    bases = content.get(BASE_KEY, [])
+    layers = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        base = os.path.expanduser(base)
+        if not base.startswith(("/", "https://", "http://")):
+            base = os.path.join(os.path.dirname(path), base)
+        layers += _solver_of_files(base)
+    return [*layers, content.get("SOLVER") or {}]
 
 
 def _explain(cfg: CfgNode, error: Exception) -> str:

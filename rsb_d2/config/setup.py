@@ -16,13 +16,15 @@ from detectron2.utils.logger import setup_logger
 
 from ..data import register_coco_json
 from ..data.class_names import fill_class_names
+from ..data.loader import num_training_images
 from ..data.sample import make_sample_data
 from ..errors import UserError
+from ..solver.epochs import is_by_epochs, resolve_epochs
 from .check_best_metric import check_best_metric
 from .check_datasets import check_datasets, check_other_datasets
 from .check_device import check_amp, check_compiler, check_device
 from .check_resume import check_resumed_config
-from .check_values import check_values
+from .check_values import check_schedule, check_values
 from .check_weights import check_weights
 from .loading import load_config
 
@@ -54,6 +56,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         fill_class_names(cfg)
         if not args.eval_only:
             check_best_metric(cfg)
+            if is_by_epochs(cfg):
+                resolve_epochs(cfg, num_training_images(cfg))
+                check_schedule(cfg)
         build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
         check_weights(cfg, args)
         check_other_datasets(cfg, args.eval_only)

@@ -232,6 +232,26 @@ def annotated_records(cfg: CfgNode, split: str) -> List[dict]:
     )
 
 
+def num_training_images(cfg: CfgNode) -> int:
+    """How many samples an epoch of training has: each image once, however often it is repeated.
+
+    Args:
+        cfg (CfgNode): its data sets are registered.
+
+    Returns:
+        int: the images that losses are computed on; of a random subset, those in it.
+
+    Raises:
+        UserError: if there are none.
+    """
+    num_images = len(annotated_records(cfg, "TRAIN"))
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        num_images = int(num_images * cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+    if not num_images:
+        raise UserError("DATASETS.TRAIN: there is no image to train on")
+    return num_images
+
+
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:
     """Build the training loader of a config, of the same keys as Detectron2's.
 

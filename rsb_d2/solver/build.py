@@ -3,47 +3,59 @@
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd_optimizer
-from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
+from timm.optim import Lamb
 
 from ..errors import UserError
+from .parameters import decay_filter, parameter_groups
+
+_NAMES = ("SGD", "AdamW", "LAMB")
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer that ``SOLVER.OPTIMIZER`` names.
 
     Args:
-        cfg (CfgNode): ``"SGD"`` goes to Detectron2's own builder. ``"AdamW"`` (arXiv 1711.05101)
-            takes ``BASE_LR``, ``BETAS`` and ``WEIGHT_DECAY`` on Detectron2's own parameter groups
-            (``WEIGHT_DECAY_NORM``, ``WEIGHT_DECAY_BIAS``, ``BIAS_LR_FACTOR``), with gradient
-            clipping as ``CLIP_GRADIENTS`` says.
+        cfg (CfgNode): ``"SGD"`` goes to Detectron2's own builder, unless ``DECAY_FILTER`` is
+            ``"timm"``. ``"AdamW"`` (arXiv 1711.05101) takes ``BASE_LR``, ``BETAS`` and
+            ``WEIGHT_DECAY``; ``"LAMB"`` (arXiv 1904.00962, timm's) also ``LAMB.EPS`` and
+            ``LAMB.MAX_GRAD_NORM``. All of them on the groups of
+            :func:`rsb_d2.solver.parameters.parameter_groups`, with gradient clipping as
+            ``CLIP_GRADIENTS`` says.
         model (nn.Module): frozen parameters are left out.
 
     Returns:
         torch.optim.Optimizer
 
     Raises:
-        UserError: if ``SOLVER.OPTIMIZER`` is another name or ``SOLVER.BETAS`` out of range.
+        UserError: if ``SOLVER.OPTIMIZER`` is another name, ``SOLVER.BETAS`` out of range, or a key
+            contradicts ``SOLVER.DECAY_FILTER``.
     """
-    if cfg.SOLVER.OPTIMIZER == "SGD":
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in _NAMES:
+        raise UserError(f"SOLVER.OPTIMIZER: {solver.OPTIMIZER!r} is none of {', '.join(_NAMES)}")
+    if solver.OPTIMIZER == "SGD" and decay_filter(cfg) == "detectron2":
         return build_sgd_optimizer(cfg, model)
-    if cfg.SOLVER.OPTIMIZER != "AdamW":
-        raise UserError(f"SOLVER.OPTIMIZER: {cfg.SOLVER.OPTIMIZER!r} is neither SGD nor AdamW")
-    betas = tuple(cfg.SOLVER.BETAS)
+    params = parameter_groups(cfg, model)
+    common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    if solver.OPTIMIZER == "SGD":
+        return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+            params, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common
+        )
+    betas = tuple(solver.BETAS)
     if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
         raise UserError(f"SOLVER.BETAS: {list(betas)} must be two numbers from 0 to below 1")
-    params = get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-    )
+    if solver.OPTIMIZER == "LAMB":
+        return maybe_add_gradient_clipping(cfg, Lamb)(
+            params,
+            betas=betas,
+            eps=solver.LAMB.EPS,
+            max_grad_norm=solver.LAMB.MAX_GRAD_NORM or None,
+            **common,
+        )
     return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
         params,
-        lr=cfg.SOLVER.BASE_LR,
         betas=betas,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         fused=True,  # one pass over the parameters, on the CPU too; the same update
+        **common,
     )

@@ -1,0 +1,119 @@
+"""A schedule in epochs as one in iterations, and which of the two a config means."""
+
+import logging
+from typing import Any, List, NamedTuple
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class _Pair(NamedTuple):
+    """Two keys of ``SOLVER`` that say the same."""
+
+    epochs: str
+    iterations: str
+
+
+EPOCH_KEYS = (
+    _Pair("MAX_EPOCHS", "MAX_ITER"),
+    _Pair("WARMUP_EPOCHS", "WARMUP_ITERS"),
+    _Pair("STEP_EPOCHS", "STEPS"),
+)
+
+
+def is_by_epochs(cfg: CfgNode) -> bool:
+    """Whether a config gives the length, the warm-up or the steps of its schedule in epochs."""
+    return any(cfg.SOLVER[pair.epochs] for pair in EPOCH_KEYS)
+
+
+def epochs_to_iterations(num_epochs: int, num_images: int, batch_size: int) -> int:
+    """The iterations in which so many epochs are over; the last one may begin another epoch.
+
+    Args:
+        num_epochs (int): 0 or more.
+        num_images (int): samples of an epoch.
+        batch_size (int): samples of an iteration, of all processes and accumulated steps.
+
+    Returns:
+        int: the batches of training go on beyond the end of an epoch, so it is what all epochs
+        come to, rounded up once; where each epoch ends with a batch of its own, as in timm (that
+        drops what is left) and in mmpretrain (that fills it up), it is rounded once an epoch.
+    """
+    return -(-num_epochs * num_images // batch_size)
+
+
+def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
+    """Fill in ``SOLVER.MAX_ITER``, ``WARMUP_ITERS`` and ``STEPS`` where they are in epochs.
+
+    Args:
+        cfg (CfgNode): not frozen; changed in place, with a message. The epochs stay in it, and to
+            resolve them again changes nothing.
+        num_images (int): to train on.
+
+    Raises:
+        UserError: if a value in iterations is there already and says something else.
+    """
+    solver, defaults = cfg.SOLVER, get_cfg().SOLVER
+    for pair in EPOCH_KEYS:
+        epochs, given = solver[pair.epochs], solver[pair.iterations]
+        if not epochs:
+            continue
+        iterations = _in_iterations(epochs, num_images, solver.IMS_PER_BATCH)
+        what = (
+            f"SOLVER.{pair.epochs} {epochs} is {_plain(iterations)} iterations of "
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}, {num_images} images an epoch"
+        )
+        if _plain(given) not in (_plain(iterations), _plain(defaults[pair.iterations])):
+            off = "0" if isinstance(epochs, int) else "[]"
+            raise UserError(
+                f"{what}, but SOLVER.{pair.iterations} is {_plain(given)}; leave that out, or "
+                f"write SOLVER.{pair.epochs} {off}"
+            )
+        solver[pair.iterations] = iterations
+        logger.info(f"{what}.")
+    steps = _plain(solver.STEPS)
+    if solver.MAX_EPOCHS and not solver.STEP_EPOCHS and solver.LR_SCHEDULER_NAME in _WITH_STEPS:
+        logger.warning(
+            f"SOLVER.STEPS {steps} are iterations, of SOLVER.MAX_ITER {solver.MAX_ITER}; "
+            "SOLVER.STEP_EPOCHS gives them in epochs."
+        )
+
+
+_WITH_STEPS = ("WarmupMultiStepLR",)
+
+
+def _in_iterations(epochs: Any, num_images: int, batch_size: int) -> Any:
+    if isinstance(epochs, (list, tuple)):
+        return tuple(epochs_to_iterations(e, num_images, batch_size) for e in epochs)
+    return epochs_to_iterations(epochs, num_images, batch_size)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def keep_last_word(cfg: CfgNode, layers: List[dict]) -> None:
+    """Let what is said last, in epochs or in iterations, take the place of what was said before.
+
+    Args:
+        cfg (CfgNode): merged of the layers; changed in place. Where one layer says both, both stay
+            for :func:`resolve_epochs` to compare.
+        layers (list[dict]): the ``SOLVER`` keys of each file and of the command line, the base
+            files first.
+    """
+    defaults = get_cfg().SOLVER
+    for pair in EPOCH_KEYS:
+        saying = [layer for layer in layers if pair.epochs in layer or pair.iterations in layer]
+        if not saying or not cfg.SOLVER[pair.epochs]:
+            continue
+        if pair.epochs not in saying[-1]:
+            logger.info(
+                f"SOLVER.{pair.iterations} {_plain(cfg.SOLVER[pair.iterations])} takes the place "
+                f"of SOLVER.{pair.epochs} {cfg.SOLVER[pair.epochs]}."
+            )
+            cfg.SOLVER[pair.epochs] = type(cfg.SOLVER[pair.epochs])()
+        elif pair.iterations not in saying[-1]:
+            cfg.SOLVER[pair.iterations] = defaults[pair.iterations]
