@@ -68,6 +68,9 @@ def add_rsb_config(cfg: CN) -> None:
     cfg.SOLVER.MAX_EPOCHS = 0
     cfg.SOLVER.WARMUP_EPOCHS = 0
     cfg.SOLVER.STEP_EPOCHS = []
+    # Compute each batch in so many parts, one after the other, for the memory of one part: one step
+    # of the optimizer with the gradients of the whole batch, which SOLVER.IMS_PER_BATCH stays.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
     # Precision of SOLVER.AMP.ENABLED: "bfloat16", "float16", or "auto": bfloat16 where the GPU
     # computes in it, else float16. On the CPU only "bfloat16" by name switches AMP on.
     cfg.SOLVER.AMP.DTYPE = "auto"

@@ -1,8 +1,7 @@
 """Automatic mixed precision in bfloat16 or float16, on a GPU or in bfloat16 on the CPU."""
 
 import logging
-import time
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, List, Mapping
 
 import torch
 from detectron2.config import CfgNode
@@ -10,6 +9,7 @@ from detectron2.engine import AMPTrainer as Detectron2AMPTrainer
 from detectron2.engine import DefaultTrainer, SimpleTrainer
 
 from ..config.check_device import AMP_DTYPES
+from ..solver.accumulation import AccumulatingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def use_amp(trainer: DefaultTrainer, cfg: CfgNode) -> None:
         trainer._trainer = AMPTrainer(trainer._trainer, amp_dtype(cfg))
 
 
-class AMPTrainer(Detectron2AMPTrainer):
+class AMPTrainer(AccumulatingTrainer, Detectron2AMPTrainer):
     """Detectron2's ``AMPTrainer`` for either precision, which also computes on a CPU.
 
     bfloat16 has the range of float32, so its gradients need no scaling: there is a scaler for
@@ -56,27 +56,22 @@ class AMPTrainer(Detectron2AMPTrainer):
             trainer (SimpleTrainer): to take the place of, with its model, optimizer and loader.
             dtype (torch.dtype): ``torch.bfloat16`` or ``torch.float16``.
         """
-        # Not by the parent's constructor, which would start a second pass over the data.
-        vars(self).update(vars(trainer))
+        super().__init__(trainer)
         self.dtype = dtype
         self.device = next(self.model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self.device, enabled=dtype == torch.float16)
 
-    def run_step(self) -> None:
-        assert self.model.training, "[AMPTrainer] model was changed to eval mode!"
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-
+    def losses(self, batch: List[dict]) -> Dict[str, torch.Tensor]:
         with torch.autocast(self.device, self.dtype):
-            loss_dict = self.model(data)
-            if isinstance(loss_dict, torch.Tensor):
-                loss_dict = {"total_loss": loss_dict}
-            losses = sum(loss_dict.values())
+            return super().losses(batch)
 
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(losses).backward()
-        self._write_metrics(loss_dict, data_time)
+    def backward(self, loss: torch.Tensor) -> None:
+        self.grad_scaler.scale(loss).backward()
+
+    def step(self) -> None:
+        # Once, of all parts together, and before the optimizer clips: a fused one would be handed
+        # the scaled gradients, and clip those.
+        self.grad_scaler.unscale_(self.optimizer)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 

@@ -25,6 +25,7 @@ from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
+from ..solver.accumulation import use_accumulation
 from .amp import use_amp
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
 from .checkpoints import CheckpointWriter, EvaluationWriter
@@ -61,6 +62,7 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
         prepare_for_training(self.model, cfg)
         use_amp(self, cfg)
+        use_accumulation(self, cfg)
         self.model.register_forward_hook(_check_losses)
 
     def build_hooks(self) -> List[hooks.HookBase]:

@@ -34,4 +34,6 @@ weights/bad_weights      weights that are damaged, of something else, or meant t
 weights/weight_files     one network's weights in the files of every format
 weights/openmmlab        stand-ins for the published detectors, and what they computed
 weights/standin_weights  deterministic stand-in weights for the published detectors
+counted_reductions  a program: what each of two processes does in tests of accumulation
+two_processes       a program: what each of two processes does in the tests of several processes
 """
