@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from rsb_d2 import Checkpointer, Trainer, UserError, optimize_for_inference
 from rsb_d2.config.setup import setup
 from rsb_d2.engine import launch
+from rsb_d2.engine.averaged import evaluate_with_average, load_average
 
 
 def main(args):
@@ -18,15 +19,16 @@ def main(args):
         if args.eval_only:
             model = Trainer.build_model(cfg)
             checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
-            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             if checkpointer.report and checkpointer.report.initial:
                 raise UserError(
                     f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is no whole detector of this config: "
                     f"it lacks {', '.join(checkpointer.report.initial[:3])}, ..."
                 )
-            if cfg.TEST.OPTIMIZE:
-                model = optimize_for_inference(model)
-            results = Trainer.test(cfg, model)
+            results = Trainer.test(cfg, optimized(cfg, model))
+            if cfg.MODEL_EMA.ENABLED and load_average(model, checkpoint, cfg.MODEL.WEIGHTS):
+                averaged = optimized(cfg, model)
+                results = evaluate_with_average(Trainer.test, cfg, results, averaged)
             if comm.is_main_process():
                 verify_results(cfg, results)
             return results
@@ -35,6 +37,10 @@ def main(args):
         return trainer.train()
     except UserError as e:
         sys.exit(f"train_net.py: error: {e}")
+
+
+def optimized(cfg, model):
+    return optimize_for_inference(model) if cfg.TEST.OPTIMIZE else model
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..errors import UserError
+from ..solver.ema import EMA_PREFIX
 
 _COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _MODES = ("auto", "max", "min")
@@ -46,18 +47,24 @@ def uses_best_metric(cfg: CfgNode) -> bool:
 
 
 def _check_metric(cfg: CfgNode, metric: str) -> None:
+    given = metric
+    if metric.startswith(EMA_PREFIX):
+        if not cfg.MODEL_EMA.ENABLED:
+            raise UserError(f"SOLVER.BEST_METRIC is {metric}: set MODEL_EMA.ENABLED True, too")
+        metric = metric[len(EMA_PREFIX) :]
     if metric.startswith("val_"):
         if not cfg.TEST.VAL_LOSS:
-            raise UserError(f"SOLVER.BEST_METRIC is {metric}: set TEST.VAL_LOSS True, too")
+            raise UserError(f"SOLVER.BEST_METRIC is {given}: set TEST.VAL_LOSS True, too")
         return
     name, names = metric, cfg.DATASETS.TEST
     dataset = names[0]
     if len(names) > 1:
         dataset = next((n for n in names if metric.startswith(f"{n}/")), None)
         if dataset is None:
+            before = given[: len(given) - len(metric)]
             raise UserError(
-                f"SOLVER.BEST_METRIC is {metric}, but there are {len(names)} data sets in "
-                f"DATASETS.TEST: begin it with one's name, as in {names[0]}/{metric}"
+                f"SOLVER.BEST_METRIC is {given}, but there are {len(names)} data sets in "
+                f"DATASETS.TEST: name one, as in {before}{names[0]}/{metric}"
             )
         name = metric[len(dataset) + 1 :]
     known = _coco_metrics(cfg, dataset)

@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 # With another value of these, a key's name or its beginning, the run would not be the same one ...
 _MATTERS = (
-    *("MODEL.", "INPUT.", "SOLVER.", "SEED", "DATALOADER.", "GLOBAL."),
+    *("MODEL.", "MODEL_EMA.", "INPUT.", "SOLVER.", "SEED", "DATALOADER.", "GLOBAL."),
     *("DATASETS.TRAIN", "DATASETS.CLASS_NAMES", "DATASETS.CLASS_IDS", "DATASETS.PROPOSAL_FILES_TR"),
 )
 # ... but for these: where and how fast it runs, how long, what is kept of it and how it is
 # evaluated.
 _MAY_DIFFER = (
     *("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE"),
-    *("MODEL.TIMM.FOLD_NORM", "SOLVER.AMP."),
+    *("MODEL.TIMM.FOLD_NORM", "MODEL_EMA.DEVICE", "SOLVER.AMP."),
     *("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_", "SOLVER.RESUME_WITH_CHANGES"),
     *("SOLVER.MAX_EPOCHS", "SOLVER.STEP_EPOCHS", "SOLVER.ACCUMULATE_STEPS"),
     *("SOLVER.BEST_", "SOLVER.EARLY_STOP_PATIENCE", "SOLVER.REFERENCE_WORLD_SIZE"),

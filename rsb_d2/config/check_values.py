@@ -48,6 +48,7 @@ _POSITIVE = _Range("above 0", 0, is_open=True)
 _NOT_NEGATIVE = _Range("0 or more", 0)
 _COUNT = _Range("1 or more", 1)
 _SHARE = _Range("between 0 and 1", 0, 1)
+_BELOW_1 = _Range("from 0 to below 1", 0, math.nextafter(1, 0))
 _SEED = _Range("below 2^31; a negative one is drawn anew in each run", high=2**31 - 1)
 
 # For lists, of each of their values. None, the default of some, is allowed for all.
@@ -79,6 +80,7 @@ _RANGES_OF_TRAINING = {
     "DATALOADER.RANDOM_SUBSET_RATIO": _Range("above 0 and at most 1", 0, 1, is_open=True),
     "INPUT.MIN_SIZE_TRAIN": _NOT_NEGATIVE,
     "INPUT.MAX_SIZE_TRAIN": _COUNT,
+    "MODEL_EMA.DECAY": _BELOW_1,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": _COUNT,
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": _SHARE,
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": _SHARE,
@@ -118,6 +120,7 @@ _RANGES_OF_TRAINING = {
     "VIS_PERIOD": _NOT_NEGATIVE,
 }
 _CHOICES = {
+    "MODEL_EMA.DEVICE": ("", "cpu"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
@@ -194,7 +197,8 @@ def _check_range(cfg: CfgNode, key: str, range_: _Range) -> None:
 
 def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
     if value is not None and value not in choices:
-        raise UserError(f"{key} is {value!r}; write {' or '.join(choices)}")
+        words = " or ".join(choice or '""' for choice in choices)
+        raise UserError(f"{key} is {value!r}; write {words}")
 
 
 def _did_you_mean(name: Any, names: List[str]) -> str:

@@ -43,6 +43,22 @@ def add_rsb_config(cfg: CN) -> None:
     # and on the CPU it needs a C++ compiler; checkpoints are the same with and without it.
     cfg.MODEL.COMPILE = False
 
+    # A running average of the weights and buffers over the training (EMA), by timm's ModelEmaV3. It
+    # is in each checkpoint as "ema", is evaluated beside the model, with "ema/" before the metrics,
+    # and is written at the end as model_final_ema.pth, which MODEL.WEIGHTS takes like any other.
+    # SOLVER.BEST_METRIC "ema/bbox/AP" makes model_best.pth one of averaged weights.
+    # "ResNet strikes back" and the published detectors were trained without.
+    cfg.MODEL_EMA = CN()
+    cfg.MODEL_EMA.ENABLED = False
+    # How much of the average stays in each step of the optimizer; timm's default. The average is
+    # over some 1 / (1 - DECAY) steps, so that a short training wants a lower one, or WARMUP.
+    cfg.MODEL_EMA.DECAY = 0.9999
+    # Come up to DECAY by timm's rule, 1 - (1 + step) ** (-2 / 3).
+    cfg.MODEL_EMA.WARMUP = False
+    # Where it is kept: "" beside the model, or "cpu", which spares a GPU's memory and costs a copy
+    # of the weights from there in each step.
+    cfg.MODEL_EMA.DEVICE = ""
+
     # "SGD": Detectron2's own builder, untouched. "AdamW": same parameter groups, decoupled decay.
     # "LAMB" (arXiv 1904.00962): timm's, as its train.py makes it of --opt lamb.
     cfg.SOLVER.OPTIMIZER = "SGD"

@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoint import Checkpointer
 from ..checkpoint.writing import whole_file
 from ..config.check_best_metric import uses_best_metric
+from ..solver.ema import EMA_PREFIX, AveragedWeights
 from .validation import is_evaluated_now
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class MetricHistory:
             f.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-class _WeightsCheckpointer(Checkpointer):
+class WeightsCheckpointer(Checkpointer):
     """Saves what is not to be resumed from: ``last_checkpoint`` stays as it is."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -108,8 +109,8 @@ class _WeightsCheckpointer(Checkpointer):
 class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's hook, with its best value kept when a run is resumed.
 
-    ``model_best.pth`` holds the weights and the classes, no optimizer, and is not what a run is
-    resumed from. It belongs to the main process alone.
+    ``model_best.pth`` holds the weights that the metric is of, and the classes, no optimizer, and
+    is not what a run is resumed from. It belongs to the main process alone.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
             history (MetricHistory): of the metric; read and added to.
             checkpointables: to save beside the weights.
         """
-        checkpointer = _WeightsCheckpointer(model, output_dir, **checkpointables)
+        checkpointer = WeightsCheckpointer(model, output_dir, **checkpointables)
         super().__init__(eval_period, checkpointer, history.metric, history.mode)
         self.history = history
 
@@ -207,12 +208,15 @@ class EarlyStopping(hooks.HookBase):
         return comm.all_gather(self._history.num_since_best >= self._patience)[0]
 
 
-def build_best_hooks(cfg: CfgNode, model: nn.Module, **checkpointables) -> list:
+def build_best_hooks(
+    cfg: CfgNode, model: nn.Module, average: AveragedWeights | None = None, **checkpointables
+) -> list:
     """Build the hooks of the best checkpoint and of early stopping that the config asks for.
 
     Args:
         cfg (CfgNode): its ``SOLVER.BEST_METRIC``, ``.BEST_MODE``, ``.EARLY_STOP_PATIENCE``.
         model (nn.Module): the trainer's.
+        average (AveragedWeights or None): of the model; what is saved where the metric is its.
         checkpointables: to save with the best weights.
 
     Returns:
@@ -223,6 +227,8 @@ def build_best_hooks(cfg: CfgNode, model: nn.Module, **checkpointables) -> list:
     path = os.path.join(cfg.OUTPUT_DIR, "best.json")
     history = MetricHistory(path, cfg.SOLVER.BEST_METRIC, cfg.SOLVER.BEST_MODE)
     period, best_hooks = cfg.TEST.EVAL_PERIOD, []
+    if average is not None and history.metric.startswith(EMA_PREFIX):
+        model = average.model
     if comm.is_main_process():
         best_hooks.append(
             BestCheckpointer(period, model, cfg.OUTPUT_DIR, history, **checkpointables)

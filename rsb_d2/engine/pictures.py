@@ -88,8 +88,8 @@ def draw_curves(output_dir: str) -> str:
     for axes, (label, names) in zip(figure.subplots(1, len(panels)), panels):
         for name in names:
             points = sorted(metrics.get(name, {}).items())
-            style = {"marker": "o"} if name in aps or name.startswith("val_") else {}
-            if name[4:] in names:  # "val_" before it: in the colour of the training's loss
+            style = {"marker": "o"} if name in aps or "val_" in name else {}
+            if name[4:] in names:  # "val_" or "ema/" before it: in the colour of that
                 style.update(linestyle="--", color=f"C{names.index(name[4:])}")
             axes.plot(*zip(*points), label=name, linewidth=1.5, **style) if points else None
         axes.set_xlabel("iteration")

@@ -26,7 +26,9 @@ from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
 from ..solver.accumulation import use_accumulation
+from ..solver.ema import AverageUpdate, build_average
 from .amp import use_amp
+from .averaged import evaluate_with_average, save_average
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
 from .checkpoints import CheckpointWriter, EvaluationWriter
 from .pictures import PictureWriter
@@ -71,12 +73,14 @@ class Trainer(DefaultTrainer):
         The stock constructor makes its own checkpointer just before it calls this.
         """
         cfg = self.cfg
-        classes = stored_class_names(cfg)
+        self._classes = stored_class_names(cfg)
+        self._average = build_average(cfg, self.model)
         self.checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,
             **self.checkpointer.checkpointables,
-            **classes,
+            **self._classes,
+            **({"ema": self._average} if self._average else {}),
         )
         stock = super().build_hooks()
         writers = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
@@ -84,12 +88,13 @@ class Trainer(DefaultTrainer):
         period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
         ours = [
             *(hook for hook in stock if not isinstance(hook, others)),
+            *([AverageUpdate(self._average)] if self._average else []),
             CheckpointWriter(period, keep, cfg.TEST.EVAL_PERIOD, self.signals),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
         ]
         if cfg.TEST.VAL_LOSS:
-            ours.append(ValidationLoss(cfg, self.model))
-        ours += build_best_hooks(cfg, self.model, **classes)
+            ours.append(ValidationLoss(cfg, self.model, self._average))
+        ours += build_best_hooks(cfg, self.model, self._average, **self._classes)
         ours += [*writers, EvaluationWriter(cfg.TEST.EVAL_PERIOD, self._metric_writers)]
         if comm.is_main_process():
             # Behind the stock writer, which must have written the evaluation that is drawn.
@@ -198,7 +203,10 @@ class Trainer(DefaultTrainer):
             UserError: if the file cannot be written.
         """
         self._process_states = gather_process_states(self.model)
-        self.checkpointer.save(name, iteration=self.iter, **{CONFIG_KEY: self.cfg.dump()})
+        config = {CONFIG_KEY: self.cfg.dump()}
+        if self._average and name == "model_final":
+            save_average(self._average, self.cfg.OUTPUT_DIR, self._classes, config)
+        self.checkpointer.save(name, iteration=self.iter, **config)
 
     def state_dict(self) -> Dict[str, Any]:
         state = super().state_dict()
@@ -239,8 +247,11 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self) -> dict:
         with self.ended_by_signals(), random_state_kept():
-            self._last_eval_results = self.test(self.cfg, self.model)
-        return self._last_eval_results
+            results = self._last_eval_results = self.test(self.cfg, self.model)
+            if self._average:
+                with self._average.beside(self.model) as averaged:
+                    results = evaluate_with_average(self.test, self.cfg, results, averaged)
+        return results
 
     def _lacks_evaluation(self) -> bool:
         """Whether the process before was killed between a checkpoint and its evaluation."""

@@ -24,6 +24,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import annotated_records
 from ..data.random_state import random_state_kept
+from ..solver.ema import EMA_PREFIX, AveragedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +49,18 @@ class ValidationLoss(HookBase):
     It goes before the writers, which then write the values as they do all others.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module):
+    def __init__(self, cfg: CfgNode, model: nn.Module, average: AveragedWeights | None = None):
         """
         Args:
             cfg (CfgNode): its ``DATASETS.TEST``, ``INPUT`` and ``TEST.EVAL_PERIOD``.
             model (nn.Module): as it is trained; may be wrapped for data parallelism.
+            average (AveragedWeights or None): of the model; its losses have ``ema/`` before the
+                name.
         """
         self._cfg = cfg
         self._period = cfg.TEST.EVAL_PERIOD
         self._model = model
+        self._average = average
         self._loader = None
 
     def after_step(self):
@@ -72,6 +76,10 @@ class ValidationLoss(HookBase):
             if self._loader is None:
                 self._loader = build_validation_loader(self._cfg)
             losses = validation_losses(self._model, self._loader)
+            if self._average is not None:
+                with self._average.beside(self._model) as averaged:
+                    of_average = validation_losses(averaged, self._loader)
+                losses.update({f"{EMA_PREFIX}{name}": v for name, v in of_average.items()})
         self.trainer.storage.put_scalars(smoothing_hint=False, **losses)
         text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         logger.info(f"Validation loss: {text}")

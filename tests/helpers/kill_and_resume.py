@@ -128,7 +128,7 @@ def evaluations(output):
     lines = [json.loads(line) for line in open(f"{output}/metrics.json")]
     found = {}
     for line in lines:
-        values = {k: v for k, v in line.items() if k.startswith(("bbox/", "val_"))}
+        values = {k: v for k, v in line.items() if k.startswith(("bbox/", "val_", "ema/"))}
         if values:
             found[line["iteration"]] = values
     return found

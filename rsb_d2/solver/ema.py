@@ -1,0 +1,128 @@
+"""The running average of the weights over a training, on timm's ``ModelEmaV3``."""
+
+import logging
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine.hooks import HookBase
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+# Before the names of what is measured on the averaged weights.
+EMA_PREFIX = "ema/"
+
+
+class AveragedWeights:
+    """A copy of a model whose weights and buffers follow those that are trained.
+
+    Every process has one. They are equal where the models are, as all of them take equal steps.
+
+    Args:
+        model (nn.Module): a detector or classifier, not wrapped.
+        decay (float): how much of the average stays in each step, from 0 to below 1.
+        use_warmup (bool): whether it comes up to that by timm's rule, 1 - (1 + step) ** (-2 / 3).
+        device (torch.device or None): where it is kept; ``None`` for beside the model.
+
+    Attributes:
+        is_loaded (bool): whether it goes on from a checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float,
+        use_warmup: bool = False,
+        device: torch.device | None = None,
+    ):
+        self._average = ModelEmaV3(model, decay=decay, use_warmup=use_warmup, device=device)
+        self.is_loaded = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy, in evaluation mode."""
+        return self._average.module
+
+    def start_from(self, model: nn.Module) -> None:
+        """Take the weights of a model as they are."""
+        self._average.set(model)
+
+    def update(self, model: nn.Module, num_steps: int) -> None:
+        """Let the average follow by one step.
+
+        Args:
+            model (nn.Module): what is trained, not wrapped.
+            num_steps (int): how many steps it has taken in all; after the first one the average
+                is the model, as in timm's training.
+        """
+        self._average.update(model, step=num_steps)
+
+    @contextmanager
+    def beside(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The copy on the device of a model, for the time of an evaluation."""
+        device = next(self.model.parameters()).device
+        self.model.to(next(model.parameters()).device)
+        try:
+            yield self.model
+        finally:
+            self.model.to(device)
+
+    def state_dict(self) -> Dict[str, torch.Tensor]:
+        """The averaged weights and buffers by their names in the model."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.model.load_state_dict(state)
+        self.is_loaded = True
+
+
+class AverageUpdate(HookBase):
+    """Updates the average once in each step of the optimizer; goes before what reads it."""
+
+    def __init__(self, average: AveragedWeights):
+        """
+        Args:
+            average (AveragedWeights): of the trainer's model.
+        """
+        self._average = average
+
+    def before_train(self):
+        if self._average.is_loaded:
+            return
+        if self.trainer.start_iter:
+            logger.warning(
+                "--resume: the checkpoint has no averaged weights: MODEL_EMA begins with the "
+                f"weights after {self.trainer.start_iter} iterations."
+            )
+        self._average.start_from(_unwrapped(self.trainer.model))
+
+    def after_step(self):
+        self._average.update(_unwrapped(self.trainer.model), self.trainer.iter + 1)
+
+
+def build_average(cfg: CfgNode, model: nn.Module) -> AveragedWeights | None:
+    """Build the running average that ``MODEL_EMA`` asks for.
+
+    Args:
+        cfg (CfgNode): its ``MODEL_EMA``.
+        model (nn.Module): on its device; may be wrapped for data parallelism. Nothing may have
+            been done to it that a copy could not have.
+
+    Returns:
+        AveragedWeights or None: ``None`` where it is off.
+    """
+    if not cfg.MODEL_EMA.ENABLED:
+        return None
+    device = torch.device(cfg.MODEL_EMA.DEVICE) if cfg.MODEL_EMA.DEVICE else None
+    return AveragedWeights(
+        _unwrapped(model), cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.WARMUP, device=device
+    )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
