@@ -20,6 +20,7 @@ from ..data.loader import num_training_images
 from ..data.sample import make_sample_data
 from ..errors import UserError
 from ..solver.accumulation import check_accumulation
+from ..solver.build import check_optimizer
 from ..solver.epochs import is_by_epochs, resolve_epochs
 from .check_best_metric import check_best_metric
 from .check_datasets import check_datasets, check_other_datasets
@@ -57,6 +58,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         fill_class_names(cfg)
         if not args.eval_only:
             check_best_metric(cfg)
+            check_optimizer(cfg)
             check_accumulation(cfg, comm.get_world_size())
             if is_by_epochs(cfg):
                 resolve_epochs(cfg, num_training_images(cfg))

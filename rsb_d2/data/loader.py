@@ -48,6 +48,7 @@ class TrainLoader:
 
     Attributes:
         mapper (callable): as given.
+        num_records (int): how many there are.
         last_files (list[str]): the image files of the batch that was taken last, of this process.
 
     Raises:
@@ -73,6 +74,7 @@ class TrainLoader:
         )
         self._records = DatasetFromList(records, copy=False)
         self.mapper = mapper
+        self.num_records = len(records)
         self._build_sampler = build_sampler
         self._total_batch_size = total_batch_size
         self._num_workers = num_workers
@@ -244,12 +246,17 @@ def num_training_images(cfg: CfgNode) -> int:
     Raises:
         UserError: if there are none.
     """
-    num_images = len(annotated_records(cfg, "TRAIN"))
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
-        num_images = int(num_images * cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+    num_images = epoch_size(cfg, len(annotated_records(cfg, "TRAIN")))
     if not num_images:
         raise UserError("DATASETS.TRAIN: there is no image to train on")
     return num_images
+
+
+def epoch_size(cfg: CfgNode, num_records: int) -> int:
+    """The samples of an epoch over so many records; of a random subset, those in it."""
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        return int(num_records * cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+    return num_records
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:

@@ -20,13 +20,14 @@ from ..checkpoint import Checkpointer, has_run, remove_leftovers
 from ..checkpoint.run_folder import CONFIG_KEY, LAST_CHECKPOINT
 from ..data.class_names import stored_class_names
 from ..data.images import CheckedDatasetMapper
-from ..data.loader import TrainLoader, build_train_loader
+from ..data.loader import TrainLoader, build_train_loader, epoch_size
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
 from ..solver.accumulation import use_accumulation
 from ..solver.ema import AverageUpdate, build_average
+from ..solver.epochs import check_resolved
 from .amp import use_amp
 from .averaged import evaluate_with_average, save_average
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
@@ -62,6 +63,8 @@ class Trainer(DefaultTrainer):
         self._metric_writers: List[EventWriter] = []
         self._has_failed = False
         super().__init__(cfg)
+        if isinstance(self.data_loader, TrainLoader):
+            check_resolved(cfg, epoch_size(cfg, self.data_loader.num_records))
         prepare_for_training(self.model, cfg)
         use_amp(self, cfg)
         use_accumulation(self, cfg)

@@ -7,7 +7,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from timm.optim import Lamb
 
 from ..errors import UserError
-from .parameters import decay_filter, parameter_groups
+from .parameters import check_decay_filter, decay_filter, parameter_groups
 
 _NAMES = ("SGD", "AdamW", "LAMB")
 
@@ -28,12 +28,10 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         torch.optim.Optimizer
 
     Raises:
-        UserError: if ``SOLVER.OPTIMIZER`` is another name, ``SOLVER.BETAS`` out of range, or a key
-            contradicts ``SOLVER.DECAY_FILTER``.
+        UserError: as :func:`check_optimizer`.
     """
+    check_optimizer(cfg)
     solver = cfg.SOLVER
-    if solver.OPTIMIZER not in _NAMES:
-        raise UserError(f"SOLVER.OPTIMIZER: {solver.OPTIMIZER!r} is none of {', '.join(_NAMES)}")
     if solver.OPTIMIZER == "SGD" and decay_filter(cfg) == "detectron2":
         return build_sgd_optimizer(cfg, model)
     params = parameter_groups(cfg, model)
@@ -43,8 +41,6 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
             params, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common
         )
     betas = tuple(solver.BETAS)
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise UserError(f"SOLVER.BETAS: {list(betas)} must be two numbers from 0 to below 1")
     if solver.OPTIMIZER == "LAMB":
         return maybe_add_gradient_clipping(cfg, Lamb)(
             params,
@@ -59,3 +55,21 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         fused=True,  # one pass over the parameters, on the CPU too; the same update
         **common,
     )
+
+
+def check_optimizer(cfg: CfgNode) -> None:
+    """Check what an optimizer is built from, before there is a model.
+
+    Args:
+        cfg (CfgNode): its ``SOLVER``.
+
+    Raises:
+        UserError: if ``SOLVER.OPTIMIZER`` is another name, ``SOLVER.BETAS`` out of range, or a key
+            contradicts ``SOLVER.DECAY_FILTER``.
+    """
+    solver, betas = cfg.SOLVER, list(cfg.SOLVER.BETAS)
+    if solver.OPTIMIZER not in _NAMES:
+        raise UserError(f"SOLVER.OPTIMIZER: {solver.OPTIMIZER!r} is none of {', '.join(_NAMES)}")
+    if solver.OPTIMIZER != "SGD" and not (len(betas) == 2 and all(0.0 <= b < 1.0 for b in betas)):
+        raise UserError(f"SOLVER.BETAS: {betas} must be two numbers from 0 to below 1")
+    check_decay_filter(cfg)

@@ -1,7 +1,7 @@
 """A schedule in epochs as one in iterations, and which of the two a config means."""
 
 import logging
-from typing import Any, List, NamedTuple
+from typing import Any, List, NamedTuple, Tuple
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -57,29 +57,56 @@ def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
         UserError: if a value in iterations is there already and says something else.
     """
     solver, defaults = cfg.SOLVER, get_cfg().SOLVER
-    for pair in EPOCH_KEYS:
-        epochs, given = solver[pair.epochs], solver[pair.iterations]
-        if not epochs:
-            continue
-        iterations = _in_iterations(epochs, num_images, solver.IMS_PER_BATCH)
-        what = (
-            f"SOLVER.{pair.epochs} {epochs} is {_plain(iterations)} iterations of "
-            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}, {num_images} images an epoch"
-        )
-        if _plain(given) not in (_plain(iterations), _plain(defaults[pair.iterations])):
-            off = "0" if isinstance(epochs, int) else "[]"
-            raise UserError(
-                f"{what}, but SOLVER.{pair.iterations} is {_plain(given)}; leave that out, or "
-                f"write SOLVER.{pair.epochs} {off}"
-            )
+    for pair, iterations in _resolved(cfg, num_images):
+        if _plain(solver[pair.iterations]) != _plain(defaults[pair.iterations]):
+            _check_pair(cfg, pair, iterations, num_images)
         solver[pair.iterations] = iterations
-        logger.info(f"{what}.")
+        logger.info(f"{_in_words(cfg, pair, iterations, num_images)}.")
     steps = _plain(solver.STEPS)
     if solver.MAX_EPOCHS and not solver.STEP_EPOCHS and solver.LR_SCHEDULER_NAME in _WITH_STEPS:
         logger.warning(
             f"SOLVER.STEPS {steps} are iterations, of SOLVER.MAX_ITER {solver.MAX_ITER}; "
             "SOLVER.STEP_EPOCHS gives them in epochs."
         )
+
+
+def check_resolved(cfg: CfgNode, num_images: int) -> None:
+    """Check that the epochs of a config are in its iterations, too, whoever has made it.
+
+    Args:
+        cfg (CfgNode): not changed.
+        num_images (int): to train on.
+
+    Raises:
+        UserError: if they are not.
+    """
+    for pair, iterations in _resolved(cfg, num_images):
+        _check_pair(cfg, pair, iterations, num_images)
+
+
+def _resolved(cfg: CfgNode, num_images: int) -> List[Tuple[_Pair, Any]]:
+    """Of what is in epochs, the iterations."""
+    batch_size = cfg.SOLVER.IMS_PER_BATCH
+    in_epochs = [(pair, cfg.SOLVER[pair.epochs]) for pair in EPOCH_KEYS]
+    return [(pair, _in_iterations(e, num_images, batch_size)) for pair, e in in_epochs if e]
+
+
+def _check_pair(cfg: CfgNode, pair: _Pair, iterations: Any, num_images: int) -> None:
+    given = _plain(cfg.SOLVER[pair.iterations])
+    if given != _plain(iterations):
+        off = "0" if isinstance(cfg.SOLVER[pair.epochs], int) else "[]"
+        raise UserError(
+            f"{_in_words(cfg, pair, iterations, num_images)}, but SOLVER.{pair.iterations} is "
+            f"{given}; write {_plain(iterations)} or leave it out, or SOLVER.{pair.epochs} {off}"
+        )
+
+
+def _in_words(cfg: CfgNode, pair: _Pair, iterations: Any, num_images: int) -> str:
+    return (
+        f"SOLVER.{pair.epochs} {_plain(cfg.SOLVER[pair.epochs])} is {_plain(iterations)} "
+        f"iterations of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}, {num_images} images an "
+        "epoch"
+    )
 
 
 _WITH_STEPS = ("WarmupMultiStepLR",)

@@ -18,6 +18,18 @@ def decay_filter(cfg: CfgNode) -> str:
     return "timm" if cfg.SOLVER.OPTIMIZER == "LAMB" else "detectron2"
 
 
+def check_decay_filter(cfg: CfgNode) -> None:
+    """Raise a :class:`UserError` if another key asks for a decay that the filter leaves out."""
+    solver = cfg.SOLVER
+    for key in ("WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"):
+        if decay_filter(cfg) == "timm" and solver[key]:
+            raise UserError(
+                f"SOLVER.{key} is {solver[key]}, but SOLVER.DECAY_FILTER {solver.DECAY_FILTER} "
+                f"with {solver.OPTIMIZER} decays no norms and no biases; write SOLVER.{key} 0.0, "
+                "or SOLVER.DECAY_FILTER detectron2"
+            )
+
+
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[Dict[str, Any]]:
     """Sort the parameters that train by rate and weight decay.
 
@@ -29,19 +41,8 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[Dict[str, Any]]:
     Returns:
         list[dict[str, Any]]: ``params``, ``lr`` and ``weight_decay`` of each group; as few groups
         as there are different ones.
-
-    Raises:
-        UserError: if ``WEIGHT_DECAY_NORM`` or ``_BIAS`` asks for what ``"timm"`` leaves out.
     """
     solver, uses_timm = cfg.SOLVER, decay_filter(cfg) == "timm"
-    if uses_timm:
-        for key in ("WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"):
-            if solver[key]:
-                raise UserError(
-                    f"SOLVER.{key} is {solver[key]}, but SOLVER.DECAY_FILTER "
-                    f"{solver.DECAY_FILTER} with {solver.OPTIMIZER} decays no norms and no "
-                    f"biases; write SOLVER.{key} 0.0, or SOLVER.DECAY_FILTER detectron2"
-                )
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,

@@ -9,7 +9,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.solver import build_lr_scheduler
 from timm.scheduler import CosineLRScheduler
 
-from rsb_d2 import UserError
+from rsb_d2 import Trainer, UserError
 from rsb_d2.config.loading import load_config
 from rsb_d2.config.setup import setup
 from rsb_d2.data.sample import make_sample_data
@@ -44,7 +44,7 @@ def test_length_warm_up_and_steps():
 @pytest.mark.parametrize(
     "epochs, iterations, says",
     [
-        (("MAX_EPOCHS", "12"), ("MAX_ITER", "90"), "but SOLVER.MAX_ITER is 90; .*MAX_EPOCHS 0"),
+        (("MAX_EPOCHS", "12"), ("MAX_ITER", "90"), "MAX_ITER is 90; write 150 or .*MAX_EPOCHS 0"),
         (("WARMUP_EPOCHS", "2"), ("WARMUP_ITERS", "5"), "WARMUP_EPOCHS 2 is 25 iterations .*is 5"),
         (("STEP_EPOCHS", "[2]"), ("STEPS", "(5,)"), r"is \[5\]; .*SOLVER.STEP_EPOCHS \[\]"),
     ],
@@ -121,6 +121,16 @@ def test_train_net_refuses_what_contradicts_before_anything_is_written(data, tmp
     steps = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEP_EPOCHS", "[2, 1]"]
     with pytest.raises(UserError, match=r"STEPS \(6, 3\).*must rise"):
         run_setup(data, tmp_path / "none", "SOLVER.MAX_EPOCHS", "3", *steps)
+
+
+def test_a_trainer_refuses_epochs_that_nobody_has_resolved(data, tmp_path):
+    cfg = run_setup(data, tmp_path, "SOLVER.MAX_EPOCHS", "3")
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER = 260
+    with pytest.raises(UserError, match="MAX_EPOCHS 3 is 9 iterations .*, but .*MAX_ITER is 260"):
+        Trainer(cfg)
+    cfg.SOLVER.MAX_ITER = 9
+    assert Trainer(cfg).max_iter == 9
 
 
 def rates(make_scheduler, num_iterations, step):
