@@ -79,8 +79,12 @@ def add_rsb_config(cfg: CN) -> None:
     # Length, warm-up and steps of the schedule in epochs, each instead of MAX_ITER, WARMUP_ITERS
     # and STEPS, which train_net.py fills in then from the number of images and IMS_PER_BATCH; 0 and
     # [] leave those as they are. An epoch is as many samples as there are images to train on, also
-    # where a sampler repeats images. The rate changes with each iteration, as always in Detectron2;
-    # timm's train.py changes it once an epoch unless it is told --sched-on-updates.
+    # where a sampler repeats images. Of the two, what is said last counts.
+    # The schedule itself stays Detectron2's, so that a run can be stopped and resumed anywhere: the
+    # rate changes with each iteration, where timm's train.py changes it once an epoch unless it is
+    # told --sched-on-updates. By update, timm's cosine is the same; only its warm-up differs, which
+    # rises to BASE_LR itself, from an absolute rate instead of BASE_LR * WARMUP_FACTOR, while
+    # Detectron2's rises to what the cosine has come down to by then (after 5 epochs of 100: 0.994).
     cfg.SOLVER.MAX_EPOCHS = 0
     cfg.SOLVER.WARMUP_EPOCHS = 0
     cfg.SOLVER.STEP_EPOCHS = []

