@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from rsb_d2 import Checkpointer, Trainer, UserError, optimize_for_inference
 from rsb_d2.config.setup import setup
 from rsb_d2.engine import launch
-from rsb_d2.engine.averaged import evaluate_with_average, load_average
+from rsb_d2.solver.ema import evaluate_with_average, load_average
 
 
 def main(args):

@@ -11,10 +11,10 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch import nn
 
-from ..checkpoint import Checkpointer
 from ..checkpoint.writing import whole_file
 from ..config.check_best_metric import uses_best_metric
 from ..solver.ema import EMA_PREFIX, AveragedWeights
+from .checkpoints import WeightsCheckpointer
 from .validation import is_evaluated_now
 
 logger = logging.getLogger(__name__)
@@ -97,13 +97,6 @@ class MetricHistory:
         }
         with whole_file(self.path) as f:
             f.write((json.dumps(content, indent=1) + "\n").encode())
-
-
-class WeightsCheckpointer(Checkpointer):
-    """Saves what is not to be resumed from: ``last_checkpoint`` stays as it is."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

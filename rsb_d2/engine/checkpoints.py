@@ -1,13 +1,21 @@
 """The hooks that write down what a run must not lose: its state, and its evaluations."""
 
-from typing import Sequence
+from typing import Any, Dict, Sequence
 
 from detectron2.engine.hooks import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
-from ..checkpoint import remove_old_checkpoints
+from ..checkpoint import Checkpointer, remove_old_checkpoints
+from ..solver.ema import EMA_KEY, AveragedWeights
 from .signals import Interrupted, SignalWatch
+
+
+class WeightsCheckpointer(Checkpointer):
+    """Saves what is not to be resumed from: ``last_checkpoint`` stays as it is."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
 
 
 class CheckpointWriter(HookBase):
@@ -64,3 +72,18 @@ class EvaluationWriter(HookBase):
         if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
             for writer in self._writers:
                 writer.write()
+
+
+def save_average(
+    average: AveragedWeights, save_dir: str, checkpointables: Dict[str, Any], config: Dict[str, Any]
+) -> None:
+    """Write ``model_final_ema.pth``, which any program takes as ``MODEL.WEIGHTS``.
+
+    Args:
+        average (AveragedWeights): to save as the model.
+        save_dir (str): of the run.
+        checkpointables (dict[str, Any]): to save beside it.
+        config (dict[str, Any]): more to save beside it.
+    """
+    checkpointer = WeightsCheckpointer(average.model, save_dir, **checkpointables)
+    checkpointer.save(f"model_final_{EMA_KEY}", **config)

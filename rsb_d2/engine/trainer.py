@@ -26,12 +26,11 @@ from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
 from ..solver.accumulation import use_accumulation
-from ..solver.ema import AverageUpdate, build_average
+from ..solver.ema import AverageUpdate, build_average, evaluate_with_average
 from ..solver.epochs import check_resolved
 from .amp import use_amp
-from .averaged import evaluate_with_average, save_average
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
-from .checkpoints import CheckpointWriter, EvaluationWriter
+from .checkpoints import CheckpointWriter, EvaluationWriter, save_average
 from .pictures import PictureWriter
 from .resume import gather_process_states, set_process_state
 from .signals import Interrupted, SignalWatch

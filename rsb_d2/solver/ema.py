@@ -1,8 +1,9 @@
 """The running average of the weights over a training, on timm's ``ModelEmaV3``."""
 
 import logging
+import os
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -13,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
-# Before the names of what is measured on the averaged weights.
+# The entry of a checkpoint, and what is before the names of what is measured on it.
+EMA_KEY = "ema"
 EMA_PREFIX = "ema/"
 
 
@@ -122,6 +124,49 @@ def build_average(cfg: CfgNode, model: nn.Module) -> AveragedWeights | None:
     return AveragedWeights(
         _unwrapped(model), cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.WARMUP, device=device
     )
+
+
+def evaluate_with_average(
+    test: Callable[[CfgNode, nn.Module], Dict[str, Any]],
+    cfg: CfgNode,
+    results: Dict[str, Any],
+    averaged_model: nn.Module,
+) -> Dict[str, Any]:
+    """Evaluate the averaged weights, and put what comes out beside what the model has reached.
+
+    Args:
+        test (callable): of a trainer.
+        cfg (CfgNode): its ``DATASETS.TEST``; the detections go to ``OUTPUT_DIR/ema/inference``.
+        results (dict[str, Any]): of the model.
+        averaged_model (nn.Module): on the model's device.
+
+    Returns:
+        dict[str, Any]: ``results``, and under ``"ema"`` those of the averaged weights.
+    """
+    logger.info(f"Evaluating the averaged weights of MODEL_EMA, as {EMA_PREFIX}:")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, EMA_KEY)
+    cfg.freeze()
+    return {**results, EMA_KEY: test(cfg, averaged_model)}
+
+
+def load_average(model: nn.Module, checkpoint: Dict[str, Any], path: str) -> bool:
+    """Put the averaged weights of a checkpoint into a model.
+
+    Args:
+        model (nn.Module): into which the checkpoint itself was loaded; changed in place.
+        checkpoint (dict[str, Any]): what the file holds beside the model.
+        path (str): of the file, for the message.
+
+    Returns:
+        bool: whether there are any; where not, the model is as it was, and a message says so.
+    """
+    if not isinstance(checkpoint.get(EMA_KEY), dict):
+        logger.warning(f"MODEL_EMA.ENABLED: {path} has no averaged weights beside the model.")
+        return False
+    model.load_state_dict(checkpoint[EMA_KEY])
+    return True
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
