@@ -10,8 +10,9 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What SOLVER.AMP.DTYPE may name, beside "auto".
+# What SOLVER.AMP.DTYPE may name, beside "auto" and "native".
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_WITH_BFLOAT16 = ("amx_tile", "avx512_bf16")
 
 
 def check_device(cfg: CfgNode) -> None:
@@ -44,22 +45,34 @@ def check_amp(cfg: CfgNode) -> None:
     Args:
         cfg (CfgNode): not frozen, with the device that is used in ``MODEL.DEVICE``.
             ``SOLVER.AMP.ENABLED`` is set to False, with a message, on the CPU unless
-            ``SOLVER.AMP.DTYPE`` asks for bfloat16 by name: few processors compute in it.
+            ``SOLVER.AMP.DTYPE`` asks for bfloat16 by name, few processors compute in it, or is
+            ``"native"`` and the processor does.
 
     Raises:
-        UserError: if ``SOLVER.AMP.DTYPE`` is none of the three, or a GPU lacks it.
+        UserError: if ``SOLVER.AMP.DTYPE`` is none of the four, or a GPU lacks it.
     """
     name = cfg.SOLVER.AMP.DTYPE
-    if name not in ("auto", *AMP_DTYPES):
-        raise UserError(f"SOLVER.AMP.DTYPE is {name!r}; write auto, bfloat16 or float16")
-    if not cfg.SOLVER.AMP.ENABLED or name == "bfloat16":
+    if name not in ("auto", "native", *AMP_DTYPES):
+        raise UserError(f"SOLVER.AMP.DTYPE is {name!r}; write auto, native, bfloat16 or float16")
+    if not cfg.SOLVER.AMP.ENABLED or name == "bfloat16" or cfg.MODEL.DEVICE.startswith("cuda"):
         return
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
+    if name == "native" and cpu_has_bfloat16():
+        logger.info("The processor computes in bfloat16, and so does the training.")
+    elif name == "native":
+        cfg.SOLVER.AMP.ENABLED = False
+        logger.info("The processor does not compute in bfloat16: training in float32.")
+    else:
         cfg.SOLVER.AMP.ENABLED = False
         logger.warning(
             "SOLVER.AMP.ENABLED is off on the CPU. Where the processor computes in bfloat16 "
             "(AVX512-BF16 or AMX), SOLVER.AMP.DTYPE bfloat16 switches it on."
         )
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16: AMX or AVX512-BF16."""
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in _WITH_BFLOAT16)
+    return any(ask is not None and ask() for ask in asked)
 
 
 def check_compiler(cfg: CfgNode) -> None:

@@ -21,10 +21,11 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype:
         cfg (CfgNode): after :func:`rsb_d2.config.check_device.check_amp`.
 
     Returns:
-        torch.dtype: for ``"auto"`` bfloat16 where the GPU computes in it, else float16.
+        torch.dtype: for ``"auto"`` and ``"native"`` bfloat16 where the GPU computes in it, else
+        float16.
     """
     name = cfg.SOLVER.AMP.DTYPE
-    if name != "auto":
+    if name not in ("auto", "native"):
         return AMP_DTYPES[name]
     has_bfloat16 = not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_bf16_supported(
         including_emulation=False

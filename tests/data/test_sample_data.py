@@ -231,7 +231,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rsb_d2.data.sample.folder._write_json", fail)
+    monkeypatch.setattr("rsb_d2.data.sample.folder.write_json", fail)
     for name in ("sample", "new"):
         with pytest.raises(KeyboardInterrupt):
             make_sample_data(str(tmp_path / name), **TINY, seed=1)

@@ -12,5 +12,6 @@ writes COCO-format data to train and evaluate on, the same bytes from the same s
 
 from .draw import CLASS_NAMES
 from .folder import make_sample_data
+from .objects import make_sample_objects
 
-__all__ = ["CLASS_NAMES", "make_sample_data"]
+__all__ = ["CLASS_NAMES", "make_sample_data", "make_sample_objects"]

@@ -1,22 +1,19 @@
-"""The folder of the sample data: written whole, left alone when complete, never clobbered."""
+"""The folder of the sample data, in COCO's format."""
 
-import json
 import os
-import tempfile
 from typing import Any, Dict, List
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from ...errors import UserError
 from .draw import CLASS_NAMES, Shape, draw_picture
+from .whole_folder import check_int, make_whole_folder, num_files, write_json
 
-_MANIFEST = "sample.json"
 _MADE_BY = "rsb_d2.data.sample"
 _FOLDERS = ("train", "val", "annotations")
 _VERSION = 2  # of the pictures: data made by another version is made anew
-_JPEG_QUALITY = 92
+JPEG_QUALITY = 92
 
 
 def make_sample_data(
@@ -48,75 +45,17 @@ def make_sample_data(
     manifest = dict(
         made_by=_MADE_BY,
         version=_VERSION,
-        num_train=_check_int("num_train", num_train, 1),
-        num_val=_check_int("num_val", num_val, 1),
-        image_size=_check_int("image_size", image_size, 64, 1024),
-        seed=_check_int("seed", seed, 0),
+        num_train=check_int("num_train", num_train, 1),
+        num_val=check_int("num_val", num_val, 1),
+        image_size=check_int("image_size", image_size, 64, 1024),
+        seed=check_int("seed", seed, 0),
     )
-    folder = os.path.realpath(os.path.expanduser(folder))
-    if _is_complete(folder, manifest):
-        return
-    _check_may_replace(folder)
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    # Made next to its place and then renamed, so that half of it is never taken for the whole.
-    with tempfile.TemporaryDirectory(prefix=".sample-", dir=os.path.dirname(folder)) as scratch:
-        new, old = os.path.join(scratch, "new"), os.path.join(scratch, "old")
-        _write(new, manifest)
-        if os.path.exists(folder):
-            os.rename(folder, old)
-        try:
-            os.rename(new, folder)
-        except OSError:  # another process was faster
-            if not _is_complete(folder, manifest):
-                raise
+    make_whole_folder(folder, manifest, _FOLDERS, _write, _is_filled)
 
 
-def _check_int(name: str, value: int, low: int, high: int | None = None) -> int:
-    if type(value) is not int or value < low or (high is not None and value > high):
-        range_ = f"of {low} or more" if high is None else f"from {low} to {high}"
-        raise UserError(f"{name} is {value!r}; it must be an integer {range_}")
-    return value
-
-
-# ---- the folder ----
-
-
-def _is_complete(folder: str, manifest: Dict[str, Any]) -> bool:
-    return (
-        _read_manifest(folder) == manifest
-        and _num_files(folder, "train") == manifest["num_train"]
-        and _num_files(folder, "val") == manifest["num_val"]
-        and _num_files(folder, "annotations") == 2
-    )
-
-
-def _read_manifest(folder: str) -> Dict[str, Any] | None:
-    try:
-        with open(os.path.join(folder, _MANIFEST)) as f:
-            return json.load(f)
-    except (OSError, ValueError):
-        return None
-
-
-def _num_files(folder: str, subfolder: str) -> int:
-    path = os.path.join(folder, subfolder)
-    return len(os.listdir(path)) if os.path.isdir(path) else 0
-
-
-def _check_may_replace(folder: str) -> None:
-    if not os.path.lexists(folder):
-        return
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder} is a file; name a folder for the sample data")
-    names = set(os.listdir(folder))
-    manifest = _read_manifest(folder)
-    is_sample = isinstance(manifest, dict) and manifest.get("made_by") == _MADE_BY
-    others = sorted(names - {_MANIFEST, *_FOLDERS}) if is_sample else sorted(names)
-    if others:
-        raise UserError(
-            f"{folder} holds what is not sample data ({', '.join(others[:3])}); "
-            "name another folder, or empty it"
-        )
+def _is_filled(folder: str, manifest: Dict[str, Any]) -> bool:
+    counts = [num_files(folder, subfolder) for subfolder in _FOLDERS]
+    return counts == [manifest["num_train"], manifest["num_val"], 2]
 
 
 def _write(folder: str, manifest: Dict[str, Any]) -> None:
@@ -134,20 +73,14 @@ def _write(folder: str, manifest: Dict[str, Any]) -> None:
                 width=picture.shape[1],
             )
             path = os.path.join(folder, split, image["file_name"])
-            Image.fromarray(picture).save(path, quality=_JPEG_QUALITY)
+            Image.fromarray(picture).save(path, quality=JPEG_QUALITY)
             images.append(image)
             annotations += [to_annotation(shape, image_id) for shape in shapes]
         for annotation_id, annotation in enumerate(annotations, start=1):
             annotation["id"] = annotation_id
         categories = [dict(id=i, name=name) for i, name in enumerate(CLASS_NAMES, start=1)]
         content = dict(info={}, images=images, annotations=annotations, categories=categories)
-        _write_json(os.path.join(folder, "annotations", f"{split}.json"), content)
-    _write_json(os.path.join(folder, _MANIFEST), manifest)
-
-
-def _write_json(path: str, content: Dict[str, Any]) -> None:
-    with open(path, "w") as f:
-        f.write(json.dumps(content, separators=(",", ":")) + "\n")
+        write_json(os.path.join(folder, "annotations", f"{split}.json"), content)
 
 
 def to_annotation(shape: Shape, image_id: int) -> Dict[str, Any]:
