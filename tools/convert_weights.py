@@ -5,6 +5,8 @@ tools/convert_weights.py timm://resnet50.a1_in1k r50_rsb.pth --to detectron2
     for Detectron2's stock build_resnet_fpn_backbone
 tools/convert_weights.py output/model_final.pth r50_coco.safetensors --to timm
     for timm.create_model("resnet50", num_classes=0, checkpoint_path="r50_coco.safetensors")
+tools/convert_weights.py output/resnet50_rsb_a3/model_final.pth r50.safetensors --to timm
+    a pretraining, with its classifier, for timm.create_model("resnet50", checkpoint_path=...)
 tools/convert_weights.py resnet50_rsb-a1.pth r50.pth --to detectron2
     a classification model of OpenMMLab or torchvision
 tools/convert_weights.py zoo://frcnn_rsb_1x frcnn_rsb_1x.pth --to rsb_d2
@@ -49,15 +51,16 @@ def _summary(args: argparse.Namespace, conversion: Conversion) -> str:
     ]
     if conversion.dropped:
         lines.append(f"left out: {', '.join(conversion.dropped)}")
-    lines += _usage(args.to, args.output, conversion.timm_name)
+    lines += _usage(args.to, args.output, conversion.timm_name, conversion.num_classes)
     return "\n".join(lines)
 
 
-def _usage(target: str, output: str, name: str) -> list:
+def _usage(target: str, output: str, name: str, num_classes: int) -> list:
     if target == "rsb_d2":
         return [f"MODEL.WEIGHTS {output}"]
     if target == "timm":
-        return [f'timm.create_model("{name}", num_classes=0, checkpoint_path="{output}")']
+        arguments = f'"{name}", num_classes={num_classes}, checkpoint_path="{output}"'
+        return [f"timm.create_model({arguments})"]
     shape = PLAIN_RESNETS[name]
     usage = [
         "The config to use it with; images as timm feeds them, RGB:",

@@ -9,6 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from . import timm_hub
+from .classifier_weights import find_classifier, load_classifier
 from .formats.known_formats import CAFFE2_RESNET, recognise
 from .loading import LoadReport, find_backbone, load_weights, state_dict_of
 from .locating import locate
@@ -26,8 +27,9 @@ class Checkpointer(DetectionCheckpointer):
     formats in :data:`rsb_d2.checkpoint.FORMATS`.
 
     Args:
-        model (nn.Module): a detector, or a part of one, with a timm backbone in it; may be
-            wrapped for data parallelism. A model without one is loaded as Detectron2 loads it.
+        model (nn.Module): a detector, or a part of one, with a timm backbone in it, or an image
+            classifier; may be wrapped for data parallelism. Any other model is loaded as Detectron2
+            loads it.
         save_dir (str): where to save and to look for checkpoints.
         save_to_disk (bool or None): ``None``: the main process alone saves.
         checkpointables: more objects with ``state_dict`` and ``load_state_dict``.
@@ -60,17 +62,22 @@ class Checkpointer(DetectionCheckpointer):
             logger.info("No weights are loaded: the model starts from random ones.")
             return {}
         _, backbone = find_backbone(self.model)
-        if backbone is not None:
-            timm_hub.check_architecture(path, backbone.name)
+        classifier = find_classifier(self.model)
+        network = backbone if classifier is None else classifier
+        if network is not None:
+            timm_hub.check_architecture(path, network.name)
         local_path = locate(path)
         checkpoint = take_found(local_path) or read_checkpoint(local_path)
         names = self.checkpointables if checkpointables is None else checkpointables
         names = [name for name in names if name in checkpoint]
-        if backbone is None:
+        if network is None:
             self._load_stock_model(checkpoint)
         else:
-            weights = state_dict_of(checkpoint)
-            self.report = load_weights(self.model, weights, path, local_path, complete=bool(names))
+            arguments = state_dict_of(checkpoint), path, local_path, bool(names)
+            if classifier is None:
+                self.report = load_weights(self.model, *arguments)
+            else:
+                self.report = load_classifier(classifier, *arguments)
             to_be_seen = self.report.other_shape or self.report.differs
             logger.log(logging.WARNING if to_be_seen else logging.INFO, str(self.report))
         for name in names:

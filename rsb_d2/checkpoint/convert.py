@@ -9,7 +9,13 @@ import torch
 from ..errors import UserError
 from . import timm_hub
 from .formats import resnet_names
-from .formats.known_formats import DETECTOR, STOCK_DETECTOR, Format, recognise
+from .formats.known_formats import (
+    DETECTOR,
+    PROJECT_CLASSIFIER,
+    STOCK_DETECTOR,
+    Format,
+    recognise,
+)
 from .formats.resnet_names import PLAIN_RESNETS
 from .formats.timm_names import (
     COUNTER,
@@ -37,13 +43,15 @@ class Conversion(NamedTuple):
         weights (dict[str, Tensor]): by the names of the target.
         timm_name (str): timm's name of the architecture; of a detector, as it was given.
         format_name (str): what the weights came from.
-        dropped (list[str]): what was in the file beside the backbone.
+        dropped (list[str]): what was in the file beside that.
+        num_classes (int): of the classifier that is in ``weights``; 0 if there is none.
     """
 
     weights: StateDict
     timm_name: str
     format_name: str
     dropped: List[str]
+    num_classes: int = 0
 
 
 def convert_file(source: str, output: str, target: str, timm_name: str = "") -> Conversion:
@@ -54,7 +62,8 @@ def convert_file(source: str, output: str, target: str, timm_name: str = "") -> 
         output (str): a path that ends in ``.pth`` or ``.safetensors``.
         target (str): ``"rsb_d2"``: a whole detector by the names of this project's;
             ``"detectron2"``: for ``build_resnet_fpn_backbone``; ``"timm"``: for
-            ``timm.create_model(timm_name, num_classes=0, checkpoint_path=output)``.
+            ``timm.create_model(timm_name, num_classes=0, checkpoint_path=output)``, or with its
+            number of classes for an image classifier of this project.
         timm_name (str): timm's name of the architecture; it can be left out for a plain ResNet.
 
     Returns:
@@ -94,7 +103,8 @@ def convert(weights: StateDict, target: str, timm_name: str = "") -> Conversion:
         timm_name (str): timm's name of the architecture; it can be left out for a plain ResNet.
 
     Returns:
-        Conversion: of the detector, or of the backbone alone; the tensors are those of
+        Conversion: of the detector, of the backbone alone, or for ``"timm"`` of an image classifier
+        of this project with its last layer; the tensors are those of
         ``weights``, renamed and, of a RetinaNet of OpenMMLab, in another order of anchors.
 
     Raises:
@@ -113,10 +123,16 @@ def convert(weights: StateDict, target: str, timm_name: str = "") -> Conversion:
     backbone = _backbone(weights, format)
     name = _check_name(timm_name, target) if timm_name else _identify(backbone, target)
     converted = _of_model(backbone, name)
+    num_classes = 0
+    if target == "timm" and format is PROJECT_CLASSIFIER:
+        last = tuple(f"{module}." for module in classifier_names(name))
+        kept = {n: t for n, t in backbone.items() if n.startswith(last)}
+        num_classes = len(next(iter(kept.values()), ()))
+        converted.update(kept)
     dropped = [n for n in backbone if n not in converted]
     if target == "detectron2":
         converted = resnet_names.to_detectron2(converted)
-    return Conversion(converted, name, format.name, dropped)
+    return Conversion(converted, name, format.name, dropped, num_classes)
 
 
 def _backbone(weights: StateDict, format: Format) -> StateDict:

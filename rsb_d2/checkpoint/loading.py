@@ -145,8 +145,8 @@ def load_weights(
     else:
         backbone_weights, others = converted, {}
     body = backbone.body.state_dict()
-    body_match = _match_backbone(backbone_weights, body, backbone.name, format)
-    _check_backbone(body_match, len(body), backbone.name, source, format)
+    body_match = match_backbone(backbone_weights, body, backbone.name, format)
+    check_backbone(body_match, len(body), backbone.name, source, format)
 
     rest = {n: t for n, t in model.state_dict().items() if not n.startswith(prefix)}
     rest_match = _match_by_name(others, rest)
@@ -159,7 +159,7 @@ def load_weights(
     if format is OPENMMLAB_DETECTOR:
         report.differs = openmmlab_detectors.differences(model, converted)
     if complete and report.initial:
-        raise UserError(_incomplete(report))
+        raise UserError(incomplete(report))
 
     fitting = OrderedDict((prefix + n, t) for n, t in body_match.fitting.items())
     fitting.update(rest_match.fitting)
@@ -190,7 +190,15 @@ def split_detector(weights: StateDict) -> Tuple[StateDict, StateDict]:
     return body, others
 
 
-def _match_backbone(weights: StateDict, body: StateDict, name: str, format: Format) -> Match:
+def match_backbone(weights: StateDict, body: StateDict, name: str, format: Format) -> Match:
+    """Find the tensors of a timm network in a file, by the names of its release or of today.
+
+    Args:
+        weights (dict[str, Tensor]): by timm's names.
+        body (dict[str, Tensor]): the state dict of the network.
+        name (str): timm's name of the model.
+        format (Format): what the weights came from.
+    """
     found = match(weights, body)
     if (found.missing or found.other_shape) and format is TIMM_CLASSIFIER:
         updated = updated_by_timm(weights, name)
@@ -199,7 +207,19 @@ def _match_backbone(weights: StateDict, body: StateDict, name: str, format: Form
     return found
 
 
-def _check_backbone(found: Match, num_tensors: int, name: str, source: str, format: Format) -> None:
+def check_backbone(found: Match, num_tensors: int, name: str, source: str, format: Format) -> None:
+    """Check that all of a timm network is in a file, and nothing of another one.
+
+    Args:
+        found (Match): of :func:`match_backbone`.
+        num_tensors (int): of the network.
+        name (str): timm's name of the model.
+        source (str): what to call the file.
+        format (Format): of the file.
+
+    Raises:
+        UserError: if it is not so.
+    """
     what = f"{source} ({format.name}) does not fit the backbone, timm's {name}"
     advice = f"Take weights of {architecture(name)}" + _example_of_weights(name)
     if all(n.endswith(COUNTER) for n in found.fitting) and not found.other_shape:
@@ -271,7 +291,8 @@ def _num_classes(name: str, weights: StateDict) -> int:
     return outputs if deltas is None else outputs * 4 // len(deltas)
 
 
-def _incomplete(report: LoadReport) -> str:
+def incomplete(report: LoadReport) -> str:
+    """The message where a run cannot be resumed, as the file lacks a part of the model."""
     lines = f"{report.source} cannot be resumed from: the model is not the one that was saved"
     if report.classes:
         lines += f" ({report.classes[0]} classes in the file, {report.classes[1]} here)"
@@ -304,7 +325,7 @@ def _part(name: str) -> str:
     parts = name.split(".")
     if parts[0] == "backbone" and len(parts) > 2:
         return "FPN"
-    return ".".join(parts[:2]) if parts[0] == "roi_heads" else parts[0]
+    return ".".join(parts[:2]) if parts[0] in ("roi_heads", "network") else parts[0]
 
 
 def state_dict_of(checkpoint: Dict[str, Any]) -> StateDict:

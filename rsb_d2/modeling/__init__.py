@@ -5,10 +5,12 @@ from .build import (
     check_pixel_format,
 )
 from .cascade_rcnn import OpenMMLabCascadeROIHeads
+from .classifier import ImageClassifier, is_classifier
 from .retinanet import OpenMMLabRetinaNet
 from .timm_backbone import TimmBackbone
 
 __all__ = [
+    "ImageClassifier",
     "OpenMMLabCascadeROIHeads",
     "OpenMMLabRetinaNet",
     "TimmBackbone",
@@ -16,4 +18,5 @@ __all__ = [
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
     "check_pixel_format",
+    "is_classifier",
 ]

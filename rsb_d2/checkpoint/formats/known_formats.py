@@ -95,6 +95,9 @@ def _refuse_caffe2(weights: StateDict) -> StateDict:
 PROJECT_BACKBONE = Format(
     "rsb_d2 backbone", BACKBONE, _all_have_prefix("body."), _without_prefix("body.")
 )
+PROJECT_CLASSIFIER = Format(
+    "rsb_d2 image classifier", BACKBONE, _all_have_prefix("network."), _without_prefix("network.")
+)
 PROJECT_DETECTOR = Format(
     "rsb_d2 detector",
     DETECTOR,
@@ -127,6 +130,7 @@ TIMM_CLASSIFIER = Format(
 # The first that matches counts.
 FORMATS = [
     PROJECT_BACKBONE,
+    PROJECT_CLASSIFIER,
     PROJECT_DETECTOR,
     STOCK_DETECTOR,
     DETECTRON2_RESNET,
