@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a detector of rsb_d2; the command line is Detectron2's own."""
+"""Train or evaluate a detector of rsb_d2, or pretrain a backbone; Detectron2's command line."""
 
 import sys
 
@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from rsb_d2 import Checkpointer, Trainer, UserError, optimize_for_inference
 from rsb_d2.config.setup import setup
 from rsb_d2.engine import launch
+from rsb_d2.modeling import is_classifier
 from rsb_d2.solver.ema import evaluate_with_average, load_average
 
 
@@ -21,8 +22,9 @@ def main(args):
             checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
             checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             if checkpointer.report and checkpointer.report.initial:
+                what = "image classifier" if is_classifier(cfg) else "detector"
                 raise UserError(
-                    f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is no whole detector of this config: "
+                    f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is no whole {what} of this config: "
                     f"it lacks {', '.join(checkpointer.report.initial[:3])}, ..."
                 )
             results = Trainer.test(cfg, optimized(cfg, model))
@@ -40,7 +42,8 @@ def main(args):
 
 
 def optimized(cfg, model):
-    return optimize_for_inference(model) if cfg.TEST.OPTIMIZE else model
+    wanted = cfg.TEST.OPTIMIZE and not is_classifier(cfg)
+    return optimize_for_inference(model) if wanted else model
 
 
 if __name__ == "__main__":

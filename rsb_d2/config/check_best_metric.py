@@ -5,7 +5,9 @@ import difflib
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..data.classification import EVALUATOR_TYPE
 from ..errors import UserError
+from ..evaluation.classification import MAX_LOGGED_CLASSES
 from ..solver.ema import EMA_PREFIX
 
 _COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -67,7 +69,7 @@ def _check_metric(cfg: CfgNode, metric: str) -> None:
                 f"DATASETS.TEST: name one, as in {before}{names[0]}/{metric}"
             )
         name = metric[len(dataset) + 1 :]
-    known = _coco_metrics(cfg, dataset)
+    known = _classification_metrics(dataset) or _coco_metrics(cfg, dataset)
     # Another evaluator's metrics are not known here.
     if known and name not in known:
         matches = difflib.get_close_matches(name, known, n=3) or known[:3]
@@ -75,6 +77,17 @@ def _check_metric(cfg: CfgNode, metric: str) -> None:
             f"SOLVER.BEST_METRIC: evaluation on {dataset} gives no {name}; "
             f"did you mean {', '.join(matches)}?"
         )
+
+
+def _classification_metrics(dataset: str) -> list:
+    metadata = MetadataCatalog.get(dataset)
+    if metadata.get("evaluator_type") != EVALUATOR_TYPE:
+        return []
+    classes = metadata.thing_classes
+    names = ["top1", "top5"]
+    if len(classes) <= MAX_LOGGED_CLASSES:
+        names += [f"top1-{name}" for name in classes]
+    return [f"cls/{name}" for name in names]
 
 
 def _coco_metrics(cfg: CfgNode, dataset: str) -> list:

@@ -24,6 +24,7 @@ from detectron2.modeling import (
 from detectron2.solver import build_lr_scheduler
 
 from ..errors import UserError
+from ..modeling.classifier import LOSSES
 from ..solver.epochs import is_by_epochs
 
 logger = logging.getLogger(__name__)
@@ -54,11 +55,15 @@ _SEED = _Range("below 2^31; a negative one is drawn anew in each run", high=2**3
 # For lists, of each of their values. None, the default of some, is allowed for all.
 _RANGES = {
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
+    "INPUT.CLASSIFIER.TEST_BATCH": _COUNT,
+    "INPUT.CLASSIFIER.TEST_CROP_RATIO": _Range("above 0 and at most 1", 0, 1, is_open=True),
+    "INPUT.CLASSIFIER.TEST_SIZE": _COUNT,
     "INPUT.MIN_SIZE_TEST": _NOT_NEGATIVE,  # 0 leaves the images as they are
     "INPUT.MAX_SIZE_TEST": _COUNT,
     "MODEL.PIXEL_MEAN": _FINITE,
     "MODEL.PIXEL_STD": _POSITIVE,
     "MODEL.BACKBONE.FREEZE_AT": _NOT_NEGATIVE,
+    "MODEL.CLASSIFIER.NUM_CLASSES": _COUNT,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _SHARE,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
     "MODEL.ROI_HEADS.NUM_CLASSES": _COUNT,
@@ -78,8 +83,23 @@ _RANGES_OF_TRAINING = {
     "DATALOADER.MAX_BAD_IMAGES": _NOT_NEGATIVE,
     "DATALOADER.REPEAT_THRESHOLD": _NOT_NEGATIVE,
     "DATALOADER.RANDOM_SUBSET_RATIO": _Range("above 0 and at most 1", 0, 1, is_open=True),
+    "INPUT.CLASSIFIER.COLOR_JITTER": _NOT_NEGATIVE,
+    "INPUT.CLASSIFIER.CROP_RATIO": _POSITIVE,
+    "INPUT.CLASSIFIER.CROP_SCALE": _Range("above 0 and at most 1", 0, 1, is_open=True),
+    "INPUT.CLASSIFIER.CUTMIX_ALPHA": _NOT_NEGATIVE,
+    "INPUT.CLASSIFIER.FLIP_PROB": _SHARE,
+    "INPUT.CLASSIFIER.MIXUP_ALPHA": _NOT_NEGATIVE,
+    "INPUT.CLASSIFIER.MIX_GROUP": _NOT_NEGATIVE,
+    "INPUT.CLASSIFIER.MIX_PROB": _SHARE,
+    "INPUT.CLASSIFIER.REPEATS": _COUNT,
+    "INPUT.CLASSIFIER.SWITCH_PROB": _SHARE,
+    "INPUT.CLASSIFIER.TRAIN_SIZE": _COUNT,
     "INPUT.MIN_SIZE_TRAIN": _NOT_NEGATIVE,
     "INPUT.MAX_SIZE_TRAIN": _COUNT,
+    "MODEL.CLASSIFIER.DROPOUT": _BELOW_1,
+    "MODEL.CLASSIFIER.DROP_PATH_RATE": _BELOW_1,
+    "MODEL.CLASSIFIER.LABEL_SMOOTHING": _BELOW_1,
+    "MODEL.CLASSIFIER.TARGET_THRESH": _Range("below 1; a negative one is off", high=1 - 1e-6),
     "MODEL_EMA.DECAY": _BELOW_1,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": _COUNT,
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": _SHARE,
@@ -120,6 +140,8 @@ _RANGES_OF_TRAINING = {
     "VIS_PERIOD": _NOT_NEGATIVE,
 }
 _CHOICES = {
+    "INPUT.CLASSIFIER.INTERPOLATION": ("bicubic", "bilinear", "random"),
+    "MODEL.CLASSIFIER.LOSS": LOSSES,
     "MODEL_EMA.DEVICE": ("", "cpu"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),

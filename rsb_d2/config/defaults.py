@@ -36,6 +36,28 @@ def add_rsb_config(cfg: CN) -> None:
     # Detectron2's own CascadeROIHeads scales gradients instead and does not read it.
     cfg.MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS = [1.0, 0.5, 0.25]
 
+    # The image classifier: MODEL.META_ARCHITECTURE "ImageClassifier" trains the whole of
+    # MODEL.TIMM.NAME, with its own classifier, on images with one label each.
+    cfg.MODEL.CLASSIFIER = CN()
+    # Classes of the data; 1,000 are ImageNet's.
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000
+    # Stochastic depth (arXiv 1603.09382): how likely the deepest block is left out for an image in
+    # training, less for those before it, down to 0 for the first.
+    cfg.MODEL.CLASSIFIER.DROP_PATH_RATE = 0.0
+    # How likely a feature is zeroed before the classifier in training.
+    cfg.MODEL.CLASSIFIER.DROPOUT = 0.0
+    # "bce": binary cross-entropy, each class by itself, as in "ResNet strikes back"; "ce":
+    # cross-entropy.
+    cfg.MODEL.CLASSIFIER.LOSS = "bce"
+    # Part of each label that is spread over all classes, the right one included.
+    cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
+    # With LOSS "bce": a class that is mixed in with more than this share counts as 1, any other as
+    # 0; a negative one leaves the shares as they are. 0.2 is that of the authors' command lines.
+    cfg.MODEL.CLASSIFIER.TARGET_THRESH = 0.2
+    # timm's train.py smooths a label before TARGET_THRESH makes it 0 or 1, which undoes it. True
+    # smooths what is 0 or 1 by then, for a procedure that has both.
+    cfg.MODEL.CLASSIFIER.SMOOTH_AFTER_THRESH = False
+
     # Keep weights and features of the convolutions in the channels-last memory format; the same
     # values, and faster convolutions on the CPU.
     cfg.MODEL.CHANNELS_LAST = False
@@ -92,26 +114,75 @@ def add_rsb_config(cfg: CN) -> None:
     # of the optimizer with the gradients of the whole batch, which SOLVER.IMS_PER_BATCH stays.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # Precision of SOLVER.AMP.ENABLED: "bfloat16", "float16", or "auto": bfloat16 where the GPU
-    # computes in it, else float16. On the CPU only "bfloat16" by name switches AMP on.
+    # computes in it, else float16. On the CPU only "bfloat16" by name switches AMP on. "native" is
+    # "auto" that also does where the processor computes in bfloat16 (AMX or AVX512-BF16).
     cfg.SOLVER.AMP.DTYPE = "auto"
 
     # COCO-format data sets to register under a name of one's own, without any Python:
     # [[name, annotation file, image folder], ...]; use the names in DATASETS.TRAIN and .TEST.
     cfg.DATASETS.COCO_JSON = []
+    # Images with one label each, to register under a name of one's own: [[name, folder], ...]; the
+    # folder has one folder a class, which is the class's name.
+    cfg.DATASETS.IMAGE_FOLDER = []
+    # The same of what timm's create_dataset reads: [[name, timm's name, root, split], ...], as
+    # ["pets", "hfds/timm/oxford-iiit-pet", "", "train"] or, for a tar file or a folder of them,
+    # ["archive", "", "datasets/train.tar", ""].
+    cfg.DATASETS.TIMM = []
     # Folder of the sample data, made there when it is missing; "" makes none. Its annotations are
     # then named in DATASETS.COCO_JSON like anybody's.
     cfg.DATASETS.SAMPLE_DATA = ""
+    # The same of the sample data's single objects, one folder a class: what to pretrain on. Its
+    # folders train and val are then named in DATASETS.IMAGE_FOLDER.
+    cfg.DATASETS.SAMPLE_OBJECTS = ""
     # Names of the classes in the order of the model's outputs, and their category ids in the
     # annotation file. train_net.py fills them in from the data, so that OUTPUT_DIR/config.yaml
     # says what a model's classes are where the data is not.
     cfg.DATASETS.CLASS_NAMES = []
     cfg.DATASETS.CLASS_IDS = []
 
+    # The image classifier's images, in training and evaluation; all by timm's transforms.
+    cfg.INPUT.CLASSIFIER = CN()
+    # Side of the square that is trained on, and of the one that is evaluated on, in pixels.
+    cfg.INPUT.CLASSIFIER.TRAIN_SIZE = 224
+    cfg.INPUT.CLASSIFIER.TEST_SIZE = 224
+    # Evaluation takes this part of the shorter side, from the middle: at 0.95 the image is resized
+    # to 224 / 0.95 = 235 pixels and cut to 224.
+    cfg.INPUT.CLASSIFIER.TEST_CROP_RATIO = 0.875
+    # How images are resized, in training and evaluation: "bicubic", "bilinear", or "random": one of
+    # the two for each image in training, bilinear in evaluation.
+    cfg.INPUT.CLASSIFIER.INTERPOLATION = "bicubic"
+    # The random resized crop: its area as part of the image's, and its width to its height.
+    cfg.INPUT.CLASSIFIER.CROP_SCALE = [0.08, 1.0]
+    cfg.INPUT.CLASSIFIER.CROP_RATIO = [3 / 4, 4 / 3]
+    # How likely an image is mirrored.
+    cfg.INPUT.CLASSIFIER.FLIP_PROB = 0.5
+    # A policy of timm's: "rand-m7-mstd0.5-inc1" is RandAugment of magnitude 7 with noise 0.5, where
+    # a higher magnitude always changes more; "" for none.
+    cfg.INPUT.CLASSIFIER.AUTO_AUGMENT = ""
+    # Strength of random brightness, contrast and saturation; with AUTO_AUGMENT there is none.
+    cfg.INPUT.CLASSIFIER.COLOR_JITTER = 0.0
+    # Repeated augmentation (arXiv 1902.05509): each image comes so many times in a row, augmented
+    # anew, and an epoch has as many images as before, so a part of them.
+    cfg.INPUT.CLASSIFIER.REPEATS = 1
+    # Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): parameter of the Beta distribution
+    # that the share is drawn from; 0 is off.
+    cfg.INPUT.CLASSIFIER.MIXUP_ALPHA = 0.0
+    cfg.INPUT.CLASSIFIER.CUTMIX_ALPHA = 0.0
+    # How likely images are mixed at all, and then, where both are on, by CutMix.
+    cfg.INPUT.CLASSIFIER.MIX_PROB = 1.0
+    cfg.INPUT.CLASSIFIER.SWITCH_PROB = 0.5
+    # So many images of a batch share one draw, the first with the last, the second with the last
+    # but one; 0, or more than the batch: all of it. What is drawn depends on the seed and the place
+    # in the data alone, so any number of processes mixes the same images.
+    cfg.INPUT.CLASSIFIER.MIX_GROUP = 0
+    # Images at once in evaluation, of each process.
+    cfg.INPUT.CLASSIFIER.TEST_BATCH = 64
+
     # Evaluations of TEST.EVAL_PERIOD compute the losses of training on DATASETS.TEST, too, as
     # val_total_loss, val_loss_cls and so on. It costs about what the evaluation itself does.
     cfg.TEST.VAL_LOSS = False
     # --eval-only evaluates the model as rsb_d2.optimize_for_inference makes it in float32: the same
-    # detections, sooner. Evaluations during training take the model as it is.
+    # detections, sooner. Evaluations during training, and image classifiers, are taken as they are.
     cfg.TEST.OPTIMIZE = True
     # Metric of the evaluations, named as in metrics.json, by which model_best.pth is chosen; "" for
     # no such file. There is none either where TEST.EVAL_PERIOD is 0: the last model is the one.

@@ -8,21 +8,20 @@ from logging.handlers import MemoryHandler
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from ..data import register_coco_json
+from ..data import register_coco_json, register_image_folders
 from ..data.class_names import fill_class_names
 from ..data.loader import num_training_images
-from ..data.sample import make_sample_data
+from ..data.sample import make_sample_data, make_sample_objects
 from ..errors import UserError
 from ..solver.accumulation import check_accumulation
 from ..solver.build import check_optimizer
 from ..solver.epochs import is_by_epochs, resolve_epochs
 from .check_best_metric import check_best_metric
+from .check_classifier import check_classifier, check_kind_of_data, check_network
 from .check_datasets import check_datasets, check_other_datasets
 from .check_device import check_amp, check_compiler, check_device
 from .check_resume import check_resumed_config
@@ -49,18 +48,21 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     with _messages_held_back():  # until there is an output folder with a log
         check_values(cfg, args.eval_only)
+        check_classifier(cfg)
         check_device(cfg)
         check_amp(cfg)
         check_compiler(cfg)
         _make_sample_data(cfg)
         register_coco_json(cfg, eval_only=args.eval_only)
+        register_image_folders(cfg, eval_only=args.eval_only)
         check_datasets(cfg, args.eval_only)
+        check_kind_of_data(cfg, args.eval_only)
         fill_class_names(cfg)
         if not args.eval_only:
             check_best_metric(cfg)
             check_optimizer(cfg)
             check_accumulation(cfg, comm.get_world_size())
-        build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+        check_network(cfg, args.eval_only)
         check_weights(cfg, args)
         check_other_datasets(cfg, args.eval_only)
         if is_by_epochs(cfg) and not args.eval_only:  # the data is there
@@ -97,10 +99,12 @@ def _messages_held_back():
 
 
 def _make_sample_data(cfg: CfgNode) -> None:
-    if cfg.DATASETS.SAMPLE_DATA:
-        if comm.is_main_process():
+    if comm.is_main_process():
+        if cfg.DATASETS.SAMPLE_DATA:
             make_sample_data(cfg.DATASETS.SAMPLE_DATA)
-        comm.synchronize()
+        if cfg.DATASETS.SAMPLE_OBJECTS:
+            make_sample_objects(cfg.DATASETS.SAMPLE_OBJECTS)
+    comm.synchronize()
 
 
 def _check_output_dir(output_dir: str) -> None:

@@ -94,6 +94,25 @@ def read_image(
         raise BadImageError(path, _reason(e)) from None
 
 
+def read_rgb(path: str) -> Image.Image:
+    """Read an image as :func:`read_image` does, for transforms that take one of Pillow.
+
+    Args:
+        path (str): anything that Detectron2's ``PathManager`` opens.
+
+    Returns:
+        Image: RGB, upright by its EXIF orientation.
+
+    Raises:
+        BadImageError: as of :func:`read_image`.
+    """
+    try:
+        with PathManager.open(path, "rb") as f:
+            return _open(f, None).convert("RGB")
+    except Exception as e:  # as above
+        raise BadImageError(path, _reason(e)) from None
+
+
 class _Unusable(Exception):
     """Its text says what is wrong with the image."""
 

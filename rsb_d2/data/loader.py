@@ -1,5 +1,6 @@
 """The training loader: every batch is a function of the seed and of its number."""
 
+import itertools
 import logging
 import os
 import signal
@@ -8,11 +9,13 @@ from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, DatasetFromList, get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from ..modeling import is_classifier
+from ..modeling.mixing import mix_seeds
 from .images import BadImageError, CheckedDatasetMapper
 from .order import Place, Replacements, TrainingOrder, build_sampler
 from .random_state import random_state_kept, seed_cpu
@@ -42,6 +45,9 @@ class TrainLoader:
         total_batch_size (int): images in a batch, in all processes together.
         aspect_ratio_grouping (bool): whether the images of a batch are all wider than high or all
             not, as in Detectron2; needs ``width`` and ``height`` in each record.
+        mix_group (int): so many neighbours in a batch are mixed by one draw; each image then says
+            its ``mix_seed``. As of :func:`rsb_d2.data.order.share_of_batch`.
+        num_parts (int): equal parts that each process computes its share in, if it is mixed.
         num_workers (int): processes that load for this one; 0 loads in this one.
         max_bad_images (int): so many different files may be bad before the training stops.
         seed (int): of order and augmentation, the same in all processes.
@@ -63,6 +69,8 @@ class TrainLoader:
         *,
         total_batch_size: int,
         aspect_ratio_grouping: bool = True,
+        mix_group: int = 0,
+        num_parts: int = 1,
         num_workers: int = 0,
         max_bad_images: int = 100,
         seed: int,
@@ -77,6 +85,8 @@ class TrainLoader:
         self.num_records = len(records)
         self._build_sampler = build_sampler
         self._total_batch_size = total_batch_size
+        self._mix_group = mix_group
+        self._num_parts = num_parts
         self._num_workers = num_workers
         self._max_bad_images = max_bad_images
         self._seed = seed
@@ -124,9 +134,49 @@ class TrainLoader:
                 raise UserError(
                     f"{_MAX_DRAWN} images, drawn in the place of one another, cannot be used"
                 )
+            self._set_mix_seeds(batch)
             self.last_files = [image["file_name"] for image in batch if "file_name" in image]
             self._num_batches += 1
             yield batch
+
+    def first_images(self, num_images: int) -> List[dict]:
+        """Load some of the first images, as training does, in this process.
+
+        Args:
+            num_images (int): how many; with ``mix_group`` a multiple of 8, and they are of the
+                first groups: of each 4 from its front and 4 from its back, or fewer of a small one.
+
+        Returns:
+            list[dict]: without those that are bad.
+        """
+        group, places, of_group = self._mix_group, range(num_images), num_images
+        if group:
+            of_group = min(8, group)
+            ends = [*range(of_group // 2), *range(group - of_group // 2, group)]
+            starts = range(0, num_images // of_group * group, group)
+            places = [start + i for start in starts for i in ends]
+        order = TrainingOrder(self._build_sampler(self._seed), self._groups, self._total_batch_size)
+        stream = itertools.chain.from_iterable(order.batches())
+        stream = list(itertools.islice(stream, max(places) + 1))
+        records = _MappedRecords(self._records, self.mapper, self._groups, self._seed)
+        images = []
+        for number, place in enumerate(places):
+            image, _ = records[stream[place]]
+            if image is None:
+                continue
+            if group:
+                image["mix_seed"] = mix_seeds(self._seed, number // of_group, 1, 1)[0]
+            images.append(image)
+        return images
+
+    def _set_mix_seeds(self, batch: List[dict]) -> None:
+        if not self._mix_group:
+            return
+        first = self._num_batches * self._total_batch_size // self._mix_group
+        share = self._mix_group // (comm.get_world_size() * self._num_parts)
+        seeds = mix_seeds(self._seed, first, len(batch) // self._num_parts, share)
+        for image, seed in zip(batch, seeds * self._num_parts):
+            image["mix_seed"] = seed
 
     def _next(self, images: Iterator) -> tuple:
         try:
@@ -146,6 +196,8 @@ class TrainLoader:
             self._total_batch_size,
             comm.get_rank(),
             comm.get_world_size(),
+            self._mix_group,
+            self._num_parts,
         )
 
     def _report_bad_images(self, bad_images: Sequence[tuple]) -> None:
@@ -223,6 +275,8 @@ def annotated_records(cfg: CfgNode, split: str) -> List[dict]:
     Returns:
         list[dict]: of all data sets of the split, in Detectron2's dataset format.
     """
+    if is_classifier(cfg):
+        return [record for name in cfg.DATASETS[split] for record in DatasetCatalog.get(name)]
     proposal_files = cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
     return get_detection_dataset_dicts(
         cfg.DATASETS[split],

@@ -1,7 +1,7 @@
 """The order of training: which image is at which place, as a function of the seed alone."""
 
 import itertools
-from typing import Iterator, Sequence, Tuple
+from typing import Iterator, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -85,6 +85,31 @@ class Replacements:
         return int(members[drawn])
 
 
+def share_of_batch(
+    batch_size: int, rank: int, world_size: int, mix_group: int = 0
+) -> Sequence[int]:
+    """The places in a batch that one process takes.
+
+    Args:
+        batch_size (int): of all processes together; a multiple of ``world_size``.
+        rank (int): of the process.
+        world_size (int): number of processes.
+        mix_group (int): of so many neighbours each process takes some from the front and as many
+            from the back, the partners of those: the first is mixed with the last, the second with
+            the last but one. A multiple of twice ``world_size`` and a divisor of ``batch_size``; 0
+            if nothing is mixed, and each process takes neighbours.
+    """
+    if not mix_group:
+        share = batch_size // world_size
+        return range(rank * share, (rank + 1) * share)
+    half = mix_group // (2 * world_size)
+    places: List[int] = []
+    for start in range(0, batch_size, mix_group):
+        front, end = start + rank * half, start + mix_group - rank * half
+        places += [*range(front, front + half), *range(end - half, end)]
+    return places
+
+
 class TrainingOrder(Sampler):
     """The places that one process loads, in order, from a given batch on.
 
@@ -98,6 +123,9 @@ class TrainingOrder(Sampler):
         total_batch_size (int): images in a batch, in all processes together.
         rank (int): of this process.
         world_size (int): number of processes; a divisor of ``total_batch_size``.
+        mix_group (int): as of :func:`share_of_batch`.
+        num_parts (int): what is mixed must be in the same one of so many equal parts of the
+            process's share, too.
 
     Attributes:
         num_skipped (int): how many batches to leave out at the beginning.
@@ -110,6 +138,8 @@ class TrainingOrder(Sampler):
         total_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        mix_group: int = 0,
+        num_parts: int = 1,
     ):
         if total_batch_size < 1 or total_batch_size % world_size:
             raise UserError(
@@ -119,15 +149,22 @@ class TrainingOrder(Sampler):
         self._sampler = sampler
         self._groups = groups
         self._total_batch_size = total_batch_size
-        share = total_batch_size // world_size
-        self._share = slice(rank * share, (rank + 1) * share)
+        self._share: Sequence[int] = share_of_batch(total_batch_size, rank, world_size)
+        if mix_group:  # each part is the share of a process among more of them
+            parts = range(rank * num_parts, (rank + 1) * num_parts)
+            shares = (
+                share_of_batch(total_batch_size, part, world_size * num_parts, mix_group)
+                for part in parts
+            )
+            self._share = [place for share in shares for place in share]
         self.num_skipped = 0
 
     def __iter__(self) -> Iterator[Place]:
-        for batch in itertools.islice(self._batches(), self.num_skipped, None):
-            yield from batch[self._share]
+        for batch in itertools.islice(self.batches(), self.num_skipped, None):
+            yield from (batch[i] for i in self._share)
 
-    def _batches(self) -> Iterator[list]:
+    def batches(self) -> Iterator[List[Place]]:
+        """The places of each batch, of all processes together, from the first batch on."""
         waiting = {}
         for place in enumerate(self._sampler):
             group = self._groups[place[1]]

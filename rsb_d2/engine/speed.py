@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config.check_device import check_compiler
-from ..modeling import TimmBackbone
+from ..modeling import ImageClassifier, TimmBackbone
 
 logger = logging.getLogger(__name__)
 
@@ -33,5 +33,9 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
                 module.fold_norms_in_training()
     if cfg.MODEL.COMPILE:
         check_compiler(cfg)
-        # In place, so that the weights keep their names; one program for all sizes of images.
-        model.backbone.compile(dynamic=True)
+        # In place, so that the weights keep their names; for detectors one program for all sizes of
+        # images, which a classifier has one of.
+        if isinstance(model, ImageClassifier):
+            model.network.compile()
+        else:
+            model.backbone.compile(dynamic=True)

@@ -10,7 +10,6 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
@@ -18,9 +17,9 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
 from ..checkpoint import Checkpointer, has_run, remove_leftovers
 from ..checkpoint.run_folder import CONFIG_KEY, LAST_CHECKPOINT
+from ..data.build import build_test_loader, build_train_loader
 from ..data.class_names import stored_class_names
-from ..data.images import CheckedDatasetMapper
-from ..data.loader import TrainLoader, build_train_loader, epoch_size
+from ..data.loader import TrainLoader, epoch_size
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator
@@ -31,7 +30,7 @@ from ..solver.epochs import check_resolved
 from .amp import use_amp
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
 from .checkpoints import CheckpointWriter, EvaluationWriter, save_average
-from .pictures import PictureWriter
+from .pictures import build_picture_writer
 from .resume import gather_process_states, set_process_state
 from .signals import Interrupted, SignalWatch
 from .speed import prepare_for_training
@@ -100,7 +99,7 @@ class Trainer(DefaultTrainer):
         ours += [*writers, EvaluationWriter(cfg.TEST.EVAL_PERIOD, self._metric_writers)]
         if comm.is_main_process():
             # Behind the stock writer, which must have written the evaluation that is drawn.
-            ours.append(PictureWriter(cfg))
+            ours.append(build_picture_writer(cfg))
         return ours
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -309,8 +308,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
-        mapper = CheckedDatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from contextlib import contextmanager
-from typing import Any, Dict, Iterable, Iterator, List
+from typing import Any, Callable, Dict, Iterable, Iterator, List
 
 import torch
 from detectron2.config import CfgNode
@@ -21,9 +21,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..data.classification.transforms import ClassificationMapper, build_transform
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import annotated_records
 from ..data.random_state import random_state_kept
+from ..modeling import ImageClassifier, is_classifier
 from ..solver.ema import EMA_PREFIX, AveragedWeights
 
 logger = logging.getLogger(__name__)
@@ -97,14 +99,21 @@ def build_validation_loader(cfg: CfgNode) -> Iterable:
         ``"validation_index"``, its place in the whole.
     """
     records = annotated_records(cfg, "TEST")
+    if is_classifier(cfg):
+        mapper = ClassificationMapper(build_transform(cfg, is_train=False))
+        return _build_loader(cfg, records, mapper)
     arguments = CheckedDatasetMapper.from_config(cfg, is_train=True)
     arguments["augmentations"] = utils.build_augmentation(cfg, is_train=False)
     arguments["recompute_boxes"] = False
     if _has_rle(records):
         arguments["instance_mask_format"] = "bitmask"
+    return _build_loader(cfg, records, CheckedDatasetMapper(**arguments))
+
+
+def _build_loader(cfg: CfgNode, records: List[dict], mapper: Callable[[dict], dict]) -> Iterable:
     records = [{**record, "validation_index": i} for i, record in enumerate(records)]
     return build_detection_test_loader(
-        records, mapper=CheckedDatasetMapper(**arguments), num_workers=cfg.DATALOADER.NUM_WORKERS
+        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
 
 
@@ -154,14 +163,15 @@ def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
 
 @contextmanager
 def loss_mode(model: nn.Module) -> Iterator[None]:
-    """Let a detector compute losses with its backbone, norms and dropout as in evaluation.
+    """Let a model compute losses with its backbone, norms and dropout as in evaluation.
 
     Args:
-        model (nn.Module): a detector with its backbone in ``model.backbone``; each module's mode
-            is put back at the end.
+        model (nn.Module): a detector with its backbone in ``model.backbone``, or an image
+            classifier; each module's mode is put back at the end.
     """
     modes = [(module, module.training) for module in model.modules()]
-    in_backbone = {id(module) for module in model.backbone.modules()}
+    backbone = model.network if isinstance(model, ImageClassifier) else model.backbone
+    in_backbone = {id(module) for module in backbone.modules()}
     try:
         # Not through train() and eval(), which modules may override, and which would lose what
         # was in evaluation on purpose.

@@ -1,4 +1,5 @@
 from .build import build_evaluator
+from .classification import ClassificationEvaluator
 from .coco_evaluation import COCOEvaluator
 
-__all__ = ["COCOEvaluator", "build_evaluator"]
+__all__ = ["ClassificationEvaluator", "COCOEvaluator", "build_evaluator"]

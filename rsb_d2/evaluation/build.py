@@ -13,19 +13,21 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
+from ..data.classification import EVALUATOR_TYPE
 from ..errors import UserError
+from .classification import ClassificationEvaluator
 from .coco_evaluation import COCOEvaluator
 
 logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) -> DatasetEvaluator:
-    """Build the evaluator of a COCO-format data set.
+    """Build the evaluator of a data set in COCO's format, or of images with one label each.
 
     Args:
         cfg (CfgNode): only ``OUTPUT_DIR`` is read.
         dataset_name (str): a registered data set whose ``evaluator_type`` is ``"coco"`` or
-            ``"coco_panoptic_seg"``.
+            ``"coco_panoptic_seg"``, or of one of images with a label.
         output_folder (str): where predictions are written; by default ``OUTPUT_DIR/inference``.
 
     Returns:
@@ -36,6 +38,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) 
     """
     output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type == EVALUATOR_TYPE:
+        classes = MetadataCatalog.get(dataset_name).thing_classes
+        return ClassificationEvaluator(classes, output_folder)
     if evaluator_type == "coco":
         return COCOEvaluator(dataset_name, output_dir=output_folder)
     if evaluator_type == "coco_panoptic_seg":

@@ -116,14 +116,14 @@ def test_validation_losses_are_drawn_with_those_of_training(tmp_path, monkeypatc
     ]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     drawn = SimpleNamespace()
-    from rsb_d2.engine import pictures
+    from rsb_d2.engine.pictures import curves as curves_module
 
-    class Figure(pictures.Figure):
+    class Figure(curves_module.Figure):
         def savefig(self, *args, **kwargs):
             drawn.axes = self.axes
             super().savefig(*args, **kwargs)
 
-    monkeypatch.setattr(pictures, "Figure", Figure)
+    monkeypatch.setattr(curves_module, "Figure", Figure)
     draw_curves(str(tmp_path))
     curves = {line.get_label(): line for line in drawn.axes[0].lines}
     assert list(curves["val_total_loss"].get_xdata()) == [39, 79, 119]

@@ -1,9 +1,8 @@
-"""The pictures of a run: its curves, and its detections beside the ground truth."""
+"""The pictures of a detector's training: its detections beside the ground truth, and curves."""
 
-import json
 import logging
 import os
-from typing import Dict, List
+from typing import List
 
 import cv2
 import numpy as np
@@ -14,11 +13,11 @@ from detectron2.data.catalog import Metadata
 from detectron2.engine.hooks import HookBase
 from detectron2.evaluation import inference_context
 from detectron2.utils.visualizer import ColorMode, Visualizer
-from matplotlib.figure import Figure
 
-from ..data.images import CheckedDatasetMapper, read_image
-from ..visualization import class_colors, readable_scale
-from .validation import is_evaluated_now
+from ...data.images import CheckedDatasetMapper, read_image
+from ...visualization import class_colors, readable_scale
+from ..validation import is_evaluated_now
+from .curves import draw_curves
 
 logger = logging.getLogger(__name__)
 
@@ -44,64 +43,14 @@ class PictureWriter(HookBase):
     def after_train(self):
         if self.trainer.iter + 1 < self.trainer.max_iter and not self.trainer.stopped_early:
             return  # interrupted
+        logger.info("Pictures: " + ", ".join(self._draw_at_end()))
+
+    def _draw_at_end(self) -> List[str]:
         paths = [draw_curves(self._cfg.OUTPUT_DIR)]
         if self._cfg.DATASETS.TEST:
             path = os.path.join(self._cfg.OUTPUT_DIR, "detections.png")
             paths.append(draw_detections(self._cfg, self.trainer.model, path))
-        logger.info("Pictures: " + ", ".join(paths))
-
-
-def read_metrics(output_dir: str) -> Dict[str, Dict[int, float]]:
-    """Read what Detectron2's ``JSONWriter`` wrote.
-
-    Args:
-        output_dir (str): the folder of ``metrics.json``.
-
-    Returns:
-        dict[str, dict[int, float]]: of each scalar, its value by iteration. Of an iteration that
-        was run again after a resume, the last value counts.
-    """
-    metrics = {}
-    with open(os.path.join(output_dir, "metrics.json")) as f:
-        for line in f:
-            values = json.loads(line)
-            iteration = values.pop("iteration", None)
-            for name, value in values.items():
-                metrics.setdefault(name, {})[iteration] = value
-    return metrics
-
-
-def draw_curves(output_dir: str) -> str:
-    """Draw losses, learning rate and AP over the iterations into ``curves.png``.
-
-    Args:
-        output_dir (str): the folder of ``metrics.json``.
-
-    Returns:
-        str: path of the picture.
-    """
-    metrics = read_metrics(output_dir)
-    losses = sorted(name for name in metrics if "loss" in name)
-    aps = sorted(name for name in metrics if name.endswith(("/AP", "/AP50", "/AP75")))
-    panels = [("loss", losses), ("learning rate", ["lr"]), ("AP (%)", aps)]
-    figure = Figure(figsize=(15, 4), layout="constrained")
-    for axes, (label, names) in zip(figure.subplots(1, len(panels)), panels):
-        for name in names:
-            points = sorted(metrics.get(name, {}).items())
-            style = {"marker": "o"} if name in aps or "val_" in name else {}
-            if name[4:] in names:  # "val_" or "ema/" before it: in the colour of that
-                style.update(linestyle="--", color=f"C{names.index(name[4:])}")
-            axes.plot(*zip(*points), label=name, linewidth=1.5, **style) if points else None
-        axes.set_xlabel("iteration")
-        axes.set_ylabel(label)
-        axes.set_ylim(bottom=0, top=100 if names is aps else None)
-        axes.grid(alpha=0.3)
-        if len(names) > 1:
-            many = len(names) > 6
-            axes.legend(fontsize="x-small" if many else "small", ncols=2 if many else 1)
-    path = os.path.join(output_dir, "curves.png")
-    figure.savefig(path, dpi=100)
-    return path
+        return paths
 
 
 def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images: int = 8) -> str:
