@@ -2,9 +2,14 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo demo-scratch test test-all lint install clean
 
+# The paper's way: pretrain the ResNet-50, then train the detector from it.
 demo: install
+	$(PY) tools/demo.py
+
+# The detector alone, from nothing.
+demo-scratch: install
 	$(PY) train_net.py --config-file configs/frcnn_rsb_sample.yaml
 
 test: install lint
