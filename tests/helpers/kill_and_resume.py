@@ -1,9 +1,11 @@
 """Trains without a stop, and again with kills and resumes; says whether both end with the same.
 
-    python tests/helpers/kill_and_resume.py FOLDER [--iterations 12] [--workers 2] [KEY VALUE ...]
+    python tests/helpers/kill_and_resume.py [--pretraining] [--iterations 12] [--workers 2] FOLDER
+        [KEY VALUE ...]
 
-FOLDER has the sample data in `datasets/rsb_sample`, as `tests/engine/test_resume.py` makes it. Each
-training is a process of its own, which kills itself with SIGKILL at a given point.
+FOLDER has the sample data in `datasets/rsb_sample`, as `tests/engine/test_resume.py` makes it, or
+for a pretraining its objects in `datasets/rsb_sample_objects`. Each training is a process of its
+own, which kills itself with SIGKILL at a given point.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from detectron2.evaluation import COCOEvaluator
 from rsb_d2 import Checkpointer, Trainer
 from rsb_d2.checkpoint import checkpointer
 from rsb_d2.config.setup import setup
+from rsb_d2.evaluation import ClassificationEvaluator
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +33,22 @@ SMALL = [
     *("INPUT.MIN_SIZE_TRAIN", "(64, 72, 80)", "INPUT.MIN_SIZE_TEST", "64"),
     *("INPUT.CROP.ENABLED", "True", "TEST.VAL_LOSS", "True"),
 ]
+SMALL_PRETRAINING = [
+    *("DATASETS.SAMPLE_OBJECTS", "", "MODEL.TIMM.NAME", "resnet18"),
+    *(
+        "INPUT.CLASSIFIER.REPEATS",
+        "3",
+        "MODEL.CLASSIFIER.DROP_PATH_RATE",
+        "0.2",
+        "INPUT.CLASSIFIER.MIX_GROUP",
+        "4",
+    ),
+    *("SOLVER.IMS_PER_BATCH", "8", "SOLVER.WARMUP_ITERS", "4", "SOLVER.AMP.ENABLED", "False"),
+    *("INPUT.CLASSIFIER.TRAIN_SIZE", "32", "INPUT.CLASSIFIER.TEST_SIZE", "32"),
+    *("TEST.VAL_LOSS", "True"),
+]
+OPTIONS = ["frcnn_rsb_sample.yaml", SMALL]
+PRETRAINING = ["pretrain/resnet50_rsb_sample.yaml", SMALL_PRETRAINING]
 
 
 def die():
@@ -71,7 +90,7 @@ class KilledTrainer(Trainer):
 
     def build_evaluator(self, cfg, name):
         if self.is_due("evaluation"):
-            COCOEvaluator.process = lambda *_: die()
+            COCOEvaluator.process = ClassificationEvaluator.process = lambda *_: die()
         return super().build_evaluator(cfg, name)
 
     def test(self, cfg, model):  # the stock one is of the class, which knows no iteration
@@ -92,9 +111,9 @@ def train(output, opts, point=None, at=None, resume=False):
             os.dup2(log.fileno(), 2)
         args = default_argument_parser().parse_args(
             [
-                *("--config-file", str(ROOT / "configs" / "frcnn_rsb_sample.yaml")),
+                *("--config-file", str(ROOT / "configs" / OPTIONS[0])),
                 *(["--resume"] if resume else []),
-                *(*SMALL, "OUTPUT_DIR", output, *opts),
+                *(*OPTIONS[1], "OUTPUT_DIR", output, *opts),
             ]
         )
         KilledTrainer.point, KilledTrainer.at = point, at
@@ -128,7 +147,8 @@ def evaluations(output):
     lines = [json.loads(line) for line in open(f"{output}/metrics.json")]
     found = {}
     for line in lines:
-        values = {k: v for k, v in line.items() if k.startswith(("bbox/", "val_", "ema/"))}
+        names = ("bbox/", "cls/", "val_", "ema/")
+        values = {k: v for k, v in line.items() if k.startswith(names)}
         if values:
             found[line["iteration"]] = values
     return found
@@ -137,10 +157,13 @@ def evaluations(output):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
+    parser.add_argument("--pretraining", action="store_true")
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("opts", nargs=argparse.REMAINDER)
     args = parser.parse_args()
+    if args.pretraining:
+        OPTIONS[:] = PRETRAINING
     os.chdir(args.folder)
     n = args.iterations
     period = n // 3

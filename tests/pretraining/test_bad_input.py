@@ -1,0 +1,295 @@
+"""Bad data and bad configs of a pretraining, a row each: what must be said, or done, about it."""
+
+import importlib
+import logging
+import re
+import shutil
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+from PIL import Image
+
+from rsb_d2 import Trainer, UserError
+from rsb_d2.config.setup import setup
+from rsb_d2.data import make_sample_data, register_image_folders
+from rsb_d2.data.images import BadImageError
+from tests.helpers.damaged_files import jpeg, png
+from tests.helpers.paths import CONFIGS
+
+WIDTH, HEIGHT = 60, 40
+CLASSES = ["a cat", "dög", "emu"]
+BASE = [
+    *("DATASETS.SAMPLE_OBJECTS", "", "OUTPUT_DIR", "output", "MODEL.DEVICE", "cpu"),
+    *("DATASETS.IMAGE_FOLDER", "[['mine', 'train'], ['mine_val', 'val']]"),
+    *("DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine_val',)"),
+    *("MODEL.TIMM.NAME", "resnet10t", "MODEL.CLASSIFIER.NUM_CLASSES", "3"),
+    *("INPUT.CLASSIFIER.TRAIN_SIZE", "32", "INPUT.CLASSIFIER.TEST_SIZE", "32"),
+    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1"),
+    *("TEST.EVAL_PERIOD", "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    for s, split in enumerate(("train", "val")):
+        for c, name in enumerate(CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(3):
+                content = jpeg(WIDTH, HEIGHT, seed=100 * s + 10 * c + i)
+                (folder / split / name / f"{i}.jpg").write_bytes(content)
+    make_sample_data(str(folder / "boxes"), num_train=1, num_val=1, image_size=64)
+    return folder
+
+
+@pytest.fixture
+def data(originals, tmp_path, monkeypatch):
+    """A copy of the data, which is the working directory; nothing of it is registered."""
+    folder = tmp_path / "data"
+    shutil.copytree(originals, folder)
+    monkeypatch.chdir(folder)
+    before = [dict(DatasetCatalog.data), dict(MetadataCatalog.data)]
+    yield folder
+    DatasetCatalog.data, MetadataCatalog.data = before
+
+
+class Case(NamedTuple):
+    """What is bad, how it is made (from the data's folder), and what must be said, as a regex."""
+
+    name: str
+    make: Callable[[Any], Any]
+    says: str
+
+    def __str__(self):
+        return self.name
+
+
+def opts(*words):
+    return lambda data: list(words)
+
+
+def remove(*names):
+    return lambda data: [shutil.rmtree(data / name) for name in names] and []
+
+
+def add(*names, content=b""):
+    def make(data):
+        for name in names:
+            (data / name).parent.mkdir(parents=True, exist_ok=True)
+            (data / name).write_bytes(content)
+        return []
+
+    return make
+
+
+def link(name, to):
+    return lambda data: (data / name).symlink_to(to) and []
+
+
+def empty(*names):
+    return lambda data: [f.unlink() for n in names for f in (data / n).iterdir()] and []
+
+
+def config(name):
+    return lambda data: ["--config-file", str(CONFIGS / name)]
+
+
+BOXES = "[['boxes', 'boxes/annotations/train.json', 'boxes/train']]"
+SMOOTH = ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.6", "MODEL.CLASSIFIER.TARGET_THRESH", "0.1")
+STOPS = [
+    # Folders.
+    Case("no folder", remove("train"), "data set mine: .*train: there is no such folder"),
+    Case(
+        "a file in its place",
+        opts("DATASETS.IMAGE_FOLDER", "[['mine', 'train/emu/0.jpg'], ['mine_val', 'val']]"),
+        "mine: .*0.jpg: is no folder",
+    ),
+    Case("no classes", remove(*(f"train/{n}" for n in CLASSES)), "has no folders; put the images"),
+    Case(
+        "images without classes",
+        lambda d: add("train/1.jpg")(d) or remove(*(f"train/{n}" for n in CLASSES))(d),
+        "has no folders; .* the 1 files in it are of no class",
+    ),
+    Case("one class", remove(*(f"train/{n}" for n in CLASSES[1:])), r"one class only \(a cat\)"),
+    Case("an empty class", empty("train/emu"), r"1 of 3 classes have no image \(emu\); add some"),
+    Case("an empty class in val", empty("val/emu"), r"mine_val: .*1 of 3 .* no image \(emu\)"),
+    Case("a class of texts", lambda d: empty("train/emu")(d) or add("train/emu/1.txt")(d), "emu"),
+    Case(
+        "a class that val lacks",
+        remove("val/emu"),
+        r"mine and mine_val must have the same classes: 1 of 3 in mine \(emu\) have no images in "
+        "mine_val, .*val",
+    ),
+    Case("a class that train lacks", remove("train/emu"), r"in mine_val \(emu\) have no images in"),
+    Case("a broken link", link("train/emu/9.jpg", "nowhere"), r"1 image files .*emu/9.jpg\); mend"),
+    Case("an empty file in val", add("val/emu/9.jpg"), r"1 image files are empty \(emu/9.jpg\)"),
+    Case(
+        "another number of classes",
+        opts("MODEL.CLASSIFIER.NUM_CLASSES", "1000"),
+        "NUM_CLASSES is 1000, but mine has 3 classes .*; write MODEL.CLASSIFIER.NUM_CLASSES 3",
+    ),
+    Case(
+        "ImageNet missing", opts("DATASETS.TRAIN", "('imagenet_train',)"), "imagenet/train: there"
+    ),
+    # Entries.
+    Case("an entry of three", opts("DATASETS.IMAGE_FOLDER", "[['a', 'b', 'c']]"), "two strings"),
+    Case("an entry of texts", opts("DATASETS.IMAGE_FOLDER", "['mine', 'train']"), "write .*name"),
+    Case(
+        "a name twice",
+        opts("DATASETS.IMAGE_FOLDER", "[['mine', 'train'], ['mine', 'val']]"),
+        "mine is registered already, with .*train; choose another name for .*val",
+    ),
+    Case(
+        "a name of Detectron2",
+        opts("DATASETS.IMAGE_FOLDER", "[['coco_2017_val', 'val']]"),
+        "coco_2017_val is the name of another data set",
+    ),
+    # One kind of data for the other kind of model.
+    Case(
+        "a detector's config",
+        lambda d: [
+            *config("frcnn_rsb_1x.yaml")(d),
+            *("MODEL.WEIGHTS", "", *BASE[:12]),
+        ],
+        "TRAIN: mine has one label an image and no boxes, but GeneralizedRCNN is a detector",
+    ),
+    Case(
+        "a detector's data",
+        opts("DATASETS.COCO_JSON", BOXES, "DATASETS.TRAIN", "('boxes',)"),
+        "TRAIN: boxes is no data set of images with one label each",
+    ),
+    Case(
+        "a classifier's key for a detector",
+        lambda d: [*config("frcnn_rsb_1x.yaml")(d), "INPUT.CLASSIFIER.REPEATS", "3"],
+        "INPUT.CLASSIFIER.REPEATS is 3, but GeneralizedRCNN is no image classifier",
+    ),
+    Case("a detector's key", opts("INPUT.MIN_SIZE_TEST", "64"), "there is INPUT.CLASSIFIER.TEST_S"),
+    Case("a detector's metric", opts("SOLVER.BEST_METRIC", "bbox/AP"), "no bbox/AP; did you mean"),
+    # Values.
+    Case("an unknown model", opts("MODEL.TIMM.NAME", "resnet51"), "no model 'resnet51'; did you"),
+    Case(
+        "frozen", opts("MODEL.BACKBONE.FREEZE_AT", "2"), "FREEZE_AT is 2, .* trains whole; write 0"
+    ),
+    Case("loss", opts("MODEL.CLASSIFIER.LOSS", "mse"), "LOSS is 'mse'; write bce or ce"),
+    Case("policy", opts("INPUT.CLASSIFIER.AUTO_AUGMENT", "rend-m7"), "AUTO_AUGMENT is 'rend-m7'"),
+    Case("jitter", opts("INPUT.CLASSIFIER.COLOR_JITTER", "0.4"), "has none beside AUTO_AUGMENT"),
+    Case(
+        "crop", opts("INPUT.CLASSIFIER.CROP_SCALE", "[1.0, 0.5]"), "write the lowest and the high"
+    ),
+    Case("all count", opts(*SMOOTH), "gives each of 3 classes more than TARGET_THRESH 0.1"),
+    Case(
+        "no classes at all", opts("MODEL.CLASSIFIER.NUM_CLASSES", "0"), "NUM_CLASSES is 0; .*1 or"
+    ),
+    Case(
+        "depth 1", opts("MODEL.CLASSIFIER.DROP_PATH_RATE", "1.0"), "DROP_PATH_RATE is 1.0; .*below"
+    ),
+    Case(
+        "no stochastic depth",
+        opts("MODEL.TIMM.NAME", "vgg11", "MODEL.CLASSIFIER.DROP_PATH_RATE", "0.1"),
+        "DROP_PATH_RATE: timm's vgg11 has none; write 0.0",
+    ),
+    Case("odd batch", opts("SOLVER.IMS_PER_BATCH", "5"), "the batch of 5 .* multiple of 2"),
+    Case(
+        "groups that do not divide",
+        opts("SOLVER.IMS_PER_BATCH", "12", "INPUT.CLASSIFIER.MIX_GROUP", "8"),
+        "MIX_GROUP 8 must be a multiple of 2, .* and a divisor of the batch of 12",
+    ),
+    Case(
+        "parts that do not divide",
+        opts("SOLVER.ACCUMULATE_STEPS", "3"),
+        "ACCUMULATE_STEPS is 3: SOLVER.IMS_PER_BATCH, .* multiple of 3",
+    ),
+    Case(
+        "a sampler of boxes",
+        opts("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        "SAMPLER_TRAIN is .* has TrainingSampler alone",
+    ),
+]
+
+
+def read_args(words):
+    """The command line of a small pretraining, or of another config where the words name one."""
+    if "--config-file" in words:
+        return default_argument_parser().parse_args(words)
+    path = str(CONFIGS / "pretrain" / "resnet50_rsb_sample.yaml")
+    return default_argument_parser().parse_args(["--config-file", path, *BASE, *words])
+
+
+@pytest.mark.parametrize("case", STOPS, ids=str)
+def test_setup_stops_at_once(case, data, monkeypatch):
+    # Setting up the log is for good in a process.
+    module = importlib.import_module("rsb_d2.config.setup")  # not the function of that name
+    monkeypatch.setattr(module, "default_setup", lambda *_: pytest.fail("went on"))
+    with pytest.raises(UserError) as e:
+        setup(read_args(case.make(data) or []))
+    said = str(e.value)
+    assert re.search(case.says, said), said
+    assert len(said.splitlines()) == 1 and len(said) < 600
+    assert not (data / "output").exists()
+
+
+# ---- images: skipped in training, the end of an evaluation ----
+
+
+def make_cfg(*words):
+    args = read_args(list(words))
+    cfg = importlib.import_module("rsb_d2.config.loading").load_config(args.config_file, args.opts)
+    register_image_folders(cfg)
+    return cfg
+
+
+BAD_IMAGES = {
+    "missing since": (lambda path: path.unlink(), "there is no such file"),
+    "of zero bytes": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "no image": (lambda path: path.write_bytes(b"<html>"), "it is no image"),
+    "truncated": (lambda path: path.write_bytes(jpeg(WIDTH, HEIGHT)[:700]), "truncated"),
+    "a bomb": (lambda path: path.write_bytes(png(20000, 20000)), "400000000 pixels"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_bad_image_is_skipped_in_training_and_ends_an_evaluation(kind, data, caplog):
+    make, says = BAD_IMAGES[kind]
+    cfg = make_cfg()
+    for split in ("train", "val"):
+        make(data / split / "emu" / "1.jpg")
+    batches = iter(Trainer.build_train_loader(cfg))
+    for _ in range(6):
+        for image in next(batches):
+            assert image["image"].shape == (3, 32, 32) and image["image"].dtype == torch.uint8
+            assert not image["file_name"].endswith("train/emu/1.jpg")
+    told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    (told,) = [message for message in told if "bad image" in message]  # once
+    assert re.search(f"train/emu/1.jpg: .*{says}", told)
+    with pytest.raises(BadImageError, match=f"val/emu/1.jpg: .*{says}"):
+        list(Trainer.build_test_loader(cfg, "mine_val"))
+
+
+def test_too_many_bad_images(data):
+    cfg = make_cfg("DATALOADER.MAX_BAD_IMAGES", "1")
+    for name in ("0.jpg", "1.jpg"):
+        (data / "train" / "emu" / name).write_bytes(b"")
+    with pytest.raises(UserError, match="more than 1 .*mend the data, .*MAX_BAD_IMAGES"):
+        [next(batches) for batches in [iter(Trainer.build_train_loader(cfg))] for _ in range(9)]
+
+
+def test_an_image_is_upright_and_of_any_kind(data):
+    """EXIF orientation is applied, and grey, palette and alpha are RGB: as for detection."""
+    pixels = np.arange(90 * 60 * 3).reshape(90, 60, 3) % 251
+    upright = Image.fromarray(pixels.astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = [data / "val" / "emu" / f"{i}.png" for i in range(3, 6)]
+    upright.transpose(Image.Transpose.ROTATE_90).save(paths[0], exif=exif)
+    upright.save(paths[1])
+    upright.convert("L").save(paths[2])
+    cfg = make_cfg()
+    images = [x for batch in Trainer.build_test_loader(cfg, "mine_val") for x in batch]
+    by_name = {x["file_name"]: x["image"] for x in images}
+    turned, plain, grey = (by_name[str(path)] for path in paths)
+    assert torch.equal(turned, plain)
+    assert torch.equal(grey[0], grey[1]) and grey.shape == (3, 32, 32)

@@ -1,0 +1,111 @@
+"""Twenty steps through this trainer, and through timm's own parts as its train.py joins them."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+
+from rsb_d2 import Trainer
+from tests.helpers.small_pretraining import make_config, make_objects
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_objects(tmp_path_factory.mktemp("objects"))
+
+
+def train_ours(cfg):
+    """The losses of a training, its weights before and after, and the random state before it."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    before = {n: t.clone() for n, t in trainer.model.network.state_dict().items()}
+    random, losses = torch.get_rng_state(), []
+    trainer.model.register_forward_hook(
+        lambda model, _, out: losses.append(out["loss_cls"].item()) if model.training else None
+    )
+    trainer.train()
+    return losses, before, trainer.model.network.state_dict(), random
+
+
+def train_timm(cfg, weights, random):
+    """timm's train.py with --opt lamb --sched cosine --sched-on-updates --channels-last ..."""
+    batches = iter(Trainer.build_train_loader(cfg))
+    keys, images = cfg.MODEL.CLASSIFIER, cfg.INPUT.CLASSIFIER
+    model = timm.create_model("resnet18", num_classes=4, drop_path_rate=keys.DROP_PATH_RATE)
+    model.load_state_dict(weights)
+    model = model.to(memory_format=torch.channels_last).train()
+    mixup = Mixup(
+        mixup_alpha=images.MIXUP_ALPHA,
+        cutmix_alpha=images.CUTMIX_ALPHA,
+        label_smoothing=keys.LABEL_SMOOTHING,
+        num_classes=4,
+    )
+    thresh = keys.TARGET_THRESH if keys.TARGET_THRESH >= 0 else None
+    loss_fn = BinaryCrossEntropy(target_threshold=thresh)
+    if keys.LOSS == "ce":
+        loss_fn = SoftTargetCrossEntropy()
+    optimizer = create_optimizer_v2(
+        model, opt="lamb", lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=4,
+        warmup_epochs=0,
+        min_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=STEPS // 4,
+    )
+    # As timm's PrefetchLoader normalises, with ImageNet's mean and deviation.
+    mean, std = (
+        torch.tensor([255 * x for x in values]).view(1, 3, 1, 1)
+        for values in (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+    )
+    torch.set_rng_state(random)  # of stochastic depth
+    losses = []
+    for step in range(STEPS):
+        batch = next(batches)
+        x = torch.stack([image["image"] for image in batch]).float().sub_(mean).div_(std)
+        target = torch.tensor([image["label"] for image in batch])
+        (seed,) = {image["mix_seed"] for image in batch}
+        np.random.seed(np.random.SeedSequence(seed).generate_state(4))
+        x, target = mixup(x, target)
+        loss = loss_fn(model(x.contiguous(memory_format=torch.channels_last)), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step_update(num_updates=step + 1)
+        losses.append(loss.item())
+    return losses, model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        (),
+        ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1"),
+        ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1", "MODEL.CLASSIFIER.TARGET_THRESH", "-1.0"),
+        ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1", "MODEL.CLASSIFIER.LOSS", "ce"),
+    ],
+    ids=["A2", "A2 and smoothing", "smoothed shares", "cross-entropy"],
+)
+def test_twenty_steps_are_timms(data, tmp_path, opts):
+    cfg = make_config(data, tmp_path, "SOLVER.MAX_ITER", str(STEPS), *opts)
+    assert cfg.SOLVER.OPTIMIZER == "LAMB" and cfg.SOLVER.WEIGHT_DECAY == 0.02
+    assert cfg.INPUT.CLASSIFIER.MIXUP_ALPHA == 0.1 and cfg.MODEL.CLASSIFIER.DROP_PATH_RATE == 0.05
+    losses, before, after, random = train_ours(cfg)
+    expected_losses, expected = train_timm(cfg, before, random)
+    assert len(losses) == STEPS and len(set(losses)) == STEPS
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    changed = 0
+    for name, weight in after.items():
+        scale = expected[name].float().abs().max()
+        assert (weight - expected[name]).float().abs().max() <= 1e-6 * scale, name
+        changed += bool((weight - before[name]).float().abs().max() > 1e-3 * scale)
+    assert changed > 50

@@ -1,0 +1,116 @@
+"""A pretraining that is killed, in two processes, or in parts ends as one that is not."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.helpers.paths import ROOT
+from tests.helpers.small_pretraining import make_objects, options
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+# The statistics of batch norm are those of a process, and stochastic depth is drawn by each.
+FIXED = [
+    *("MODEL.TIMM.NORM_EVAL", "True", "MODEL.CLASSIFIER.DROP_PATH_RATE", "0.0"),
+    *("INPUT.CLASSIFIER.MIX_GROUP", "8", "SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_ITER", "4"),
+    *("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.05", "TEST.EVAL_PERIOD", "4"),
+    *("MODEL.CLASSIFIER.LOSS", "ce"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    make_objects(folder)
+    return folder
+
+
+def run(folder, *words):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *map(str, words)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags, opts",
+    [
+        ((), ()),
+        pytest.param(
+            ("--iterations", "18"), ("SOLVER.ACCUMULATE_STEPS", "2"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["plain", "in parts"],
+)
+def test_a_pretraining_that_is_killed_ends_as_one_that_never_stopped(folder, flags, opts):
+    program = ROOT / "tests" / "helpers" / "kill_and_resume.py"
+    report = run(folder, program, "--pretraining", *flags, folder, *opts)
+    report = json.loads(report.splitlines()[-1])
+    assert report == {"kills": 10, "different": [], "leftovers": []}
+
+
+def train(folder, output, *opts, launcher=()):
+    words = options("datasets/rsb_sample_objects", *FIXED, "OUTPUT_DIR", output, *opts)
+    program = ROOT / "tests" / "helpers" / "two_processes.py"
+    config = ROOT / "configs" / "pretrain" / "resnet50_rsb_a2.yaml"
+    run(folder, *launcher, program, "--config-file", config, *words)
+    return folder / output
+
+
+def images_of(output):
+    """The images of each iteration, of all processes together."""
+    images = {}
+    for path in sorted(output.glob("images.*")):
+        for iteration, names in map(json.loads, path.read_text().splitlines()):
+            images.setdefault(iteration, []).extend(names)
+    return {iteration: sorted(names) for iteration, names in images.items()}
+
+
+def load(output):
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return train(folder, "whole")
+
+
+def check_equal(output, whole):
+    assert images_of(output) == images_of(whole)
+    weights, expected = load(output), load(whole)
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    metrics = [
+        json.loads((path / "metrics.json").read_text().splitlines()[-1]) for path in (output, whole)
+    ]
+    for name in metrics[1]:
+        if name.startswith("cls/"):
+            assert metrics[0][name] == metrics[1][name]
+    counted = json.loads((output / "inference" / "classification.json").read_text())
+    assert counted["images"] == 10 and sum(c["images"] for c in counted["classes"]) == 10
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("detectron2.utils.absent") is None and not torch.cuda.is_available(),
+    reason="Detectron2's main gives a model on the CPU the index of a GPU",
+)
+def test_two_processes_train_to_the_weights_of_one(folder, whole):
+    """With what is mixed, as each image and its partner are in the same one of them."""
+    output = train(folder, "two", launcher=TORCHRUN)
+    assert (output / "images.1").exists()
+    check_equal(output, whole)
+
+
+def test_a_batch_in_parts_trains_to_the_weights_of_the_whole(folder, whole):
+    check_equal(train(folder, "parts", "SOLVER.ACCUMULATE_STEPS", "2"), whole)
