@@ -30,5 +30,5 @@ def test_on_the_cpu_only_bfloat16_by_name(switch_folder, caplog, name, on):
 
 def test_an_unknown_precision(switch_folder):
     cfg = make_config(switch_folder, "SOLVER.AMP.DTYPE", "bf16")
-    with pytest.raises(UserError, match="'bf16'; write auto, bfloat16 or float16"):
+    with pytest.raises(UserError, match="'bf16'; write auto, native, bfloat16 or float16"):
         check_amp(cfg)
