@@ -57,7 +57,7 @@ def load_classifier(
     found = match_backbone(converted, body, model.name, format)
     check_backbone(found, len(body), model.name, source, format)
 
-    report = LoadReport(source, path or source, format.name, _PREFIX)
+    report = LoadReport(source, path or source, format.name, (_PREFIX,))
     fitting = dict(found.fitting)
     unused = set(found.unused)
     for name in (n for n in network if n.startswith(last)):

@@ -138,11 +138,21 @@ def convert(weights: StateDict, target: str, timm_name: str = "") -> Conversion:
 def _backbone(weights: StateDict, format: Format) -> StateDict:
     """The backbone, perhaps with a classifier, by the names of timm or of its feature net."""
     if format is STOCK_DETECTOR:
-        prefix = "backbone.bottom_up."
-        bottom_up = {n[len(prefix) :]: t for n, t in weights.items() if n.startswith(prefix)}
-        return resnet_names.to_timm(bottom_up)
+        return resnet_names.to_timm(_stock_backbone(weights))
     converted = format.convert(weights)
     return split_detector(converted)[0] if format.holds == DETECTOR else converted
+
+
+def _stock_backbone(weights: StateDict) -> StateDict:
+    """Detectron2's ResNet, of a detector with an FPN, of DC5, or of C4 with res5 in its heads."""
+    found = {}
+    for name, tensor in weights.items():
+        for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
+            rest = name[len(prefix) :]
+            if name.startswith(prefix) and rest.startswith(("stem.", "res")):
+                found[rest] = tensor
+                break
+    return found
 
 
 def _check_name(timm_name: str, target: str) -> str:

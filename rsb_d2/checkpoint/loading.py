@@ -9,7 +9,7 @@ import timm
 from torch import nn
 
 from ..errors import UserError
-from ..modeling import TimmBackbone
+from ..modeling.last_stage import find_backbone, timm_tensors
 from .formats import openmmlab_detectors
 from .formats.known_formats import (
     DETECTOR,
@@ -40,6 +40,9 @@ _CELL_ANCHORS = "anchor_generator.cell_anchors"
 
 _EXAMPLES = 3
 
+# Where a detector's timm network is: below an FPN, alone, and, of C4, its last stage.
+_BEFORE_BODY = ("backbone.bottom_up.", "backbone.", "roi_heads.res5.")
+
 
 @dataclass
 class LoadReport:
@@ -50,7 +53,7 @@ class LoadReport:
         path (str): the local file.
         format_name (str): as in :data:`FORMATS`.
         loaded (list[str]): the model's tensors that were loaded.
-        backbone (str): prefix of the backbone's tensors.
+        backbone (tuple[str, ...]): prefixes of the backbone's tensors, one for each part of it.
         initial (list[str]): the model's tensors that keep their initial value.
         other_shape (list): of those, what the file has in another shape: the name, the shape in
             the file, the shape in the model.
@@ -64,7 +67,7 @@ class LoadReport:
     source: str
     path: str
     format_name: str
-    backbone: str
+    backbone: Tuple[str, ...]
     loaded: List[str] = field(default_factory=list)
     initial: List[str] = field(default_factory=list)
     other_shape: List[Tuple[str, Shape, Shape]] = field(default_factory=list)
@@ -97,21 +100,6 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def find_backbone(model: nn.Module) -> Tuple[str, TimmBackbone | None]:
-    """The timm backbone of a model.
-
-    Args:
-        model (nn.Module): a detector, an FPN, or the backbone itself.
-
-    Returns:
-        str, TimmBackbone or None: its name in the model (``""`` for the model itself), and it.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, TimmBackbone):
-            return name, module
-    return "", None
-
-
 def load_weights(
     model: nn.Module, weights: StateDict, source: str, path: str = "", complete: bool = False
 ) -> LoadReport:
@@ -132,8 +120,8 @@ def load_weights(
         UserError: if a parameter or buffer that must be loaded is missing or has another shape,
             or if the file is of another architecture; the model is as it was then.
     """
-    name, backbone = find_backbone(model)
-    prefix = f"{name}.body." if name else "body."
+    _, backbone = find_backbone(model)
+    prefixes, body_names, body = timm_tensors(model)
     format = recognise(weights)
     try:
         converted = format.convert(weights)
@@ -144,14 +132,14 @@ def load_weights(
         backbone_weights, others = split_detector(converted)
     else:
         backbone_weights, others = converted, {}
-    body = backbone.body.state_dict()
     body_match = match_backbone(backbone_weights, body, backbone.name, format)
     check_backbone(body_match, len(body), backbone.name, source, format)
 
-    rest = {n: t for n, t in model.state_dict().items() if not n.startswith(prefix)}
+    of_body = set(body_names.values())
+    rest = {n: t for n, t in model.state_dict().items() if n not in of_body}
     rest_match = _match_by_name(others, rest)
-    report = LoadReport(source, path or source, format.name, prefix)
-    report.loaded = [prefix + n for n in body_match.fitting] + list(rest_match.fitting)
+    report = LoadReport(source, path or source, format.name, prefixes)
+    report.loaded = [body_names[n] for n in body_match.fitting] + list(rest_match.fitting)
     report.initial = rest_match.missing + [n for n, _, _ in rest_match.other_shape]
     report.other_shape = rest_match.other_shape
     report.unused = without_spare_counters(body_match.unused) + rest_match.unused
@@ -161,7 +149,7 @@ def load_weights(
     if complete and report.initial:
         raise UserError(incomplete(report))
 
-    fitting = OrderedDict((prefix + n, t) for n, t in body_match.fitting.items())
+    fitting = OrderedDict((body_names[n], t) for n, t in body_match.fitting.items())
     fitting.update(rest_match.fitting)
     if converted is weights and format.holds == DETECTOR and hasattr(weights, "_metadata"):
         fitting._metadata = weights._metadata
@@ -180,10 +168,8 @@ def split_detector(weights: StateDict) -> Tuple[StateDict, StateDict]:
     """
     body, others = {}, {}
     for name, tensor in weights.items():
-        _, found, rest = name.partition("backbone.bottom_up.body.")
-        if not found and name.startswith("backbone.body."):
-            found, rest = True, name[len("backbone.body.") :]
-        if found:
+        start, found, rest = name.partition("body.")
+        if found and start.endswith(_BEFORE_BODY):
             body[rest] = tensor
         else:
             others[name] = tensor

@@ -23,6 +23,14 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "timm://"
 
+# "ResNet strikes back", by which timm marks the weights that were trained with its recipes, and
+# its recipes, best first.
+RSB_PAPER = "2110.00476"
+_RECIPES = ("a1_in1k", "a1h_in1k", "ah_in1k", "c1_in1k")
+
+# Detectron2's own models: by both of its names for them, and where these lead to.
+_STOCK = ("detectron2://", "catalog://", "https://dl.fbaipublicfiles.com/detectron2/")
+
 # What timm looks for, in this order: a repository has at least one of them.
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
@@ -94,7 +102,9 @@ def fetch(name: str, force: bool = False) -> str:
 
 
 def check_architecture(path: str, backbone_name: str) -> None:
-    """Check that a ``timm://`` path means weights of the model at hand; other paths pass.
+    """Check that a ``timm://`` path means weights of the model at hand, and refuse Detectron2's.
+
+    Other paths pass.
 
     Args:
         path (str): as in ``MODEL.WEIGHTS``.
@@ -102,9 +112,11 @@ def check_architecture(path: str, backbone_name: str) -> None:
 
     Raises:
         UserError: if timm has no such weights, or they are of another architecture: some of
-            these have the same names and shapes and compute something else.
+            these have the same names and shapes and compute something else. If the path is one of
+            Detectron2's own models, but for torchvision's ResNets, before it is downloaded.
     """
     if not path.startswith(PREFIX):
+        _refuse_stock_weights(path, backbone_name)
         return
     name = path[len(PREFIX) :]
     _pretrained_cfg(name)
@@ -116,6 +128,46 @@ def check_architecture(path: str, backbone_name: str) -> None:
             f"MODEL.WEIGHTS: {path} is of {given}, but MODEL.TIMM.NAME is {backbone_name}; write "
             f"{example}MODEL.TIMM.NAME {given}"
         )
+
+
+def recommended_weights(name: str) -> Tuple[str, bool]:
+    """The weights of an architecture to start from, those of "ResNet strikes back" if there are.
+
+    Args:
+        name (str): timm's name of a model, with or without a tag.
+
+    Returns:
+        str, bool: for ``MODEL.WEIGHTS``, ``""`` if timm has none; whether they are RSB's.
+    """
+    tags = [n.partition(".")[2] for n in list_pretrained(f"{architecture(name)}.*")]
+    of_rsb = [tag for tag in tags if is_rsb(f"{architecture(name)}.{tag}")]
+    best = next((tag for tag in _RECIPES if tag in of_rsb), None) or next(iter(of_rsb), None)
+    other = "tv2_in1k" if "tv2_in1k" in tags else timm.get_pretrained_cfg(architecture(name)).tag
+    tag = best or (other if tags else None)
+    return f"{PREFIX}{architecture(name)}.{tag}" if tag else "", best is not None
+
+
+def is_rsb(name: str) -> bool:
+    """Whether timm counts weights among those of "ResNet strikes back"."""
+    return RSB_PAPER in str(timm.get_pretrained_cfg(name).paper_ids)
+
+
+def is_stock_weights(path: str) -> bool:
+    """Whether a path is one of Detectron2's own models, but for torchvision's ResNets."""
+    return path.startswith(_STOCK) and "/torchvision/" not in path
+
+
+def _refuse_stock_weights(path: str, backbone_name: str) -> None:
+    if not is_stock_weights(path):
+        return
+    is_caffe2 = "ImageNetPretrained/" in path
+    what = "a Caffe2 model" if is_caffe2 else "a detector on Detectron2's own ResNet"
+    weights, _ = recommended_weights(backbone_name)
+    advice = f"write MODEL.WEIGHTS {weights}" if weights else "name a file of timm's weights"
+    raise UserError(
+        f"MODEL.WEIGHTS: {path} is {what}, of BGR and with other strides than timm's "
+        f"{architecture(backbone_name)}, which would compute something else with it; {advice}"
+    )
 
 
 def _pretrained_cfg(name: str):

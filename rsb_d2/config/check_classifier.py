@@ -13,6 +13,7 @@ from ..data.classification.loading import build_sampler, mix_group
 from ..data.classification.transforms import build_transform
 from ..errors import UserError
 from ..modeling import ImageClassifier, is_classifier
+from ..modeling.resnets.spec import check_features
 from .defaults import add_rsb_config
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ def check_network(cfg: CfgNode, eval_only: bool) -> None:
         if not eval_only:
             build_sampler(cfg, num_images=1, seed=0)
     else:
-        build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+        backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+        check_features(cfg, list(backbone.output_shape()))
 
 
 def _node(cfg: CfgNode, key: str) -> Dict[str, Any]:

@@ -6,6 +6,8 @@ from detectron2.config import CfgNode
 
 from ..checkpoint import check_architecture, has_run, locate
 from ..errors import UserError
+from ..modeling import is_classifier
+from ..modeling.resnets.spec import BUILDERS, is_timm_backbone
 
 
 def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -24,7 +26,13 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise UserError("--eval-only needs MODEL.WEIGHTS, the path of a checkpoint")
     if cfg.MODEL.WEIGHTS:
-        check_architecture(cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.NAME)
+        if is_timm_backbone(cfg) or is_classifier(cfg):
+            check_architecture(cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.NAME)
+        elif cfg.MODEL.WEIGHTS.startswith("timm://"):
+            raise UserError(
+                f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is for a timm backbone, and MODEL.BACKBONE."
+                f"NAME is {cfg.MODEL.BACKBONE.NAME}; write one of {', '.join(BUILDERS)} there"
+            )
         try:
             locate(cfg.MODEL.WEIGHTS)  # a download that fails, fails here
         except UserError as e:

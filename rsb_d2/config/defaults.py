@@ -14,17 +14,21 @@ def add_rsb_config(cfg: CN) -> None:
     """
     cfg.MODEL.TIMM = CN()
     # Name of a timm architecture, e.g. "resnet50" or, with a tag, "resnet50.a1_in1k". It says
-    # what is built; the weights come from MODEL.WEIGHTS alone.
-    cfg.MODEL.TIMM.NAME = "resnet50"
+    # what is built; the weights come from MODEL.WEIGHTS alone. "": the ResNet that Detectron2's
+    # MODEL.RESNETS describes, its norm included; so a stock YAML needs no key of this node.
+    cfg.MODEL.TIMM.NAME = ""
     # Features to return, in this order, named by their stride: "stem" (2), "res2" (4),
-    # "res3" (8), "res4" (16), "res5" (32). Layers above the deepest one are not built.
-    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # "res3" (8), "res4" (16), "res5" (32). Layers above the deepest one are not built. []: with a
+    # NAME all from res2 on, without one those of FPN.IN_FEATURES or RESNETS.OUT_FEATURES.
+    cfg.MODEL.TIMM.OUT_FEATURES = []
     # Batch norm of the layers that MODEL.BACKBONE.FREEZE_AT leaves trainable: "FrozenBN"
-    # (statistics, weight and bias fixed), "BN" or "SyncBN" (synchronised between processes).
-    cfg.MODEL.TIMM.NORM = "BN"
+    # (statistics, weight and bias fixed), "BN" or "SyncBN" (synchronised between processes). "":
+    # RESNETS.NORM, or, with a NAME and RESNETS.NORM at its default, "BN".
+    cfg.MODEL.TIMM.NORM = ""
     # With NORM "BN" or "SyncBN": keep the running statistics fixed, and normalise with them,
-    # while weight and bias train. The published recipe (norm_eval=True in MMDetection).
-    cfg.MODEL.TIMM.NORM_EVAL = True
+    # while weight and bias train. The published recipe (norm_eval=True in MMDetection). None: True,
+    # but False where the norm is RESNETS.NORM, which learns its statistics in Detectron2.
+    cfg.MODEL.TIMM.NORM_EVAL = None
     # With NORM_EVAL: compute batch norm in training as a part of the convolution before it. The
     # same gradients within rounding, and half the memory for the backbone's features.
     cfg.MODEL.TIMM.FOLD_NORM = True

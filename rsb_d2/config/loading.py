@@ -12,6 +12,8 @@ from fvcore.common.config import BASE_KEY
 from ..errors import UserError
 from ..solver.epochs import keep_last_word
 from .defaults import add_rsb_config
+from .stock.arithmetic import arithmetic_in_yaml
+from .stock.follow import follow_stock_keys
 
 
 def load_config(config_file: str, opts: list) -> CfgNode:
@@ -22,12 +24,13 @@ def load_config(config_file: str, opts: list) -> CfgNode:
         opts (list[str]): ``["SOLVER.BASE_LR", "0.001", ...]``.
 
     Returns:
-        CfgNode: not frozen. Of a length in epochs and one in iterations, the one that is said last
-        counts: on the command line rather than in the file, in the file rather than in its base.
+        CfgNode: not frozen; see :func:`.stock.follow.follow_stock_keys` for what follows in it. Of
+        a length in epochs and one in iterations, the one that is said last counts: on the command
+        line rather than in the file, in the file rather than in its base.
 
     Raises:
         UserError: if the file is missing or is no YAML, if a key does not exist or a value has
-            the wrong type.
+            the wrong type, or if the keys of the backbone contradict each other.
     """
     cfg = get_cfg()
     add_rsb_config(cfg)
@@ -35,7 +38,8 @@ def load_config(config_file: str, opts: list) -> CfgNode:
         if not PathManager.isfile(config_file):
             raise UserError(f"--config-file: there is no file {config_file}")
         try:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            with arithmetic_in_yaml():
+                cfg.merge_from_file(config_file, allow_unsafe=False)
         except AttributeError as e:  # yacs asks whatever the file holds for its items
             raise UserError(f"{config_file}: this is no YAML of the form `KEY: value`") from e
         except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as e:
@@ -51,12 +55,13 @@ def load_config(config_file: str, opts: list) -> CfgNode:
     on_command_line = [key[len("SOLVER.") :] for key in opts[::2] if key.startswith("SOLVER.")]
     files = _solver_of_files(config_file) if config_file else []
     keep_last_word(cfg, [*files, dict.fromkeys(on_command_line)])
+    follow_stock_keys(cfg)
     return cfg
 
 
 def _solver_of_files(path: str) -> List[dict]:
     """The keys under ``SOLVER`` of a file that could be loaded, and of its bases before it."""
-    with PathManager.open(path) as f:
+    with PathManager.open(path) as f, arithmetic_in_yaml():
         content = yaml.safe_load(f)
     bases = content.get(BASE_KEY, [])
     layers = []
@@ -70,6 +75,9 @@ def _solver_of_files(path: str) -> List[dict]:
 
 def _explain(cfg: CfgNode, error: Exception) -> str:
     """The message of yacs, with the closest existing keys where one does not exist."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        return " ".join(filter(None, [error.context, error.problem])).replace("\n", " ") + where
     message = str(error.args[0] if error.args else error).replace("\n", " ")
     if "Non-existent" not in message:
         return message

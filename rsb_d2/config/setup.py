@@ -45,8 +45,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         UserError: for a mistake in the config, its files or its data.
     """
-    cfg = load_config(args.config_file, args.opts)
     with _messages_held_back():  # until there is an output folder with a log
+        cfg = load_config(args.config_file, args.opts)
         check_values(cfg, args.eval_only)
         check_classifier(cfg)
         check_device(cfg)

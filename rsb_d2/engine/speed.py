@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config.check_device import check_compiler
-from ..modeling import ImageClassifier, TimmBackbone
+from ..modeling import ImageClassifier, TimmBackbone, TimmLastStage
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
         model = model.module
     if cfg.MODEL.TIMM.FOLD_NORM:
         for module in list(model.modules()):
-            if isinstance(module, TimmBackbone) and module.norm_eval:
+            if isinstance(module, (TimmBackbone, TimmLastStage)) and module.norm_eval:
                 module.fold_norms_in_training()
     if cfg.MODEL.COMPILE:
         check_compiler(cfg)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import UserError
-from ..modeling import OpenMMLabCascadeROIHeads, TimmBackbone
+from ..modeling import OpenMMLabCascadeROIHeads, TimmBackbone, TimmRes5ROIHeads
 from ..modeling.fold_norm import unfold_norms
 from ..modeling.norm import BATCH_NORM_TYPES
 from ..modeling.retinanet import LastLevelP6P7WithoutReLU
@@ -151,13 +151,18 @@ def _optimize_backbone(backbone: nn.Module, dtype: torch.dtype) -> None:
         backbone.__class__ = InferenceFPN
         backbone.renew_lists()
     if bottom_up is not None:
-        replace_convs(bottom_up, dtype)
-        replace_blocks(bottom_up)
-        bottom_up.to(dtype=dtype, memory_format=torch.channels_last)
-        for module in bottom_up.modules():
-            if isinstance(module, BATCH_NORM_TYPES):
-                module.float()  # torch normalises any dtype with statistics in float32
-        bottom_up.register_forward_pre_hook(_InputTo(dtype))
+        _optimize_stages(bottom_up, dtype)
+
+
+def _optimize_stages(stages: nn.Module, dtype: torch.dtype) -> None:
+    """Optimize a ResNet or another timm model, or a part of one, that takes one tensor."""
+    replace_convs(stages, dtype)
+    replace_blocks(stages)
+    stages.to(dtype=dtype, memory_format=torch.channels_last)
+    for module in stages.modules():
+        if isinstance(module, BATCH_NORM_TYPES):
+            module.float()  # torch normalises any dtype with statistics in float32
+    stages.register_forward_pre_hook(_InputTo(dtype))
 
 
 def _optimize_fpn_part(fpn: FPN, name: str, part: nn.Module, dtype: torch.dtype) -> None:
@@ -203,6 +208,8 @@ def _optimize_part(part: nn.Module, dtype: torch.dtype, device: torch.device) ->
         part.to(dtype)
     elif type(part) in _ROI_HEADS:
         return _optimize_roi_heads(part, dtype, device)
+    elif type(part) is TimmRes5ROIHeads:
+        _optimize_c4_heads(part, dtype, device)
     else:
         # Anchor generators and the like compute nothing from the features.
         return not list(part.parameters())
@@ -239,14 +246,36 @@ def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: tor
         _optimize_pooler(heads.mask_pooler, is_known, dtype, device)
         if is_known:
             for mask_head in mask_heads:
-                replace_convs(mask_head, dtype)
-                _in_float32(mask_head.predictor)
-                mask_head.to(dtype=dtype, memory_format=torch.channels_last)
+                _optimize_mask_head(mask_head, dtype)
     if heads.keypoint_on:
         if heads.keypoint_pooler is None:
             return False
         _optimize_pooler(heads.keypoint_pooler, False, dtype, device)
     return True
+
+
+def _optimize_c4_heads(heads: TimmRes5ROIHeads, dtype: torch.dtype, device: torch.device) -> None:
+    _optimize_pooler(heads.pooler, True, dtype, device)
+    fold_graph(heads.res5.body, dtype)
+    _optimize_stages(heads.res5, dtype)
+    if type(heads.box_predictor) is FastRCNNOutputLayers:
+        replace_predictor(heads.box_predictor)
+    mask_head = heads.mask_head if heads.mask_on else None
+    if type(mask_head) is MaskRCNNConvUpsampleHead:
+        _optimize_mask_head(mask_head, dtype)
+    elif dtype != torch.float32:  # one that may not take it
+        heads.res5.register_forward_hook(_output_to_float32)
+
+
+def _output_to_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """A forward hook, where something that is not known takes the output."""
+    return output.float()
+
+
+def _optimize_mask_head(mask_head: MaskRCNNConvUpsampleHead, dtype: torch.dtype) -> None:
+    replace_convs(mask_head, dtype)
+    _in_float32(mask_head.predictor)
+    mask_head.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def _as_list(module: nn.Module) -> list:

@@ -11,11 +11,9 @@ import torch
 from tabulate import tabulate
 from timm.models import list_pretrained
 
+from ..checkpoint.timm_hub import is_rsb
 from ..checkpoint.zoo import URLS
 from .model_zoo import config_names
-
-# "ResNet strikes back", by which timm marks the weights that were trained with its recipes.
-RSB_PAPER = "2110.00476"
 
 
 class Table(builtins.list):
@@ -95,8 +93,7 @@ def rsb_weights() -> Table:
     top1 = _top1_of_timm()
     rows = []
     for name in list_pretrained():
-        pretrained_cfg = timm.get_pretrained_cfg(name)
-        if RSB_PAPER not in str(pretrained_cfg.paper_ids):
+        if not is_rsb(name):
             continue
         architecture, _, tag = name.partition(".")
         rows.append(

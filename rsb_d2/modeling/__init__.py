@@ -1,11 +1,13 @@
 from .build import (
     build_timm_backbone,
+    build_timm_c4_backbone,
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
     check_pixel_format,
 )
 from .cascade_rcnn import OpenMMLabCascadeROIHeads
 from .classifier import ImageClassifier, is_classifier
+from .last_stage import TimmLastStage, TimmRes5ROIHeads
 from .retinanet import OpenMMLabRetinaNet
 from .timm_backbone import TimmBackbone
 
@@ -14,7 +16,10 @@ __all__ = [
     "OpenMMLabCascadeROIHeads",
     "OpenMMLabRetinaNet",
     "TimmBackbone",
+    "TimmLastStage",
+    "TimmRes5ROIHeads",
     "build_timm_backbone",
+    "build_timm_c4_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
     "check_pixel_format",

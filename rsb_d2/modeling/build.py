@@ -1,6 +1,6 @@
 """The registered builders: the only place in modeling that reads a config."""
 
-from typing import List
+from typing import List, Tuple
 
 import timm
 from detectron2.config import CfgNode
@@ -12,8 +12,9 @@ from timm.models import is_model_pretrained
 from torch import nn
 
 from ..errors import UserError
+from .resnets.spec import backbone_spec
 from .retinanet import LastLevelP6P7WithoutReLU
-from .timm_backbone import TimmBackbone, check_model_name
+from .timm_backbone import TimmBackbone
 
 # Gray levels of 255. Room for figures rounded to one decimal; a swapped channel differs by 1.
 _PIXEL_TOLERANCE = 0.1
@@ -31,9 +32,7 @@ def check_pixel_format(cfg: CfgNode, name: str) -> None:
     Raises:
         UserError: if one differs; it gives the lines to write.
     """
-    pretrained_cfg = timm.get_pretrained_cfg(name)
-    mean = [255.0 * x for x in pretrained_cfg.mean]
-    std = [255.0 * x for x in pretrained_cfg.std]
+    mean, std = pixel_statistics(name)
     if (
         cfg.INPUT.FORMAT == "RGB"
         and _close(cfg.MODEL.PIXEL_MEAN, mean)
@@ -42,21 +41,39 @@ def check_pixel_format(cfg: CfgNode, name: str) -> None:
         return
     raise UserError(
         f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)} and "
-        f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)} are not what timm's {name} takes; write\n"
-        f"INPUT: {{FORMAT: RGB}}\n"
+        f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)} are not what timm's {name} takes; write "
+        f"INPUT: {{FORMAT: RGB}} and "
         f"MODEL: {{PIXEL_MEAN: {_rounded(mean)}, PIXEL_STD: {_rounded(std)}}}"
     )
 
 
-def _name_of_weights(cfg: CfgNode) -> str:
+def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
+    """The mean and standard deviation that a timm model was trained with.
+
+    Args:
+        name (str): timm's name of the model, or of its weights.
+
+    Returns:
+        list[float], list[float]: of RGB in 0 ... 255, for ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD``.
+    """
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    return tuple(
+        [255.0 * x for x in values] for values in (pretrained_cfg.mean, pretrained_cfg.std)
+    )
+
+
+def name_of_weights(weights: str, name: str) -> str:
     """timm's name of the model with the tag of the weights, if they are timm's own.
 
     Weights of one architecture may take images of different mean and scale.
+
+    Args:
+        weights (str): as in ``MODEL.WEIGHTS``.
+        name (str): timm's name of the model that is built.
     """
-    scheme, _, name = cfg.MODEL.WEIGHTS.rpartition("://")
-    built, given = cfg.MODEL.TIMM.NAME.partition(".")[0], name.partition(".")[0]
-    is_of_timm = scheme == "timm" and built == given and is_model_pretrained(name)
-    return name if is_of_timm else cfg.MODEL.TIMM.NAME
+    scheme, _, given = weights.rpartition("://")
+    is_of_model = scheme == "timm" and name.partition(".")[0] == given.partition(".")[0]
+    return given if is_of_model and is_model_pretrained(given) else name
 
 
 def _close(values: List[float], expected: List[float]) -> bool:
@@ -71,27 +88,29 @@ def _rounded(values: List[float]) -> List[float]:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """Build the plain timm backbone of ``cfg.MODEL.TIMM``, frozen as ``BACKBONE.FREEZE_AT`` says.
+    """Build the plain timm backbone that a config describes: :func:`.resnets.spec.backbone_spec`.
 
     Args:
         cfg (CfgNode): a config with the keys of :func:`rsb_d2.add_rsb_config`.
         input_shape (ShapeSpec): of the images; only ``channels`` counts.
 
     Raises:
-        UserError: if the model is unknown or lacks a feature, or if the images that the config
-            feeds are not in the format of the model.
+        UserError: if the model is unknown or lacks a feature, if keys contradict each other or
+            cannot be carried over to timm, or if the images that the config feeds are not in the
+            format of the model.
     """
-    name = cfg.MODEL.TIMM.NAME
-    check_model_name(name)
-    check_pixel_format(cfg, _name_of_weights(cfg))
-    return TimmBackbone(
-        name,
-        out_features=cfg.MODEL.TIMM.OUT_FEATURES,
-        norm=cfg.MODEL.TIMM.NORM,
-        norm_eval=cfg.MODEL.TIMM.NORM_EVAL,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        in_channels=input_shape.channels,
-    )
+    spec = backbone_spec(cfg)
+    check_pixel_format(cfg, name_of_weights(cfg.MODEL.WEIGHTS, spec.name))
+    return TimmBackbone(**spec._asdict(), in_channels=input_shape.channels)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_c4_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build a timm backbone up to res4, for ROI heads with res5 in them.
+
+    Arguments and errors as :func:`build_timm_backbone`.
+    """
+    return build_timm_backbone(cfg, input_shape)
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: TimmBackbone, top_block: nn.Module) -> FPN:
@@ -105,24 +124,13 @@ def _build_fpn(cfg: CfgNode, bottom_up: TimmBackbone, top_block: nn.Module) -> F
     )
 
 
-def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    missing = [f for f in cfg.MODEL.FPN.IN_FEATURES if f not in cfg.MODEL.TIMM.OUT_FEATURES]
-    if missing or not cfg.MODEL.FPN.IN_FEATURES:
-        raise UserError(
-            f"MODEL.FPN.IN_FEATURES: {list(cfg.MODEL.FPN.IN_FEATURES)} must be of "
-            f"MODEL.TIMM.OUT_FEATURES {list(cfg.MODEL.TIMM.OUT_FEATURES)}; "
-            "for the published detectors [res2, res3, res4, res5], for RetinaNet [res3, res4, res5]"
-        )
-    return build_timm_backbone(cfg, input_shape)
-
-
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the stock FPN on a timm backbone: p2 ... p5 and p6, p5 max-pooled, as in Faster R-CNN.
 
     Arguments and errors as :func:`build_timm_backbone`.
     """
-    return _build_fpn(cfg, _build_bottom_up(cfg, input_shape), LastLevelMaxPool())
+    return _build_fpn(cfg, build_timm_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -132,7 +140,7 @@ def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
     ``RETINANET.P7_RELU`` says whether there is a ReLU between p6 and p7. Arguments and errors as
     :func:`build_timm_backbone`.
     """
-    bottom_up = _build_bottom_up(cfg, input_shape)
+    bottom_up = build_timm_backbone(cfg, input_shape)
     deepest = cfg.MODEL.FPN.IN_FEATURES[-1]
     top_block_type = LastLevelP6P7 if cfg.MODEL.RETINANET.P7_RELU else LastLevelP6P7WithoutReLU
     top_block = top_block_type(

@@ -14,6 +14,7 @@ from ..errors import UserError
 from .build import check_pixel_format
 from .mixing import SeededMixup
 from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
+from .resnets.spec import classifier_spec
 from .timm_backbone import check_model_name
 
 LOSSES = ("bce", "ce")
@@ -111,18 +112,18 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
-        check_model_name(cfg.MODEL.TIMM.NAME)
-        check_pixel_format(cfg, cfg.MODEL.TIMM.NAME)
+        spec = classifier_spec(cfg)
+        check_pixel_format(cfg, spec.name)
         classifier, images = cfg.MODEL.CLASSIFIER, cfg.INPUT.CLASSIFIER
         return {
-            "name": cfg.MODEL.TIMM.NAME,
+            "name": spec.name,
             "num_classes": classifier.NUM_CLASSES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "drop_path_rate": classifier.DROP_PATH_RATE,
             "dropout": classifier.DROPOUT,
-            "norm": cfg.MODEL.TIMM.NORM,
-            "norm_eval": cfg.MODEL.TIMM.NORM_EVAL,
+            "norm": spec.norm,
+            "norm_eval": spec.norm_eval,
             "loss": classifier.LOSS,
             "label_smoothing": classifier.LABEL_SMOOTHING,
             "target_thresh": classifier.TARGET_THRESH if classifier.TARGET_THRESH >= 0 else None,

@@ -23,8 +23,8 @@ def fold_norms_in_training(net: nn.Module, in_channels: int = 3) -> int:
     returns.
 
     Args:
-        net (nn.Module): takes images (N, in_channels, H, W), and returns a list of features; its
-            layers are changed in place.
+        net (nn.Module): takes images (N, in_channels, H, W), and returns a list of features or
+            one; its layers are changed in place.
         in_channels (int): of its input.
 
     Returns:
@@ -120,6 +120,7 @@ def _find_pairs(net: nn.Module, in_channels: int) -> List[Tuple[nn.Conv2d, nn.Ba
         images = torch.empty(1, in_channels, 64, 64, device="meta")
         with torch.enable_grad():
             features = functional_call(net, {**weights, **buffers}, (images,))
+        features = [features] if isinstance(features, torch.Tensor) else features
     finally:
         for handle in handles:
             handle.remove()

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from typing import Dict, Sequence, Set
+from typing import Dict, Sequence, Set, Tuple
 
 import timm
 import torch
@@ -39,6 +39,7 @@ class TimmBackbone(Backbone):
         norm_eval: bool = True,
         freeze_at: int = 0,
         in_channels: int = 3,
+        res5_dilation: int = 1,
     ):
         """
         Args:
@@ -52,26 +53,30 @@ class TimmBackbone(Backbone):
             freeze_at (int): 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything
                 up to res5. A frozen stage's norm layers are fixed wholly.
             in_channels (int): channels of the input.
+            res5_dilation (int): 2 gives res5 the stride 16 and dilated convolutions, timm's
+                ``output_stride=16``, as the DC5 models have it; 1 the stride 32.
 
         Raises:
             UserError: if timm has no such model, if it has no hierarchical features or not the
-                wanted ones, or if an argument is out of its range.
+                wanted ones, if it cannot be dilated, or if an argument is out of its range.
         """
         super().__init__()
-        _check_arguments(out_features, norm, freeze_at)
+        _check_arguments(out_features, norm, freeze_at, res5_dilation)
         self.name = name
         self.norm_eval = norm_eval
         self._in_channels = in_channels
         self._out_features = list(out_features)
-        self.body = _build_feature_net(name, self._out_features, in_channels)
+        self.body = build_feature_net(name, self._out_features, in_channels, res5_dilation)
 
         strides = self.body.feature_info.reduction()
         channels = self.body.feature_info.channels()
+        # The stages are those of the strides without dilation.
         self._stages = [_STAGE_OF_STRIDE[stride] for stride in strides]
-        self._out_feature_strides = {f: FEATURE_STRIDES[f] for f in self._out_features}
-        self._out_feature_channels = {
-            f: channels[self._stages.index(f)] for f in self._out_features
-        }
+        if self._stages.count("res4") == 2:
+            self._stages[-1] = "res5"
+        index = {f: self._stages.index(f) for f in self._out_features}
+        self._out_feature_strides = {f: strides[i] for f, i in index.items()}
+        self._out_feature_channels = {f: channels[i] for f, i in index.items()}
         self._channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC
 
         # Frozen before the norm layers are replaced: the names of the parameters tell the stages.
@@ -103,9 +108,7 @@ class TimmBackbone(Backbone):
     def train(self, mode: bool = True) -> "TimmBackbone":
         """As ``nn.Module.train``, but norm layers that the policy keeps fixed stay in eval mode."""
         super().train(mode)
-        for module in self.body.modules():
-            if isinstance(module, BATCH_NORM_TYPES) and (self.norm_eval or _is_frozen(module)):
-                module.eval()
+        keep_norms_fixed(self.body, self.norm_eval)
         return self
 
     def fold_norms_in_training(self) -> int:
@@ -125,7 +128,7 @@ class TimmBackbone(Backbone):
         architecture, whatever its attributes are called.
         """
         wanted_stride = 2**freeze_at
-        strides = self.body.feature_info.reduction()
+        strides = [FEATURE_STRIDES[stage] for stage in self._stages]
         parameters = {
             name: p.detach().to("meta").requires_grad_() for name, p in self.body.named_parameters()
         }
@@ -157,12 +160,26 @@ class TimmBackbone(Backbone):
 _STAGE_OF_STRIDE = {stride: name for name, stride in FEATURE_STRIDES.items()}
 
 
+def keep_norms_fixed(body: nn.Module, norm_eval: bool) -> None:
+    """Put batch-norm layers into eval mode: all of them, or those whose parameters are frozen.
+
+    Args:
+        body (nn.Module): in any mode.
+        norm_eval (bool): all of them.
+    """
+    for module in body.modules():
+        if isinstance(module, BATCH_NORM_TYPES) and (norm_eval or _is_frozen(module)):
+            module.eval()
+
+
 def _is_frozen(module: nn.Module) -> bool:
     parameters = list(module.parameters(recurse=False))
     return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
-def _check_arguments(out_features: Sequence[str], norm: str, freeze_at: int) -> None:
+def _check_arguments(
+    out_features: Sequence[str], norm: str, freeze_at: int, res5_dilation: int
+) -> None:
     names = ", ".join(FEATURE_STRIDES)
     unknown = [f for f in out_features if f not in FEATURE_STRIDES]
     if unknown:
@@ -179,6 +196,8 @@ def _check_arguments(out_features: Sequence[str], norm: str, freeze_at: int) -> 
             f"MODEL.BACKBONE.FREEZE_AT: {freeze_at} is not between 0 (nothing is frozen) and "
             f"{len(FEATURE_STRIDES)} (everything is)"
         )
+    if res5_dilation not in (1, 2):
+        raise UserError(f"MODEL.RESNETS.RES5_DILATION: {res5_dilation} is neither 1 nor 2")
 
 
 def check_model_name(name: str) -> None:
@@ -202,8 +221,20 @@ def check_model_name(name: str) -> None:
     raise UserError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no model {name!r}; {hint}")
 
 
-def _build_feature_net(name: str, out_features: Sequence[str], in_channels: int) -> nn.Module:
-    """timm's feature net with one output for each stage up to the deepest wanted one."""
+def build_feature_net(
+    name: str, out_features: Sequence[str], in_channels: int = 3, res5_dilation: int = 1
+) -> nn.Module:
+    """Build timm's feature net with one output for each stage up to the deepest wanted one.
+
+    Args:
+        name, out_features, in_channels, res5_dilation: as of :class:`TimmBackbone`.
+
+    Returns:
+        nn.Module: takes images, returns a list of features; its ``feature_info`` describes these.
+
+    Raises:
+        UserError: as :class:`TimmBackbone`.
+    """
     check_model_name(name)
     net = _create_feature_net(name, in_channels)
     # Every feature that timm knows of the model, not only the ones that it returns by default.
@@ -225,7 +256,9 @@ def _build_feature_net(name: str, out_features: Sequence[str], in_channels: int)
         )
     deepest = max(FEATURE_STRIDES[f] for f in out_features)
     indices = [i for s, i in index_of_stride.items() if s in _STAGE_OF_STRIDE and s <= deepest]
-    if indices != list(net.feature_info.out_indices):
+    if res5_dilation == 2 and "res5" in out_features:
+        net = _create_dilated_net(name, in_channels, tuple(indices))
+    elif indices != list(net.feature_info.out_indices):
         net = _create_feature_net(name, in_channels, out_indices=tuple(indices))
     _drop_blocks_above(net, net.feature_info.module_name()[-1])
     return net
@@ -243,6 +276,21 @@ def _create_feature_net(name: str, in_channels: int, **kwargs) -> nn.Module:
         return timm.create_model(name, **kwargs)
     except (RuntimeError, AttributeError, AssertionError) as e:
         raise UserError(f"MODEL.TIMM.NAME: timm extracts no features of {name!r}: {e}") from e
+
+
+def _create_dilated_net(name: str, in_channels: int, indices: Tuple[int, ...]) -> nn.Module:
+    """As without dilation, but that the stage of stride 32 has stride 16."""
+    try:
+        net = _create_feature_net(name, in_channels, out_indices=indices, output_stride=16)
+        is_dilated = net.feature_info.reduction()[-1] == 16
+    except (TypeError, UserError):  # the architecture has no such option, or refuses this value
+        is_dilated = False
+    if not is_dilated:
+        raise UserError(
+            f"MODEL.RESNETS.RES5_DILATION: 2: timm's {name} has no dilation (output_stride=16); "
+            "write 1, or name a ResNet in MODEL.TIMM.NAME"
+        )
+    return net
 
 
 def _drop_blocks_above(net: nn.Module, module_name: str) -> None:

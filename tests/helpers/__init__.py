@@ -4,9 +4,13 @@ paths               where the repository and the reference files are
 catalogs            Detectron2's global catalogs, left as they were
 small_detector      a small detector on any backbone of timm
 seeded_run          the OUTPUT_DIR of no training: weights from a seed that detect something
+seeded_run          the OUTPUT_DIR of a training that never was: seeded weights that detect
+standin_weights     deterministic stand-in weights for the published detectors
 fake_hub            weights from a seed, in a Hugging Face cache folder as the hub fills it
 detections          made-up detections for the sample data
 damaged_files       files that are damaged or unusual, made byte by byte
+zoo_model           Detectron2's zoo: its YAML files, a model of one made small, images for it
+recorded_config     a config that notes who reads which of its keys
 chromium            a real browser for the HTML pages
 report_page         the data that a page of a report holds
 installed           the Detectron2 that is installed: whether it is the mended wheel

@@ -105,7 +105,10 @@ PROJECT_DETECTOR = Format(
     _unchanged,
 )
 STOCK_DETECTOR = Format(
-    "Detectron2 detector", DETECTOR, _has_prefix("backbone.bottom_up."), _refuse_stock_detector
+    "Detectron2 detector",
+    DETECTOR,
+    _has_prefix("backbone.bottom_up.", "backbone.stem.conv1.", "backbone.res2.0."),
+    _refuse_stock_detector,
 )
 DETECTRON2_RESNET = Format(
     "Detectron2 ResNet", BACKBONE, _has_prefix("res2.0."), resnet_names.to_timm

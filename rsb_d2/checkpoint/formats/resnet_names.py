@@ -1,9 +1,11 @@
 """ResNets: timm's (and torchvision's) names to Detectron2's and back."""
 
 import re
-from typing import NamedTuple
 
+from ...modeling.resnets.shape import PLAIN_RESNETS, ResNetShape
 from ..reading import StateDict
+
+__all__ = ["PLAIN_RESNETS", "ResNetShape", "to_detectron2", "to_timm"]
 
 # The first convolution and its norm layer, those of the blocks, and those of the blocks' shortcuts.
 _TO_DETECTRON2 = (
@@ -22,35 +24,6 @@ _TO_TIMM = (
     (re.compile(r"^(layer[1-4]\.\d+)\.shortcut\.norm\."), r"\1.downsample.1."),
     (re.compile(r"^(layer[1-4]\.\d+)\.shortcut\."), r"\1.downsample.0."),
 )
-
-
-class ResNetShape(NamedTuple):
-    """What Detectron2's ``MODEL.RESNETS`` calls ``DEPTH``, ``NUM_GROUPS``, ``WIDTH_PER_GROUP``."""
-
-    depth: int
-    num_groups: int = 1
-    width_per_group: int = 64
-
-    @property
-    def res2_out_channels(self) -> int:
-        """int: ``MODEL.RESNETS.RES2_OUT_CHANNELS``."""
-        return 64 if self.depth in (18, 34) else 256
-
-
-# timm's names of the plain ResNets, which are the ones that Detectron2 can build.
-PLAIN_RESNETS = {
-    "resnet18": ResNetShape(18),
-    "resnet34": ResNetShape(34),
-    "resnet50": ResNetShape(50),
-    "resnet101": ResNetShape(101),
-    "resnet152": ResNetShape(152),
-    "resnext50_32x4d": ResNetShape(50, 32, 4),
-    "resnext101_32x4d": ResNetShape(101, 32, 4),
-    "resnext101_32x8d": ResNetShape(101, 32, 8),
-    "resnext101_64x4d": ResNetShape(101, 64, 4),
-    "wide_resnet50_2": ResNetShape(50, 1, 128),
-    "wide_resnet101_2": ResNetShape(101, 1, 128),
-}
 
 
 def to_detectron2(weights: StateDict) -> StateDict:

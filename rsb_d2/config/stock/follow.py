@@ -1,0 +1,83 @@
+"""A stock YAML with the name of a timm backbone in it: what follows from Detectron2's keys."""
+
+import logging
+
+from detectron2.config import CfgNode, get_cfg
+
+from ...modeling import is_classifier
+from ...modeling.build import name_of_weights, pixel_statistics
+from ...modeling.resnets.spec import (
+    C4,
+    C4_HEADS,
+    BackboneSpec,
+    backbone_spec,
+    classifier_spec,
+    is_c4,
+    is_timm_backbone,
+    stride_in_1x1_message,
+)
+
+logger = logging.getLogger(__name__)
+
+_DEFAULTS = get_cfg().MODEL
+# Of Detectron2's own weights: of BGR, with the standard deviation in their first layer or outside.
+_STOCK_MEAN, _STOCK_STDS = _DEFAULTS.PIXEL_MEAN, (_DEFAULTS.PIXEL_STD, [57.375, 57.12, 58.395])
+
+
+def follow_stock_keys(cfg: CfgNode) -> None:
+    """Write what follows from Detectron2's keys for a timm backbone into the others, and say so.
+
+    ``MODEL.TIMM`` follows from ``MODEL.RESNETS`` where it is not set, the ROI heads of C4 take
+    timm's res5, and images in the format of Detectron2's own weights are fed in that of timm's.
+    Images in any other wrong format are in doubt: the builder asks for the lines to write.
+
+    Args:
+        cfg (CfgNode): not frozen; changed only if its ``BACKBONE.NAME`` is one of this project's.
+
+    Raises:
+        UserError: as :func:`rsb_d2.modeling.resnets.spec.backbone_spec`.
+    """
+    if is_classifier(cfg):
+        write_spec(cfg, classifier_spec(cfg))
+    if is_classifier(cfg) or not is_timm_backbone(cfg):
+        return
+    if cfg.MODEL.BACKBONE.NAME == C4 and is_c4(cfg) and cfg.MODEL.ROI_HEADS.NAME != C4_HEADS:
+        cfg.MODEL.ROI_HEADS.NAME = C4_HEADS
+        logger.info(f"MODEL.ROI_HEADS.NAME is {C4_HEADS}: res5 is timm's.")
+    spec = backbone_spec(cfg)
+    if not cfg.MODEL.TIMM.NAME:
+        logger.info(
+            f"The backbone is what MODEL.RESNETS describes: timm's {spec.name}, norm {spec.norm}."
+        )
+        if cfg.MODEL.RESNETS.STRIDE_IN_1X1:
+            logger.info(stride_in_1x1_message(spec.name))
+    write_spec(cfg, spec)
+    pixels = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    if pixels in [("BGR", _STOCK_MEAN, std) for std in _STOCK_STDS]:
+        set_pixels(cfg)
+
+
+def write_spec(cfg: CfgNode, spec: BackboneSpec) -> None:
+    """Say in ``MODEL.TIMM`` what the backbone is, wherever it was said before."""
+    cfg.MODEL.TIMM.NAME = spec.name
+    cfg.MODEL.TIMM.OUT_FEATURES = list(spec.out_features)
+    cfg.MODEL.TIMM.NORM = spec.norm
+    cfg.MODEL.TIMM.NORM_EVAL = spec.norm_eval
+
+
+def set_pixels(cfg: CfgNode) -> None:
+    """Feed the images in the format of timm's model; with a message if it was another one.
+
+    Args:
+        cfg (CfgNode): with ``MODEL.TIMM.NAME``; changed in place.
+    """
+    name = name_of_weights(cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.NAME)
+    before = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    mean, std = ([round(x, 3) for x in values] for values in pixel_statistics(name))
+    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = "RGB", mean, std
+    if before != ("RGB", mean, std):
+        logger.warning(
+            f"The images are fed as timm's {name} takes them, INPUT.FORMAT RGB, MODEL.PIXEL_MEAN "
+            f"{mean} and PIXEL_STD {std}; in the config they were {before[0]}, {before[1]} and "
+            f"{before[2]}."
+        )

@@ -1,0 +1,1 @@
+"""Detectron2's ``MODEL.RESNETS`` in the words of timm."""

@@ -1,0 +1,330 @@
+"""What a config says of its backbone: ``MODEL.TIMM``, and Detectron2's own ``MODEL.RESNETS``.
+
+A stock YAML describes its ResNet under ``MODEL.RESNETS``. With a timm backbone each of these keys
+is carried over to timm, or refused in one line. Where ``MODEL.TIMM.NAME`` is empty, the backbone is
+the one that ``MODEL.RESNETS`` describes. Where it names a model, that is built, and a key of
+``MODEL.RESNETS`` that is not at Detectron2's default must say the same: the defaults stand in every
+config, whoever wrote it, so they say nothing.
+"""
+
+from typing import Any, List, NamedTuple
+
+import timm
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    GeneralizedRCNN,
+    PanopticFPN,
+    ProposalNetwork,
+    SemanticSegmentor,
+)
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+
+from ...errors import UserError
+from ..norm import NORM_POLICIES
+from ..timm_backbone import check_model_name
+from .shape import PLAIN_RESNETS, ResNetShape, resnets_keys
+
+PLAIN, C4 = "build_timm_backbone", "build_timm_c4_backbone"
+FPN, RETINANET_FPN = "build_timm_fpn_backbone", "build_timm_retinanet_fpn_backbone"
+# The registered builders by what Detectron2 calls theirs: that of C4 and DC5 is the same.
+BUILDERS = (PLAIN, C4, FPN, RETINANET_FPN)
+C4_HEADS = "TimmRes5ROIHeads"
+
+_RESNETS = get_cfg().MODEL.RESNETS
+_STAGES = ["res2", "res3", "res4", "res5"]
+# Of rotated boxes: the data, the operators and the evaluators would be others, too.
+_ROTATED = {
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RRPN", "RPN"),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("RotatedAnchorGenerator", "DefaultAnchorGenerator"),
+    "MODEL.ROI_HEADS.NAME": ("RROIHeads", "StandardROIHeads"),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignRotated", "ROIAlignV2"),
+}
+
+
+class BackboneSpec(NamedTuple):
+    """The arguments of :class:`rsb_d2.TimmBackbone` but for the channels of the images."""
+
+    name: str
+    out_features: List[str]
+    norm: str
+    norm_eval: bool
+    freeze_at: int
+    res5_dilation: int
+
+
+def is_timm_backbone(cfg: CfgNode) -> bool:
+    """Whether a config's backbone is one of this project's."""
+    return cfg.MODEL.BACKBONE.NAME in BUILDERS
+
+
+def is_c4(cfg: CfgNode) -> bool:
+    """Whether a config's ROI heads compute res5 from what they crop out of res4."""
+    return _has_roi_heads(cfg) and cfg.MODEL.ROI_HEADS.NAME in ("Res5ROIHeads", C4_HEADS)
+
+
+def backbone_spec(cfg: CfgNode) -> BackboneSpec:
+    """Read what the backbone of a config is, from ``MODEL.TIMM`` and ``MODEL.RESNETS``.
+
+    Args:
+        cfg (CfgNode): with the keys of :func:`rsb_d2.add_rsb_config`; not changed.
+
+    Returns:
+        BackboneSpec
+
+    Raises:
+        UserError: if timm has no such model, if a key cannot be carried over to it, or if keys
+            contradict each other.
+    """
+    resnets = cfg.MODEL.RESNETS
+    _check_heads(cfg)
+    if any(resnets.DEFORM_ON_PER_STAGE):
+        raise UserError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE: {list(resnets.DEFORM_ON_PER_STAGE)}: timm's "
+            "ResNets have no deformable convolutions; write [False, False, False, False]"
+        )
+    name = cfg.MODEL.TIMM.NAME or _name_of(resnets)
+    check_model_name(name)
+    _check_norm_of_model(name, resnets.NORM)
+    _check_agreement(cfg, name)
+    norm, norm_eval = _norm(cfg)
+    return BackboneSpec(
+        name,
+        _out_features(cfg),
+        norm,
+        norm_eval,
+        cfg.MODEL.BACKBONE.FREEZE_AT,
+        _res5_dilation(cfg),
+    )
+
+
+def classifier_spec(cfg: CfgNode) -> BackboneSpec:
+    """Read what the network of an image classifier is: as of :func:`backbone_spec`, but whole.
+
+    Args:
+        cfg (CfgNode): as of :func:`backbone_spec`; of the features nothing is read.
+    """
+    name = cfg.MODEL.TIMM.NAME or _name_of(cfg.MODEL.RESNETS)
+    check_model_name(name)
+    norm, norm_eval = cfg.MODEL.TIMM.NORM or "BN", cfg.MODEL.TIMM.NORM_EVAL is not False
+    return BackboneSpec(name, list(cfg.MODEL.TIMM.OUT_FEATURES), norm, norm_eval, 0, 1)
+
+
+def stride_in_1x1_message(name: str) -> str:
+    """What becomes of ``RESNETS.STRIDE_IN_1X1`` True, the default and a property of weights."""
+    return (
+        "MODEL.RESNETS.STRIDE_IN_1X1 True is how Detectron2's MSRA weights were trained; timm's "
+        f"{name} strides in its 3x3 convolutions, as its own weights were."
+    )
+
+
+def _name_of(resnets: CfgNode) -> str:
+    """timm's name of the ResNet that ``MODEL.RESNETS`` describes."""
+    shape = ResNetShape(resnets.DEPTH, resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP)
+    for name, known in PLAIN_RESNETS.items():
+        if known == shape:
+            return name
+    near = [n for n, s in PLAIN_RESNETS.items() if s[1:] == shape[1:] or s[0] == shape[0]]
+    # Those of the same width before those of the same depth.
+    near.sort(key=lambda n: (PLAIN_RESNETS[n][1:] != shape[1:], PLAIN_RESNETS[n][0] - shape[0]))
+    there_are = ", ".join(
+        f"{{DEPTH: {s.depth}, NUM_GROUPS: {s.num_groups}, WIDTH_PER_GROUP: {s.width_per_group}}}"
+        for s in (PLAIN_RESNETS[n] for n in near or ["resnet50", "resnet101"])
+    )
+    raise UserError(
+        f"MODEL.RESNETS.DEPTH: timm has no ResNet of DEPTH {shape.depth}, NUM_GROUPS "
+        f"{shape.num_groups} and WIDTH_PER_GROUP {shape.width_per_group}; write MODEL.RESNETS "
+        f"{there_are}, or timm's name of a model in MODEL.TIMM.NAME"
+    )
+
+
+def _check_agreement(cfg: CfgNode, name: str) -> None:
+    for key, actual in resnets_keys(name).items():
+        value = cfg.MODEL.RESNETS[key]
+        if value in (_RESNETS[key], actual):
+            continue
+        has = "has nothing of the kind" if actual is None else f"has {actual}"
+        if not cfg.MODEL.TIMM.NAME:  # what DEPTH, NUM_GROUPS and WIDTH_PER_GROUP name
+            raise UserError(
+                f"MODEL.RESNETS.{key}: {value}: timm's {name}, which the other keys of "
+                f"MODEL.RESNETS describe, {has}; write {actual}"
+            )
+        raise UserError(
+            f"MODEL.TIMM.NAME is {name}, but MODEL.RESNETS.{key} is {value}, and timm's {name} "
+            f'{has}; write MODEL.RESNETS.{key} {actual or _RESNETS[key]}, or MODEL.TIMM.NAME "" '
+            "for the model that MODEL.RESNETS describes"
+        )
+
+
+def _check_norm_of_model(name: str, norm: str) -> None:
+    if norm in NORM_POLICIES or (norm == "GN" and _has_group_norm(name)):
+        return
+    with_group_norm = f"{name.partition('.')[0]}_gn"
+    advice = f"write {', '.join(NORM_POLICIES[:-1])} or {NORM_POLICIES[-1]}"
+    if norm == "GN" and timm.is_model(with_group_norm):
+        tag = timm.get_pretrained_cfg(with_group_norm).tag
+        advice += (
+            f", or MODEL.TIMM.NAME {with_group_norm} with MODEL.WEIGHTS "
+            f"timm://{with_group_norm}.{tag}, which was trained with group norm"
+        )
+    raise UserError(
+        f"MODEL.RESNETS.NORM: {norm!r} cannot be made of the batch norm that timm's {name} and its "
+        f"weights have; {advice}"
+    )
+
+
+def _has_group_norm(name: str) -> bool:
+    return name.partition(".")[0].endswith("_gn")
+
+
+def _norm(cfg: CfgNode) -> tuple:
+    """The norm policy, and whether statistics stay fixed where weight and bias train."""
+    given, norm_eval, stock = cfg.MODEL.TIMM.NORM, cfg.MODEL.TIMM.NORM_EVAL, cfg.MODEL.RESNETS.NORM
+    if norm_eval not in (None, True, False):
+        raise UserError(f"MODEL.TIMM.NORM_EVAL is {norm_eval!r}; write True or False")
+    if stock == "GN":  # of the model itself, which has no other
+        stock = "BN"
+    is_said = stock != _RESNETS.NORM
+    if given:
+        if is_said and given != stock and given in NORM_POLICIES:
+            raise UserError(
+                f"MODEL.TIMM.NORM is {given}, but MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM}; "
+                f"write the same in both, or MODEL.RESNETS.NORM {_RESNETS.NORM}, the default"
+            )
+        return given, norm_eval is not False
+    if not is_said and cfg.MODEL.TIMM.NAME:
+        return "BN", norm_eval is not False
+    # As Detectron2's ResNet has it: "BN" and "SyncBN" learn their statistics.
+    return stock, stock == "FrozenBN" if norm_eval is None else norm_eval
+
+
+def _out_features(cfg: CfgNode) -> List[str]:
+    given, stock = list(cfg.MODEL.TIMM.OUT_FEATURES), list(cfg.MODEL.RESNETS.OUT_FEATURES)
+    is_said = stock != list(_RESNETS.OUT_FEATURES)
+    if is_said and (not stock or set(stock) - set(_STAGES)):
+        raise UserError(
+            f"MODEL.RESNETS.OUT_FEATURES: {stock} must be of {_STAGES}; timm's stem has stride 2 "
+            "and Detectron2's 4, so that one is named in MODEL.TIMM.OUT_FEATURES"
+        )
+    builder, named = cfg.MODEL.BACKBONE.NAME, bool(cfg.MODEL.TIMM.NAME)
+    wanted = given
+    if not wanted:
+        if builder in (FPN, RETINANET_FPN):
+            wanted = _STAGES if named else list(cfg.MODEL.FPN.IN_FEATURES)
+        elif is_said or not named or builder == C4:
+            wanted = stock
+        else:
+            wanted = _STAGES
+    # The FPN takes what it needs, and what it does not need is not built.
+    missing = [f for f in stock if f not in wanted] if is_said and given else []
+    if missing:
+        raise UserError(
+            f"MODEL.RESNETS.OUT_FEATURES: {stock} has {missing[0]}, which is not in "
+            f"MODEL.TIMM.OUT_FEATURES {given}; write the same in both"
+        )
+    if builder in (FPN, RETINANET_FPN):
+        _check_fpn(cfg, wanted, stock if is_said else wanted)
+    if builder == C4 and "res5" in wanted:
+        key = "TIMM" if given else "RESNETS"
+        raise UserError(
+            f"MODEL.{key}.OUT_FEATURES: {wanted}: the ROI heads of C4 compute res5 themselves; "
+            "write [res4]"
+        )
+    return wanted
+
+
+def _check_fpn(cfg: CfgNode, wanted: List[str], stock: List[str]) -> None:
+    in_features = list(cfg.MODEL.FPN.IN_FEATURES)
+    key, features = "TIMM", wanted
+    if not [f for f in in_features if f not in wanted]:
+        key, features = "RESNETS", stock
+    if not in_features or [f for f in in_features if f not in features]:
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES: {in_features} must be of MODEL.{key}.OUT_FEATURES "
+            f"{features or _STAGES}; for the published detectors [res2, res3, res4, res5], for "
+            "RetinaNet [res3, res4, res5]"
+        )
+
+
+def check_features(cfg: CfgNode, features: List[str]) -> None:
+    """Check that the backbone has the features that the heads of a config take.
+
+    Args:
+        cfg (CfgNode): not changed.
+        features (list[str]): of the backbone.
+
+    Raises:
+        UserError: if one is missing.
+    """
+    keys = []
+    if _is_a(cfg, GeneralizedRCNN, ProposalNetwork) and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
+        keys.append("MODEL.RPN.IN_FEATURES")
+    if _has_roi_heads(cfg):
+        keys.append("MODEL.ROI_HEADS.IN_FEATURES")
+    if _is_a(cfg, RetinaNet):
+        keys.append("MODEL.RETINANET.IN_FEATURES")
+    if _is_a(cfg, PanopticFPN, SemanticSegmentor):
+        keys.append("MODEL.SEM_SEG_HEAD.IN_FEATURES")
+    for key in keys:
+        missing = [f for f in _value(cfg, key) if f not in features]
+        if missing:
+            raise UserError(
+                f"{key}: {list(_value(cfg, key))}: {cfg.MODEL.BACKBONE.NAME} has no {missing[0]}, "
+                f"only {', '.join(features)}; write some of these, or another MODEL.BACKBONE.NAME"
+            )
+
+
+def _res5_dilation(cfg: CfgNode) -> int:
+    dilation, builder = cfg.MODEL.RESNETS.RES5_DILATION, cfg.MODEL.BACKBONE.NAME
+    if dilation not in (1, 2):
+        raise UserError(f"MODEL.RESNETS.RES5_DILATION: {dilation}: write 1, or 2 for stride 16")
+    if dilation == 2 and builder in BUILDERS and builder != PLAIN:
+        why = "the FPN needs strides that double"
+        if builder == C4:
+            why = "the ROI heads of C4 compute res5 of what they crop"
+        raise UserError(
+            f"MODEL.RESNETS.RES5_DILATION: 2 with {builder}: {why}; write 1, or "
+            f"MODEL.BACKBONE.NAME {PLAIN}"
+        )
+    return dilation
+
+
+def _check_heads(cfg: CfgNode) -> None:
+    for key, (rotated, plain) in _ROTATED.items():
+        if _value(cfg, key) == rotated and (_has_roi_heads(cfg) or "ROI" not in key):
+            raise UserError(f"{key}: {rotated}: rotated boxes are not supported; write {plain}")
+    if not _has_roi_heads(cfg):
+        return
+    builder, heads = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME
+    if heads == "Res5ROIHeads":
+        fitting = "" if builder == C4 else f"MODEL.BACKBONE.NAME {C4} and "
+        raise UserError(
+            "MODEL.ROI_HEADS.NAME: Res5ROIHeads has a res5 of Detectron2's own with random "
+            f"weights; write {fitting}MODEL.ROI_HEADS.NAME {C4_HEADS}"
+        )
+    if heads == C4_HEADS and builder != C4:
+        raise UserError(f"MODEL.ROI_HEADS.NAME: {heads} needs MODEL.BACKBONE.NAME {C4}")
+    if heads == C4_HEADS and cfg.MODEL.KEYPOINT_ON:
+        raise UserError(
+            f"MODEL.KEYPOINT_ON: {heads}, as Detectron2's Res5ROIHeads, has no keypoints; write "
+            "MODEL.ROI_HEADS.NAME StandardROIHeads with an FPN"
+        )
+
+
+def _has_roi_heads(cfg: CfgNode) -> bool:
+    """Whether the meta architecture reads ``MODEL.ROI_HEADS``; the others have its default."""
+    return _is_a(cfg, GeneralizedRCNN)
+
+
+def _is_a(cfg: CfgNode, *classes: type) -> bool:
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        return False
+    architecture = META_ARCH_REGISTRY.get(name)
+    return isinstance(architecture, type) and issubclass(architecture, classes)
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

@@ -1,0 +1,273 @@
+"""C4, whose ROI heads have timm's last stage, and DC5, dilated: timm's features bit for bit."""
+
+import pytest
+import timm
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+
+from rsb_d2 import Checkpointer, TimmBackbone, UserError, optimize_for_inference
+from rsb_d2.checkpoint.convert import convert
+from rsb_d2.engine.speed import prepare_for_training
+from rsb_d2.modeling import TimmLastStage
+from rsb_d2.modeling.resnets.spec import backbone_spec
+from tests.helpers.fake_hub import add_to_cache, make_weights
+from tests.helpers.small_detector import make_config
+from tests.helpers.zoo_model import FEW, make_inputs
+
+PATH = "timm://resnet18.a1_in1k"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return make_weights("resnet18")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, weights):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "fvcore"))
+    add_to_cache(tmp_path / "hub", "resnet18.a1_in1k", weights)
+
+
+def c4_config(name="resnet18", mask_on=True, **timm_keys):
+    cfg = make_config(name, **timm_keys)
+    cfg.merge_from_list(FEW)
+    cfg.MODEL.BACKBONE.NAME = "build_timm_c4_backbone"
+    cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+    cfg.MODEL.ROI_HEADS.NAME = "TimmRes5ROIHeads"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 0
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64]]
+    cfg.MODEL.MASK_ON = mask_on
+    return cfg
+
+
+def make_c4(*args, **kwargs):
+    torch.manual_seed(0)
+    return build_model(c4_config(*args, **kwargs)).eval()
+
+
+def timm_features(name, weights, image, **kwargs):
+    """timm's own feature net with the same weights."""
+    net = timm.create_model(name, features_only=True, **kwargs).eval()
+    net.load_state_dict({k: v for k, v in weights.items() if k in net.state_dict()})
+    with torch.no_grad():
+        return net(image)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_features_of_c4_are_those_of_timm(hub, weights, norm):
+    model = make_c4(NORM=norm)
+    checkpointer = Checkpointer(model)
+    checkpointer.load(PATH)
+    image = torch.randn(2, 3, 64, 96)
+    expected = timm_features("resnet18", weights, image)
+    with torch.no_grad():
+        res4 = model.backbone(image)["res4"]
+        res5 = model.roi_heads.res5(res4)
+    # Detectron2's FrozenBatchNorm2d computes the same in another order.
+    check = torch.testing.assert_close if norm == "FrozenBN" else assert_equal
+    check(res4, expected[3])
+    check(res5, expected[4])
+    assert list(model.backbone.output_shape()) == ["res4"]
+    # Nothing of the network is left as it was, and none of it is built twice.
+    names = {n.partition(".body.")[2] for n in checkpointer.report.loaded}
+    assert names >= {n for n in weights if not n.startswith("fc.")} - {
+        n for n in weights if norm == "FrozenBN" and n.endswith("num_batches_tracked")
+    }
+    assert not any(".body." in n for n in checkpointer.report.initial)
+    assert not any("layer4" in n for n in model.backbone.state_dict())
+
+
+def assert_equal(found, expected):
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "resnetv2_18", "regnetz_005"])
+def test_last_stage_of_other_architectures(name):
+    torch.manual_seed(1)
+    whole = TimmBackbone(name, ["res4", "res5"]).eval()
+    stage = TimmLastStage(name).eval()
+    stage.body.load_state_dict(
+        {n: t for n, t in whole.body.state_dict().items() if n in stage.body.state_dict()}
+    )
+    with torch.no_grad():
+        features = whole(torch.randn(1, 3, 96, 64))
+        assert torch.equal(stage(features["res4"]), features["res5"])
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "swin_tiny_patch4_window7_224"])
+def test_architectures_whose_last_stage_does_not_stand_alone(name):
+    with pytest.raises(UserError, match=f"MODEL.TIMM.NAME: '{name}' has no last stage"):
+        TimmLastStage(name)
+
+
+def test_stock_checkpointer_loads_both_parts(hub, weights):
+    model = make_c4(NORM="BN")
+    DetectionCheckpointer(model).load(PATH)
+    body = {n.partition(".body.")[2]: t for n, t in model.state_dict().items() if ".body." in n}
+    assert len(body) == 120
+    for name, tensor in body.items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_loading_is_strict_about_the_last_stage(tmp_path, weights):
+    model = make_c4(NORM="BN")
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    torch.save({n: t for n, t in weights.items() if "layer4.1.conv1" not in n}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"1 of its 120 tensors .*\(layer4.1.conv1.weight\)"):
+        Checkpointer(model).load(str(tmp_path / "w.pth"))
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_weights_go_between_c4_and_fpn_and_back_to_timm(tmp_path, weights):
+    c4 = make_c4(NORM="BN")
+    Checkpointer(c4, str(tmp_path)).load(save(tmp_path / "timm.pth", weights))
+    file = save(tmp_path / "c4.pth", c4.state_dict())
+    cfg = make_config("resnet18")
+    fpn = build_model(cfg)
+    Checkpointer(fpn).load(file)
+    for name, tensor in fpn.backbone.bottom_up.body.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    again = make_c4(NORM="BN")
+    Checkpointer(again).load(save(tmp_path / "fpn.pth", fpn.state_dict()))
+    assert torch.equal(
+        again.roi_heads.res5.body.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"]
+    )
+    # The tool that converts: the whole network, for timm and for Detectron2's own ResNet.
+    for target, last in (("timm", "layer4.1.bn2.bias"), ("detectron2", "res5.1.conv2.norm.bias")):
+        converted = convert(c4.state_dict(), target).weights
+        assert torch.equal(converted[last], weights["layer4.1.bn2.bias"])
+        assert sum(not n.endswith("num_batches_tracked") for n in converted) == 100
+
+
+def save(path, weights):
+    torch.save(weights, path)
+    return str(path)
+
+
+def test_backbone_of_a_stock_c4_detector(tmp_path):
+    cfg = c4_config("resnet50")
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = "build_resnet_backbone", "Res5ROIHeads"
+    cfg.MODEL.RESNETS.NORM = "BN"
+    stock = build_model(cfg).state_dict()
+    with pytest.raises(UserError, match="a detector on Detectron2's own ResNet"):
+        convert(stock, "rsb_d2")
+    converted = convert(stock, "timm")
+    assert converted.timm_name == "resnet50"
+    assert torch.equal(
+        converted.weights["layer4.0.downsample.0.weight"], stock["roi_heads.res5.0.shortcut.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    "norm, norm_eval, freeze_at, kind, trains, learns",
+    [
+        ("FrozenBN", True, 2, FrozenBatchNorm2d, True, False),
+        ("BN", True, 2, torch.nn.BatchNorm2d, True, False),
+        ("BN", False, 2, torch.nn.BatchNorm2d, True, True),
+        ("BN", False, 4, torch.nn.BatchNorm2d, True, True),
+        ("BN", False, 5, torch.nn.BatchNorm2d, False, False),
+        ("SyncBN", False, 2, torch.nn.SyncBatchNorm, True, True),
+    ],
+)
+def test_norm_and_freezing_of_the_last_stage(norm, norm_eval, freeze_at, kind, trains, learns):
+    cfg = c4_config(NORM=norm, NORM_EVAL=norm_eval)
+    cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
+    stage = build_model(cfg).train().roi_heads.res5
+    norms = [m for n, m in stage.named_modules() if "bn" in n]
+    assert norms and all(type(m) is kind for m in norms)
+    assert {p.requires_grad for p in stage.parameters()} == {trains}
+    assert {m.training for m in norms if kind is not FrozenBatchNorm2d} in ({learns}, set())
+
+
+def test_training_with_norms_folded_into_convolutions():
+    cfg = c4_config(NORM="BN", NORM_EVAL=True)
+    models = []
+    for fold in (False, True):
+        torch.manual_seed(0)
+        model = build_model(cfg).train()
+        model.load_state_dict(models[0].state_dict() if models else model.state_dict())
+        cfg.MODEL.TIMM.FOLD_NORM = fold
+        prepare_for_training(model, cfg)
+        models.append(model)
+    x = torch.randn(2, 256, 14, 14)
+    for model in models:
+        model.roi_heads.res5(x).square().mean().backward()
+    for (name, plain), folded in zip(
+        models[0].roi_heads.res5.named_parameters(), models[1].roi_heads.res5.parameters()
+    ):
+        torch.testing.assert_close(plain.grad, folded.grad, msg=name)
+    assert type(models[1].roi_heads.res5.body.layer4[0].conv1) is not torch.nn.Conv2d
+
+
+@pytest.mark.parametrize("mask_on", [False, True])
+def test_optimized_c4(hub, mask_on):
+    model = make_c4(mask_on=mask_on, NORM="BN")
+    Checkpointer(model).load(PATH)
+    inputs = make_inputs(c4_config(mask_on=mask_on), training=False)
+    fast = optimize_for_inference(model)
+    assert not [m for m in fast.roi_heads.res5.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for expected, found in zip(model(inputs), fast(inputs)):
+            expected, found = expected["instances"], found["instances"]
+            assert len(expected) == len(found) > 0
+            torch.testing.assert_close(
+                found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-3, atol=1e-2
+            )
+            torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
+            if mask_on:
+                assert (found.pred_masks != expected.pred_masks).float().mean() < 0.01
+        half = optimize_for_inference(model, torch.bfloat16)(inputs)
+        assert all(len(r["instances"]) and r["instances"].scores.isfinite().all() for r in half)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "seresnet50"])
+def test_features_of_dc5_are_those_of_timm(name):
+    weights = make_weights(name)
+    backbone = TimmBackbone(name, ["res4", "res5"], res5_dilation=2).eval()
+    backbone.body.load_state_dict({n: t for n, t in weights.items() if not n.startswith("fc.")})
+    image = torch.randn(1, 3, 64, 96)
+    expected = timm_features(name, weights, image, output_stride=16)
+    with torch.no_grad():
+        features = backbone(image)
+    assert torch.equal(features["res4"], expected[3])
+    assert torch.equal(features["res5"], expected[4])
+    assert features["res5"].shape[2:] == (4, 6)
+    assert [s.stride for s in backbone.output_shape().values()] == [16, 16]
+    assert backbone.size_divisibility == 16
+
+
+@pytest.mark.parametrize("freeze_at, children", [(4, "layer3"), (5, "layer4"), (2, "layer1")])
+def test_freezing_of_a_dilated_backbone(freeze_at, children):
+    backbone = TimmBackbone("resnet18", ["res5"], freeze_at=freeze_at, res5_dilation=2)
+    frozen = {n.split(".")[1] for n, p in backbone.named_parameters() if not p.requires_grad}
+    assert max(frozen) == children
+
+
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "vgg16", "dla34", "maxvit_tiny_tf_224"]
+)
+def test_architectures_without_dilation(name):
+    with pytest.raises(UserError, match=f"RES5_DILATION: 2: timm's {name} has no dilation"):
+        TimmBackbone(name, ["res5"], res5_dilation=2)
+
+
+def test_stock_heads_on_a_timm_backbone_are_refused(caplog):
+    cfg = c4_config()
+    cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
+    with pytest.raises(UserError, match="write MODEL.ROI_HEADS.NAME TimmRes5ROIHeads$"):
+        build_model(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res4"]
+    with pytest.raises(UserError, match="random weights; write MODEL.BACKBONE.NAME build_timm_c4"):
+        build_model(cfg)
+    cfg.MODEL.ROI_HEADS.NAME = "TimmRes5ROIHeads"
+    with pytest.raises(UserError, match="needs MODEL.BACKBONE.NAME build_timm_c4_backbone"):
+        build_model(cfg)
+    # The default of that key stands in configs that have no ROI heads, and says nothing there.
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME = "ProposalNetwork", "Res5ROIHeads"
+    assert backbone_spec(cfg).out_features == ["res4"]
