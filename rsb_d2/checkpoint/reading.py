@@ -6,7 +6,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Dict
+from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
 import safetensors
@@ -48,16 +48,56 @@ def read_checkpoint(path: str, *, map_tensors: bool = False) -> Dict[str, Any]:
     Raises:
         UserError: if the file is none of these, is damaged, holds no weights, or needs a type
             that neither ``torch.load(weights_only=True)`` nor plain arrays allow; nothing of it
-            has been executed then.
+            has been executed then. Also if a tensor has values that are no finite numbers.
     """
     content = read_file(path, map_tensors=map_tensors)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {_type_name(content)}, not a state dict")
     checkpoint = dict(content)
-    for key in _STATE_DICT_KEYS:
-        if isinstance(checkpoint.get(key), Mapping):
-            return {**checkpoint, "model": _as_state_dict(path, checkpoint.pop(key))}
-    return {"model": _as_state_dict(path, content)}
+    weights = next((k for k in _STATE_DICT_KEYS if isinstance(checkpoint.get(k), Mapping)), None)
+    if weights is None:
+        checkpoint = {"model": _as_state_dict(path, content)}
+    else:
+        checkpoint = {"model": _as_state_dict(path, checkpoint.pop(weights)), **checkpoint}
+    _check_finite(path, checkpoint)
+    return checkpoint
+
+
+def _check_finite(path: str, checkpoint: Mapping) -> None:
+    """Check that all tensors of a checkpoint are finite: weights, averages, the optimizer's state.
+
+    Args:
+        path (str): of its file, for the message.
+        checkpoint (Mapping): tensors in containers of any depth; what is no tensor is passed over.
+
+    Raises:
+        UserError: if one has NaN or infinite values: it names the first one, and counts them.
+    """
+    bad = [(name, tensor) for name, tensor in _tensors(checkpoint) if not _is_finite(tensor)]
+    if not bad:
+        return
+    name, tensor = bad[0]
+    what = "NaN" if tensor.isnan().any() else "infinite values"
+    others = f" (and {len(bad) - 1} other tensors)" if len(bad) > 1 else ""
+    raise UserError(
+        f"{path} has {what} in {name}{others}: its run diverged before it was written, or the "
+        "file is damaged; take an earlier checkpoint"
+    )
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[Tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _tensors(item, f"{name}[{index}]")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.isfinite().all())
 
 
 def read_file(path: str, *, map_tensors: bool = False) -> Any:
