@@ -1,6 +1,7 @@
 """Lower bounds only: torch, torchvision and Detectron2 are the user's own and never replaced.
 
-Nor is OpenCV, which comes from one of several packages that overwrite each other.
+Nor is OpenCV, which comes from one of several packages that overwrite each other: for that reason
+there is no extra for LVIS, whose package lvis asks for one of them (pip install --no-deps lvis).
 """
 
 import shutil
@@ -49,7 +50,11 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["rsb_d2", "rsb_d2.*"]),
-    extras_require={"export": ["onnx>=1.16", "onnxruntime>=1.18"]},
+    extras_require={
+        "export": ["onnx>=1.16", "onnxruntime>=1.18"],
+        "masks": ["shapely>=2.0"],
+        "cityscapes": ["cityscapesscripts>=2.2", "shapely>=2.0"],
+    },
     package_data={"rsb_d2.report": ["page/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[

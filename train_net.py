@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from rsb_d2 import Checkpointer, Trainer, UserError, optimize_for_inference
 from rsb_d2.config.setup import setup
 from rsb_d2.engine import launch
+from rsb_d2.evaluation import check_evaluators
 from rsb_d2.modeling import is_classifier
 from rsb_d2.solver.ema import evaluate_with_average, load_average
 
@@ -17,6 +18,7 @@ from rsb_d2.solver.ema import evaluate_with_average, load_average
 def main(args):
     try:
         cfg = setup(args)
+        check_evaluators(cfg)
         if args.eval_only:
             model = Trainer.build_model(cfg)
             checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -27,10 +29,10 @@ def main(args):
                     f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is no whole {what} of this config: "
                     f"it lacks {', '.join(checkpointer.report.initial[:3])}, ..."
                 )
-            results = Trainer.test(cfg, optimized(cfg, model))
+            results = test(cfg, optimized(cfg, model))
             if cfg.MODEL_EMA.ENABLED and load_average(model, checkpoint, cfg.MODEL.WEIGHTS):
                 averaged = optimized(cfg, model)
-                results = evaluate_with_average(Trainer.test, cfg, results, averaged)
+                results = evaluate_with_average(test, cfg, results, averaged)
             if comm.is_main_process():
                 verify_results(cfg, results)
             return results
@@ -39,6 +41,13 @@ def main(args):
         return trainer.train()
     except UserError as e:
         sys.exit(f"train_net.py: error: {e}")
+
+
+def test(cfg, model):
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    return results
 
 
 def optimized(cfg, model):

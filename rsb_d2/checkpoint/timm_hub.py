@@ -14,7 +14,7 @@ from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from timm.models import list_pretrained
 
 from ..errors import UserError
-from ..modeling import TimmBackbone
+from ..modeling import CheckedTimmBackbone, TimmBackbone
 from .formats.timm_names import add_missing_counters, architecture, match, updated_by_timm
 from .reading import StateDict, read_checkpoint
 from .writing import save_torch
@@ -47,6 +47,7 @@ class TimmHubHandler(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
         self._check_kwargs(kwargs)
+        _check_lazy_backbones(path)
         return _file_for_detectron2(path[len(PREFIX) :], force)
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs) -> IO:
@@ -168,6 +169,16 @@ def _refuse_stock_weights(path: str, backbone_name: str) -> None:
         f"MODEL.WEIGHTS: {path} is {what}, of BGR and with other strides than timm's "
         f"{architecture(backbone_name)}, which would compute something else with it; {advice}"
     )
+
+
+def _check_lazy_backbones(path: str) -> None:
+    """The stock checkpointer asks for a file without saying for which model."""
+    names = CheckedTimmBackbone.names_in_use()
+    if names and architecture(path[len(PREFIX) :]) not in map(architecture, names):
+        raise UserError(
+            f"{path} is of another architecture than the backbone, {names[0]}: write the same name "
+            "in model.backbone.bottom_up.name and train.init_checkpoint"
+        )
 
 
 def _pretrained_cfg(name: str):

@@ -1,16 +1,19 @@
 """The keys of the validation loss, the best checkpoint and early stopping."""
 
 import difflib
+import logging
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..data.classification import EVALUATOR_TYPE
+from ..data.stock.packages import PANOPTIC
 from ..errors import UserError
-from ..evaluation.classification import MAX_LOGGED_CLASSES
+from ..evaluation.metrics import metric_names
 from ..solver.ema import EMA_PREFIX
 
-_COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+logger = logging.getLogger(__name__)
+
+_DEFAULT = "bbox/AP"
 _MODES = ("auto", "max", "min")
 
 
@@ -18,7 +21,9 @@ def check_best_metric(cfg: CfgNode) -> None:
     """Check the keys of the validation loss, the best checkpoint and early stopping.
 
     Args:
-        cfg (CfgNode): its ``DATASETS.TEST`` are registered.
+        cfg (CfgNode): its ``DATASETS.TEST`` are registered; not frozen. Where the evaluation gives
+            no ``bbox/AP``, the default of ``SOLVER.BEST_METRIC``, its own first metric takes its
+            place, with a message.
 
     Raises:
         UserError: if a value is none that is known, or needs what is switched off.
@@ -69,31 +74,27 @@ def _check_metric(cfg: CfgNode, metric: str) -> None:
                 f"DATASETS.TEST: name one, as in {before}{names[0]}/{metric}"
             )
         name = metric[len(dataset) + 1 :]
-    known = _classification_metrics(dataset) or _coco_metrics(cfg, dataset)
+    known = metric_names(cfg, dataset)
     # Another evaluator's metrics are not known here.
-    if known and name not in known:
-        matches = difflib.get_close_matches(name, known, n=3) or known[:3]
+    if not known or name in known:
+        return
+    if given == _DEFAULT:
+        cfg.SOLVER.BEST_METRIC = known[0]
+        logger.info(f"SOLVER.BEST_METRIC is {known[0]}, as {dataset} is not evaluated by boxes.")
+        return
+    if name.split("/")[0].endswith("_TTA"):
         raise UserError(
-            f"SOLVER.BEST_METRIC: evaluation on {dataset} gives no {name}; "
-            f"did you mean {', '.join(matches)}?"
+            f"SOLVER.BEST_METRIC is {given}: test-time augmentation is evaluated at the end of "
+            f"the training alone; write {name.replace('_TTA', '')}"
         )
-
-
-def _classification_metrics(dataset: str) -> list:
-    metadata = MetadataCatalog.get(dataset)
-    if metadata.get("evaluator_type") != EVALUATOR_TYPE:
-        return []
-    classes = metadata.thing_classes
-    names = ["top1", "top5"]
-    if len(classes) <= MAX_LOGGED_CLASSES:
-        names += [f"top1-{name}" for name in classes]
-    return [f"cls/{name}" for name in names]
-
-
-def _coco_metrics(cfg: CfgNode, dataset: str) -> list:
-    metadata = MetadataCatalog.get(dataset)
-    if metadata.get("evaluator_type") != "coco" or cfg.MODEL.KEYPOINT_ON:
-        return []
-    tasks = ["bbox"] + (["segm"] if cfg.MODEL.MASK_ON else [])
-    classes = [f"AP-{name}" for name in metadata.get("thing_classes", ())]
-    return [f"{task}/{name}" for task in tasks for name in (*_COCO_METRICS, *classes)]
+    is_panoptic = MetadataCatalog.get(dataset).get("evaluator_type") == "coco_panoptic_seg"
+    if is_panoptic and name.startswith("panoptic_seg/") and PANOPTIC.is_missing():
+        raise UserError(
+            f"SOLVER.BEST_METRIC is {given}, which needs {PANOPTIC.module}; install it: "
+            f"{PANOPTIC.install}"
+        )
+    matches = difflib.get_close_matches(name, known, n=3) or known[:3]
+    raise UserError(
+        f"SOLVER.BEST_METRIC: evaluation on {dataset} gives no {name}; "
+        f"did you mean {', '.join(matches)}?"
+    )

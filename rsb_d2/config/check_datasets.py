@@ -8,18 +8,23 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
+from ..data.stock.packages import check_packages
 from ..errors import UserError
+
+# Architectures with a head for the semantic segmentation of Detectron2.
+_WITH_STUFF = ("PanopticFPN", "SemanticSegmentor")
 
 
 def check_datasets(cfg: CfgNode, eval_only: bool) -> None:
-    """Check that there are data sets, and that each is registered.
+    """Check that there are data sets, that each is registered, and that it can be read here.
 
     Args:
         cfg (CfgNode): its ``DATASETS.COCO_JSON`` are registered; not changed.
         eval_only (bool): only ``DATASETS.TEST`` is needed.
 
     Raises:
-        UserError: if there is none, or a name is not registered.
+        UserError: if there is none, if a name is not registered, if a package is missing that
+            reads or evaluates it, or if federated loss lacks its numbers.
     """
     if not eval_only and not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name the data sets to train on")
@@ -34,6 +39,9 @@ def check_datasets(cfg: CfgNode, eval_only: bool) -> None:
                     + (f"did you mean {', '.join(matches)}? " if matches else "")
                     + "A COCO-format one of your own goes into DATASETS.COCO_JSON."
                 )
+            if key == "TEST" or not eval_only:
+                check_packages(name, key)
+    _check_federated_loss(cfg)
 
 
 def check_other_datasets(cfg: CfgNode, eval_only: bool) -> None:
@@ -64,7 +72,12 @@ def _check_files(split: str, name: str) -> None:
     metadata = MetadataCatalog.get(name)
     files: List[Tuple[str, str]] = [
         ("annotation file", metadata.get("json_file")),
-        ("image folder", metadata.get("image_root")),
+        ("image folder", metadata.get("image_root") or metadata.get("image_dir")),
+        ("folder", metadata.get("dirname")),
+        ("folder of annotations", metadata.get("gt_dir")),
+        ("folder of labels", metadata.get("sem_seg_root")),
+        ("panoptic annotation file", metadata.get("panoptic_json")),
+        ("folder of panoptic pictures", metadata.get("panoptic_root")),
     ]
     for what, path in files:
         if path and "://" not in path and not PathManager.exists(path):
@@ -76,13 +89,36 @@ def _check_files(split: str, name: str) -> None:
 
 
 def _check_num_classes(cfg: CfgNode, split: str, name: str) -> None:
-    node = NUM_CLASSES_NODE.get(cfg.MODEL.META_ARCHITECTURE)
-    classes = MetadataCatalog.get(name).get("thing_classes")
-    if node is None or not classes:
+    metadata, architecture = MetadataCatalog.get(name), cfg.MODEL.META_ARCHITECTURE
+    nodes = {"thing_classes": NUM_CLASSES_NODE.get(architecture)}
+    if architecture in _WITH_STUFF:
+        nodes["stuff_classes"] = "SEM_SEG_HEAD"
+    for kind, node in nodes.items():
+        classes = metadata.get(kind)
+        if node is None or not classes:
+            continue
+        key, num_classes = f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
+        if num_classes != len(classes):
+            raise UserError(
+                f"{key} is {num_classes}, but {name} of DATASETS.{split} has {len(classes)} "
+                f"classes; write {key} {len(classes)}"
+            )
+
+
+def _check_federated_loss(cfg: CfgNode) -> None:
+    head = cfg.MODEL.ROI_BOX_HEAD
+    if not head.get("USE_FED_LOSS", False):  # of Detectron2's main
         return
-    key, num_classes = f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
-    if num_classes != len(classes):
+    if not head.USE_SIGMOID_CE:
         raise UserError(
-            f"{key} is {num_classes}, but {name} of DATASETS.{split} has {len(classes)} classes; "
-            f"write {key} {len(classes)}"
+            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS chooses classes of a sigmoid loss; write "
+            "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True, too"
         )
+    # The model is built with them, also to be evaluated.
+    for name in cfg.DATASETS.TRAIN:
+        if not MetadataCatalog.get(name).get("class_image_count"):
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs to know how many images each class is in, "
+                f"which {name} of DATASETS.TRAIN does not say (its metadata class_image_count); "
+                "lvis_v1_train does"
+            )

@@ -76,6 +76,8 @@ _RANGES = {
     "MODEL.RPN.POST_NMS_TOPK_TEST": _COUNT,
     "MODEL.ANCHOR_GENERATOR.SIZES": _POSITIVE,
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _POSITIVE,
+    "TEST.AUG.MIN_SIZES": _COUNT,
+    "TEST.AUG.MAX_SIZE": _COUNT,
     "TEST.DETECTIONS_PER_IMAGE": _COUNT,
     "SEED": _SEED,
 }
@@ -94,6 +96,9 @@ _RANGES_OF_TRAINING = {
     "INPUT.CLASSIFIER.REPEATS": _COUNT,
     "INPUT.CLASSIFIER.SWITCH_PROB": _SHARE,
     "INPUT.CLASSIFIER.TRAIN_SIZE": _COUNT,
+    "INPUT.LSJ.MIN_SCALE": _POSITIVE,
+    "INPUT.LSJ.MAX_SCALE": _POSITIVE,
+    "INPUT.LSJ.SIZE": _COUNT,
     "INPUT.MIN_SIZE_TRAIN": _NOT_NEGATIVE,
     "INPUT.MAX_SIZE_TRAIN": _COUNT,
     "MODEL.CLASSIFIER.DROPOUT": _BELOW_1,
@@ -239,11 +244,21 @@ def _check_training_sizes(cfg: CfgNode) -> None:
             f"INPUT.MIN_SIZE_TRAIN is {sizes!r}; with INPUT.MIN_SIZE_TRAIN_SAMPLING {sampling} "
             f"it lists {what}"
         )
-    crop = cfg.INPUT.CROP
-    if crop.ENABLED and cfg.MODEL.MASK_ON and importlib.util.find_spec("shapely") is None:
+    crop, lsj = cfg.INPUT.CROP, cfg.INPUT.LSJ
+    for key in ("CROP", "LSJ") if cfg.MODEL.MASK_ON else ():
+        if cfg.INPUT[key].ENABLED and importlib.util.find_spec("shapely") is None:
+            raise UserError(
+                f"INPUT.{key}.ENABLED with MODEL.MASK_ON needs shapely, which cuts polygons; "
+                "install it: pip install shapely"
+            )
+    if lsj.ENABLED and crop.ENABLED:
         raise UserError(
-            "INPUT.CROP.ENABLED with MODEL.MASK_ON needs shapely, which cuts polygons; install "
-            "it: pip install shapely"
+            "INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED: large-scale jitter crops by itself; write "
+            "INPUT.CROP.ENABLED False"
+        )
+    if lsj.ENABLED and lsj.MIN_SCALE > lsj.MAX_SCALE:
+        raise UserError(
+            f"INPUT.LSJ.MIN_SCALE is {lsj.MIN_SCALE}, above INPUT.LSJ.MAX_SCALE {lsj.MAX_SCALE}"
         )
     of_share = crop.TYPE.startswith("relative")
     range_ = _Range("above 0" + " and at most 1" * of_share, 0, 1 if of_share else math.inf, True)

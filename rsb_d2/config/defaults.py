@@ -122,6 +122,15 @@ def add_rsb_config(cfg: CN) -> None:
     # "auto" that also does where the processor computes in bfloat16 (AMX or AVX512-BF16).
     cfg.SOLVER.AMP.DTYPE = "auto"
 
+    # Large-scale jitter, as of Detectron2's new_baselines, in training instead of MIN_SIZE_TRAIN:
+    # the image is scaled to fit into SIZE x SIZE pixels times a factor from MIN_SCALE ...
+    # MAX_SCALE, and cut or padded to SIZE x SIZE. RANDOM_FLIP holds; CROP is another augmentation.
+    cfg.INPUT.LSJ = CN()
+    cfg.INPUT.LSJ.ENABLED = False
+    cfg.INPUT.LSJ.MIN_SCALE = 0.1
+    cfg.INPUT.LSJ.MAX_SCALE = 2.0
+    cfg.INPUT.LSJ.SIZE = 1024
+
     # COCO-format data sets to register under a name of one's own, without any Python:
     # [[name, annotation file, image folder], ...]; use the names in DATASETS.TRAIN and .TEST.
     cfg.DATASETS.COCO_JSON = []
@@ -190,6 +199,8 @@ def add_rsb_config(cfg: CN) -> None:
     cfg.TEST.OPTIMIZE = True
     # Metric of the evaluations, named as in metrics.json, by which model_best.pth is chosen; "" for
     # no such file. There is none either where TEST.EVAL_PERIOD is 0: the last model is the one.
+    # Data that is not evaluated by boxes takes its evaluator's first metric for this one, and says
+    # so: segm/AP (Cityscapes' instances), sem_seg/IoU (its labels), sem_seg/mIoU.
     cfg.SOLVER.BEST_METRIC = "bbox/AP"
     # Whether a higher or a lower value of it is better: "max", "min", or "auto": "min" if it has
     # "loss" in its name.

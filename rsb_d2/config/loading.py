@@ -4,6 +4,7 @@ import difflib
 import os
 from typing import List
 
+import detectron2
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
@@ -14,6 +15,19 @@ from ..solver.epochs import keep_last_word
 from .defaults import add_rsb_config
 from .stock.arithmetic import arithmetic_in_yaml
 from .stock.follow import follow_stock_keys
+
+# Keys of Detectron2's main branch that 0.6 does not have, and what they are about.
+_OF_MAIN = {
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": "federated loss",
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": "a sigmoid loss in the box head",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": "federated loss",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": "federated loss",
+    "DATALOADER.REPEAT_SQRT": "repeat factors without a square root",
+    "SOLVER.BASE_LR_END": "a last learning rate of WarmupCosineLR",
+    "SOLVER.NUM_DECAYS": "WarmupStepWithFixedGammaLR",
+    "SOLVER.RESCALE_INTERVAL": "a schedule rescaled after the warm-up",
+    "FLOAT32_PRECISION": "a choice of the precision of float32",
+}
 
 
 def load_config(config_file: str, opts: list) -> CfgNode:
@@ -82,6 +96,11 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
     if "Non-existent" not in message:
         return message
     key = message.split(": ")[-1]
+    if key in _OF_MAIN:
+        return (
+            f"{key}: this is Detectron2 {detectron2.__version__}, which has no {_OF_MAIN[key]}; "
+            "build Detectron2's main branch, or leave the key out"
+        )
     matches = difflib.get_close_matches(key, _all_keys(cfg), n=3)
     return message + (f"; did you mean {', '.join(matches)}?" if matches else "")
 

@@ -16,7 +16,9 @@ from ..data import register_coco_json, register_image_folders
 from ..data.class_names import fill_class_names
 from ..data.loader import num_training_images
 from ..data.sample import make_sample_data, make_sample_objects
+from ..data.stock.layouts import check_layouts
 from ..errors import UserError
+from ..evaluation.tta import check_tta
 from ..solver.accumulation import check_accumulation
 from ..solver.build import check_optimizer
 from ..solver.epochs import is_by_epochs, resolve_epochs
@@ -58,6 +60,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         check_datasets(cfg, args.eval_only)
         check_kind_of_data(cfg, args.eval_only)
         fill_class_names(cfg)
+        if cfg.TEST.AUG.ENABLED:
+            check_tta(cfg)
         if not args.eval_only:
             check_best_metric(cfg)
             check_optimizer(cfg)
@@ -65,6 +69,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         check_network(cfg, args.eval_only)
         check_weights(cfg, args)
         check_other_datasets(cfg, args.eval_only)
+        check_layouts(cfg, args.eval_only)
         if is_by_epochs(cfg) and not args.eval_only:  # the data is there
             resolve_epochs(cfg, num_training_images(cfg))
             check_schedule(cfg)

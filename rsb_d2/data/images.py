@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Dict, List, Tuple
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
@@ -23,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError, printable
 from .masks import is_finite, is_polygon, is_rle
+from .stock.augmentation import build_augmentation
 
 _EXIF_ORIENTATION = 0x0112
 # https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, 4.6.4, Orientation
@@ -35,6 +37,7 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 # Formats whose mode "I", of 32 bits, holds 16: Pillow opens their 16-bit grey in it, PNG before
 # Pillow 11.
 _16_BIT_FORMATS = ("PNG", "PPM")
@@ -110,6 +113,27 @@ def read_rgb(path: str) -> Image.Image:
         with PathManager.open(path, "rb") as f:
             return _open(f, None).convert("RGB")
     except Exception as e:  # as above
+        raise BadImageError(path, _reason(e)) from None
+
+
+def image_size(path: str) -> Tuple[int, int]:
+    """The size of an image as :func:`read_image` returns it, from its header alone.
+
+    Args:
+        path (str): as of :func:`read_image`.
+
+    Returns:
+        tuple[int, int]: width and height, in pixels.
+
+    Raises:
+        BadImageError: if the file is not there or has no header of an image.
+    """
+    try:
+        with PathManager.open(path, "rb") as f:
+            image = Image.open(f)
+            width, height = image.size
+            return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
+    except Exception as e:
         raise BadImageError(path, _reason(e)) from None
 
 
@@ -194,6 +218,15 @@ class CheckedDatasetMapper(DatasetMapper):
     training a loader can go on after the error; in evaluation it must stop the run, as it does
     when nobody catches it, since a figure without the image would be wrong.
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
+        ret = super().from_config(cfg, is_train)
+        if is_train and cfg.INPUT.LSJ.ENABLED:
+            ret["augmentations"] = build_augmentation(cfg, is_train)
+            # As where Detectron2 crops: the boxes of what is left of the masks.
+            ret["recompute_boxes"] = cfg.MODEL.MASK_ON
+        return ret
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
         """Read an image and transform it and its annotations.

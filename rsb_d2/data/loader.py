@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
@@ -17,7 +18,7 @@ from ..errors import UserError
 from ..modeling import is_classifier
 from ..modeling.mixing import mix_seeds
 from .images import BadImageError, CheckedDatasetMapper
-from .order import Place, Replacements, TrainingOrder, build_sampler
+from .order import Place, Replacements, TrainingOrder, build_sampler, is_high
 from .random_state import random_state_kept, seed_cpu
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ class TrainLoader:
             used, or returns ``None`` to have another one drawn.
         build_sampler (callable): from a seed to an endless ``Sampler[int]`` over the records.
         total_batch_size (int): images in a batch, in all processes together.
-        aspect_ratio_grouping (bool): whether the images of a batch are all wider than high or all
-            not, as in Detectron2; needs ``width`` and ``height`` in each record.
+        aspect_ratio_grouping (bool): whether the images of a batch are alike in
+            :func:`rsb_d2.data.order.is_high`, as in Detectron2.
         mix_group (int): so many neighbours in a batch are mixed by one draw; each image then says
             its ``mix_seed``. As of :func:`rsb_d2.data.order.share_of_batch`.
         num_parts (int): equal parts that each process computes its share in, if it is mixed.
@@ -77,9 +78,7 @@ class TrainLoader:
     ):
         if not records:
             raise UserError("DATASETS.TRAIN: there is no image to train on")
-        self._groups = bytes(
-            aspect_ratio_grouping and record["width"] <= record["height"] for record in records
-        )
+        self._groups = bytes(aspect_ratio_grouping and is_high(record) for record in records)
         self._records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.num_records = len(records)
@@ -125,7 +124,9 @@ class TrainLoader:
             worker_init_fn=_leave_signals_to_training,
             generator=torch.Generator(),  # the default one would take from the training's numbers
         )
-        images, batch_size = iter(images), self._total_batch_size // comm.get_world_size()
+        batch_size = self._total_batch_size // comm.get_world_size()
+        with _signals_wait():  # in the workers until _leave_signals_to_training
+            images = iter(images)
         while True:
             loaded = [self._next(images) for _ in range(batch_size)]
             self._report_bad_images([bad for _, bad_images in loaded for bad in bad_images])
@@ -247,6 +248,15 @@ class _MappedRecords(Dataset):
 
 def _same(item: Any) -> Any:
     return item
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_signals_to_training(worker_id: int) -> None:

@@ -14,6 +14,7 @@ from detectron2.data.samplers import (
 from torch.utils.data import Sampler
 
 from ..errors import UserError
+from .images import BadImageError, image_size
 
 # A place in the stream of the sampler, counted from 0, and the index of the record there.
 Place = Tuple[int, int]
@@ -37,8 +38,11 @@ def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
     if name == "TrainingSampler":
         sampler = TrainingSampler(len(records), seed=seed)
     elif name == "RepeatFactorTrainingSampler":
+        options = {}
+        if "REPEAT_SQRT" in cfg.DATALOADER:  # of Detectron2's main
+            options["sqrt"] = cfg.DATALOADER.REPEAT_SQRT
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD
+            records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
         )
         sampler = RepeatFactorTrainingSampler(factors, seed=seed)
     elif name == "RandomSubsetTrainingSampler":
@@ -172,3 +176,19 @@ class TrainingOrder(Sampler):
             batch.append(place)
             if len(batch) == self._total_batch_size:
                 yield waiting.pop(group)
+
+
+def is_high(record: dict) -> bool:
+    """Whether an image is at least as high as wide: images of a batch are alike in this.
+
+    Args:
+        record (dict): in Detectron2's dataset format; without ``width`` and ``height``, the header
+            of its image is read. One that cannot be read is reported when its turn comes.
+    """
+    if "width" in record and "height" in record:
+        return record["width"] <= record["height"]
+    try:
+        width, height = image_size(record["file_name"])
+    except BadImageError:
+        return False
+    return width <= height

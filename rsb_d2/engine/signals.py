@@ -32,6 +32,10 @@ class Interrupted(BaseException):
         self.number = number
 
 
+# The one that has taken the signals over.
+_active: "SignalWatch | None" = None
+
+
 class SignalWatch:
     """Notes SIGTERM and SIGINT; a second one ends the process at once, whatever it does.
 
@@ -55,6 +59,7 @@ class SignalWatch:
 
     def start(self) -> None:
         """Take the signals over."""
+        global _active
         if threading.current_thread() is not threading.main_thread():
             return
         self.received = None
@@ -64,17 +69,22 @@ class SignalWatch:
         self._writer.setblocking(False)
         self._before_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        _active = self
         threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
 
     def stop(self) -> None:
         """Give the signals back to whoever had them."""
+        global _active
         if not self._before:
             return
+        self._restore(self._before_fd)
+        self._before, _active = {}, None
+        self._writer.close()  # ends the thread
+
+    def _restore(self, wakeup_fd: int) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
-        signal.set_wakeup_fd(self._before_fd)
-        self._writer.close()  # ends the thread
+        signal.set_wakeup_fd(wakeup_fd)
 
     def raised_at_once(self) -> ContextManager[None]:
         """Raise :class:`Interrupted` in the middle of what the block does, or before it."""
@@ -119,3 +129,16 @@ class SignalWatch:
                 if first is None:
                     first, time_of_first = number[0], time.monotonic()
                     reader.settimeout(self._grace)
+
+
+def _give_back_in_child() -> None:
+    """A forked process has signals of its own.
+
+    The socket is its parent's, too: with it, a signal that ends a worker, such as of the pool that
+    reads Cityscapes, would pass for one that asks for the training's end.
+    """
+    if _active is not None:
+        _active._restore(-1)
+
+
+os.register_at_fork(after_in_child=_give_back_in_child)

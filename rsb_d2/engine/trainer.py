@@ -23,6 +23,7 @@ from ..data.loader import TrainLoader, epoch_size
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator
+from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
 from ..solver import build_optimizer
 from ..solver.accumulation import use_accumulation
 from ..solver.ema import AverageUpdate, build_average, evaluate_with_average
@@ -93,6 +94,8 @@ class Trainer(DefaultTrainer):
             CheckpointWriter(period, keep, cfg.TEST.EVAL_PERIOD, self.signals),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
         ]
+        if cfg.TEST.AUG.ENABLED:
+            ours.append(TTAEvaluation(self._average))
         if cfg.TEST.VAL_LOSS:
             ours.append(ValidationLoss(cfg, self.model, self._average))
         ours += build_best_hooks(cfg, self.model, self._average, **self._classes)
@@ -315,6 +318,8 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, output_folder: str = None
     ) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
+
+    test_with_TTA = classmethod(evaluate_with_tta)
 
     def build_writers(self) -> List[EventWriter]:
         writers = super().build_writers()

@@ -1,5 +1,5 @@
-from .build import build_evaluator
+from .build import build_evaluator, check_evaluators
 from .classification import ClassificationEvaluator
 from .coco_evaluation import COCOEvaluator
 
-__all__ = ["ClassificationEvaluator", "COCOEvaluator", "build_evaluator"]
+__all__ = ["COCOEvaluator", "ClassificationEvaluator", "build_evaluator", "check_evaluators"]

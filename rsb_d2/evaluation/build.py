@@ -1,8 +1,7 @@
 """The evaluator of a data set."""
 
-import importlib.util
-import logging
 import os
+from typing import List
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -10,53 +9,85 @@ from detectron2.evaluation import (
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
 
 from ..data.classification import EVALUATOR_TYPE
+from ..data.stock.packages import PANOPTIC, check_packages
 from ..errors import UserError
 from .classification import ClassificationEvaluator
 from .coco_evaluation import COCOEvaluator
+from .older_numpy import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    LVISEvaluator,
+)
 
-logger = logging.getLogger(__name__)
+EVALUATOR_TYPES = (
+    *("coco", "coco_panoptic_seg", "sem_seg", "lvis", "pascal_voc"),
+    *("cityscapes_instance", "cityscapes_sem_seg", EVALUATOR_TYPE),
+)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) -> DatasetEvaluator:
-    """Build the evaluator of a data set in COCO's format, or of images with one label each.
+    """Build the evaluator of a data set as Detectron2's ``tools/train_net.py`` does.
+
+    That of images with one label each is this project's own.
 
     Args:
         cfg (CfgNode): only ``OUTPUT_DIR`` is read.
-        dataset_name (str): a registered data set whose ``evaluator_type`` is ``"coco"`` or
-            ``"coco_panoptic_seg"``, or of one of images with a label.
+        dataset_name (str): a registered data set, whose ``evaluator_type`` says what is built.
         output_folder (str): where predictions are written; by default ``OUTPUT_DIR/inference``.
 
     Returns:
         DatasetEvaluator
 
     Raises:
-        UserError: for a data set of another type.
+        UserError: for a data set of another type, or if its evaluator's package is missing.
     """
     output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type == EVALUATOR_TYPE:
+    kind = _checked_type(dataset_name)
+    if kind == EVALUATOR_TYPE:
         classes = MetadataCatalog.get(dataset_name).thing_classes
         return ClassificationEvaluator(classes, output_folder)
-    if evaluator_type == "coco":
-        return COCOEvaluator(dataset_name, output_dir=output_folder)
-    if evaluator_type == "coco_panoptic_seg":
-        evaluators = [
-            SemSegEvaluator(dataset_name, distributed=True, output_dir=output_folder),
-            COCOEvaluator(dataset_name, output_dir=output_folder),
-        ]
-        if importlib.util.find_spec("panopticapi"):
-            evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
-        else:
-            logger.warning(
-                "Panoptic quality is not computed, only that of boxes, masks and stuff: it needs "
-                "panopticapi, https://github.com/cocodataset/panopticapi, which is not on PyPI."
-            )
-        return DatasetEvaluators(evaluators)
-    raise UserError(
-        f"DATASETS.TEST: {dataset_name!r} has evaluator type {evaluator_type!r}; only COCO-format "
-        "data sets are evaluated here (override Trainer.build_evaluator for others)"
-    )
+    if kind == "lvis":
+        return LVISEvaluator(dataset_name, output_dir=output_folder)
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset_name)
+    if kind == "cityscapes_instance":
+        return CityscapesInstanceEvaluator(dataset_name)
+    if kind == "cityscapes_sem_seg":
+        return CityscapesSemSegEvaluator(dataset_name)
+    evaluators: List[DatasetEvaluator] = []
+    if kind in ("sem_seg", "coco_panoptic_seg"):
+        evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_folder))
+    if kind in ("coco", "coco_panoptic_seg"):
+        evaluators.append(COCOEvaluator(dataset_name, output_dir=output_folder))
+    if kind == "coco_panoptic_seg" and not PANOPTIC.is_missing():
+        evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def check_evaluators(cfg: CfgNode) -> None:
+    """Check that :func:`build_evaluator` has an evaluator for each data set of ``DATASETS.TEST``.
+
+    Args:
+        cfg (CfgNode): not changed.
+
+    Raises:
+        UserError: if there is none of a data set's type, or a package is missing.
+    """
+    for name in cfg.DATASETS.TEST:
+        _checked_type(name)
+
+
+def _checked_type(dataset_name: str) -> str:
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in EVALUATOR_TYPES:
+        raise UserError(
+            f"DATASETS.TEST: {dataset_name!r} has evaluator type {kind!r}; there are evaluators of "
+            f"{', '.join(EVALUATOR_TYPES)} (override Trainer.build_evaluator for others)"
+        )
+    check_packages(dataset_name, "TEST")
+    return kind

@@ -3,7 +3,6 @@
 from typing import List, Tuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.layers import batched_nms
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
@@ -68,7 +67,7 @@ class InferenceOutputLayers(FastRCNNOutputLayers):
         results = [
             self._choose(scores, d.view(len(d), d.shape[1] // 4, 4), p)
             for scores, d, p in zip(
-                F.softmax(logits, dim=-1).split(sizes), deltas.split(sizes), proposals
+                self.predict_probs(predictions, proposals), deltas.split(sizes), proposals
             )
         ]
         return [r[0] for r in results], [r[1] for r in results]

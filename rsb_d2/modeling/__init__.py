@@ -8,10 +8,12 @@ from .build import (
 from .cascade_rcnn import OpenMMLabCascadeROIHeads
 from .classifier import ImageClassifier, is_classifier
 from .last_stage import TimmLastStage, TimmRes5ROIHeads
+from .lazy import CheckedTimmBackbone
 from .retinanet import OpenMMLabRetinaNet
 from .timm_backbone import TimmBackbone
 
 __all__ = [
+    "CheckedTimmBackbone",
     "ImageClassifier",
     "OpenMMLabCascadeROIHeads",
     "OpenMMLabRetinaNet",

@@ -1,6 +1,6 @@
 """The registered builders: the only place in modeling that reads a config."""
 
-from typing import List, Tuple
+from typing import List, Sequence, Tuple
 
 import timm
 from detectron2.config import CfgNode
@@ -32,13 +32,9 @@ def check_pixel_format(cfg: CfgNode, name: str) -> None:
     Raises:
         UserError: if one differs; it gives the lines to write.
     """
-    mean, std = pixel_statistics(name)
-    if (
-        cfg.INPUT.FORMAT == "RGB"
-        and _close(cfg.MODEL.PIXEL_MEAN, mean)
-        and _close(cfg.MODEL.PIXEL_STD, std)
-    ):
+    if pixels_fit(name, cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD):
         return
+    mean, std = pixel_statistics(name)
     raise UserError(
         f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)} and "
         f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)} are not what timm's {name} takes; write "
@@ -62,6 +58,20 @@ def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
     )
 
 
+def pixels_fit(
+    name: str, image_format: str, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+) -> bool:
+    """Whether images of this format and normalisation are those of a timm model.
+
+    Args:
+        name (str): timm's name of the model, or of its weights.
+        image_format (str): as in ``INPUT.FORMAT``.
+        pixel_mean, pixel_std (sequence of float): of the channels, in 0 ... 255.
+    """
+    mean, std = pixel_statistics(name)
+    return image_format == "RGB" and _close(pixel_mean, mean) and _close(pixel_std, std)
+
+
 def name_of_weights(weights: str, name: str) -> str:
     """timm's name of the model with the tag of the weights, if they are timm's own.
 
@@ -76,7 +86,7 @@ def name_of_weights(weights: str, name: str) -> str:
     return given if is_of_model and is_model_pretrained(given) else name
 
 
-def _close(values: List[float], expected: List[float]) -> bool:
+def _close(values: Sequence[float], expected: List[float]) -> bool:
     return len(values) == len(expected) and all(
         abs(v - e) <= _PIXEL_TOLERANCE for v, e in zip(values, expected)
     )

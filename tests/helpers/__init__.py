@@ -18,6 +18,8 @@ installed           the Detectron2 that is installed: whether it is the mended w
 data/bad_input      a little data set, ways of making something about it bad, what must come of it
 data/coco_files     small annotation files, registered and evaluated
 data/fuzzing        examples at random, the same in every run
+data/layouts        small data in the layouts of COCO, LVIS, VOC, Cityscapes and ADE20k
+data/evaluating     made-up outputs of a model on a registered data set, and their evaluation
 data/loaders        a training loader of made-up records
 
 models/exporting    config, names and pictures for exported files
@@ -28,6 +30,7 @@ runs/sample_run          a small run of the sample config
 runs/resumable_run       a small training that is stopped and goes on
 runs/scripted_training   a small training whose evaluations are scripted
 runs/switched_training   a short training with the switches for speed
+runs/lazy_script         a program: the steps of Detectron2's script for LazyConfigs
 kill_and_resume     a program: trains without a stop, and again with kills and resumes
 two_processes       a program: what each of two processes does in the tests of several
 pages               what is written for people: its code blocks, commands, headings, links

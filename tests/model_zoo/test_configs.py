@@ -32,6 +32,7 @@ SMALL = [
     *("DATALOADER.NUM_WORKERS", 0),
     *("INPUT.MIN_SIZE_TRAIN", (64,)),
     *("INPUT.MIN_SIZE_TEST", 64),
+    *("INPUT.LSJ.SIZE", 64),
     *("SOLVER.IMS_PER_BATCH", 1),
     *("SOLVER.MAX_ITER", 2),
     *("SOLVER.STEPS", (1,)),

@@ -6,6 +6,9 @@ from typing import Dict
 
 from matplotlib.figure import Figure
 
+# Of the evaluations of detectors.
+_FIGURES = ("/AP", "/AP50", "/AP75", "/mIoU", "/IoU", "/PQ")
+
 
 def read_metrics(output_dir: str) -> Dict[str, Dict[int, float]]:
     """Read what Detectron2's ``JSONWriter`` wrote.
@@ -28,7 +31,7 @@ def read_metrics(output_dir: str) -> Dict[str, Dict[int, float]]:
 
 
 def draw_curves(output_dir: str) -> str:
-    """Draw losses, learning rate and AP, or accuracy, over the iterations into ``curves.png``.
+    """Draw losses, learning rate and AP, IoU, PQ or accuracy by iteration into ``curves.png``.
 
     Args:
         output_dir (str): the folder of ``metrics.json``.
@@ -38,12 +41,13 @@ def draw_curves(output_dir: str) -> str:
     """
     metrics = read_metrics(output_dir)
     losses = sorted(name for name in metrics if "loss" in name)
-    aps = sorted(name for name in metrics if name.endswith(("/AP", "/AP50", "/AP75")))
+    aps = sorted(name for name in metrics if name.endswith(_FIGURES))
+    kinds = sorted({kind for kind in ("AP", "IoU", "PQ") for name in aps if kind in name}) or ["AP"]
     accuracies = sorted(name for name in metrics if name.endswith(("/top1", "/top5")))
     panels = [
         ("loss", losses),
         ("learning rate", ["lr"]),
-        ("accuracy (%)", accuracies) if accuracies else ("AP (%)", aps),
+        ("accuracy (%)", accuracies) if accuracies else (f"{', '.join(kinds)} (%)", aps),
     ]
     figure = Figure(figsize=(15, 4), layout="constrained")
     for axes, (label, names) in zip(figure.subplots(1, len(panels)), panels):

@@ -66,30 +66,51 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
         str: ``path``.
     """
     name = cfg.DATASETS.TEST[0]
-    classes = MetadataCatalog.get(name).get("thing_classes", [])
-    metadata = Metadata(thing_classes=classes, thing_colors=class_colors(len(classes)))
+    metadata = _drawn_metadata(name)
     mapper = CheckedDatasetMapper(cfg, is_train=False)
     pairs = []
     with inference_context(model), torch.no_grad():
         for record in DatasetCatalog.get(name)[:num_images]:
             image = read_image(record["file_name"], "RGB")
-            instances = model([mapper(record)])[0].get("instances")
-            if not cfg.MODEL.MASK_ON:
-                record = {**record, "annotations": _without_masks(record.get("annotations", []))}
+            output = model([mapper(record)])[0]
+            record = _drawn_record(record, cfg.MODEL.MASK_ON, with_stuff="sem_seg" in output)
             # In this mode an object has the colour of its class, but for a little noise.
             options = dict(scale=readable_scale(image), instance_mode=ColorMode.SEGMENTATION)
             truth = Visualizer(image, metadata, **options).draw_dataset_dict(record)
             found = Visualizer(image, metadata, **options)
-            if instances is not None:
-                instances = instances.to("cpu")
+            if "sem_seg" in output:
+                labels = output["sem_seg"].argmax(dim=0).to("cpu")
+                found.draw_sem_seg(labels, area_threshold=0, alpha=0.5)
+            if "instances" in output:
+                instances = output["instances"].to("cpu")
                 found.draw_instance_predictions(instances[instances.scores >= DRAWN_SCORE])
             pairs.append((truth.get_image(), found.output.get_image()))
     cv2.imwrite(path, _grid(pairs)[:, :, ::-1])
     return path
 
 
-def _without_masks(annotations: List[dict]) -> List[dict]:
-    return [{k: v for k, v in a.items() if k != "segmentation"} for a in annotations]
+def _drawn_metadata(dataset_name: str) -> Metadata:
+    """The names of a data set's classes, with colours that differ."""
+    metadata = MetadataCatalog.get(dataset_name)
+    things, stuff = (list(metadata.get(f"{kind}_classes", ())) for kind in ("thing", "stuff"))
+    return Metadata(
+        thing_classes=things,
+        thing_colors=class_colors(len(things)),
+        stuff_classes=stuff,
+        stuff_colors=metadata.get("stuff_colors") or class_colors(len(stuff)),
+    )
+
+
+def _drawn_record(record: dict, with_masks: bool, with_stuff: bool) -> dict:
+    """A record of a data set with what the model predicts alone."""
+    drawn = {k: v for k, v in record.items() if k not in ("pan_seg_file_name", "segments_info")}
+    if not with_stuff:
+        drawn.pop("sem_seg_file_name", None)
+    if not with_masks and "annotations" in drawn:
+        drawn["annotations"] = [
+            {k: v for k, v in a.items() if k != "segmentation"} for a in drawn["annotations"]
+        ]
+    return drawn
 
 
 def _grid(pairs: List[tuple], columns: int = 2, margin: int = 8) -> np.ndarray:

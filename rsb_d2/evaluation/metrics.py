@@ -1,0 +1,68 @@
+"""The names of the figures that the evaluation of a data set gives."""
+
+from typing import List
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from ..data.classification import EVALUATOR_TYPE
+from ..data.stock.packages import PANOPTIC
+from .classification import MAX_LOGGED_CLASSES
+
+_COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_OF_COCO_TASK = {
+    "bbox": _COCO,
+    "segm": _COCO,
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+}
+_LVIS = (*_COCO, "APr", "APc", "APf")
+_PANOPTIC = [f"{name}{part}" for part in ("", "_th", "_st") for name in ("PQ", "SQ", "RQ")]
+
+
+def metric_names(cfg: CfgNode, dataset_name: str) -> List[str]:
+    """List the figures of a data set's evaluation, named as in ``metrics.json``.
+
+    Args:
+        cfg (CfgNode): what the model predicts.
+        dataset_name (str): a registered data set.
+
+    Returns:
+        list[str]: ``"bbox/AP"`` and so on, the one that models are compared by first; empty if
+        they are not known, as of a data set with an evaluator of one's own.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    things = list(metadata.get("thing_classes", ()))
+    kind = metadata.get("evaluator_type")
+    if kind == EVALUATOR_TYPE:
+        classes = [f"top1-{name}" for name in things] if len(things) <= MAX_LOGGED_CLASSES else []
+        return [f"cls/{name}" for name in ("top1", "top5", *classes)]
+    if kind == "coco":
+        return _of_coco(cfg, things)
+    if kind == "coco_panoptic_seg":
+        of_panoptic = [] if PANOPTIC.is_missing() else [f"panoptic_seg/{n}" for n in _PANOPTIC]
+        return [*of_panoptic, *_of_coco(cfg, things), *_of_sem_seg(metadata)]
+    if kind == "sem_seg":
+        return _of_sem_seg(metadata)
+    if kind == "lvis":
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+        return [f"{task}/{name}" for task in tasks for name in _LVIS]
+    return {
+        "pascal_voc": ["bbox/AP", "bbox/AP50", "bbox/AP75"],
+        "cityscapes_instance": ["segm/AP", "segm/AP50"],
+        "cityscapes_sem_seg": [f"sem_seg/{n}" for n in ("IoU", "iIoU", "IoU_sup", "iIoU_sup")],
+    }.get(kind, [])
+
+
+def _of_coco(cfg: CfgNode, things: List[str]) -> List[str]:
+    tasks = ["bbox"]
+    tasks += ["segm"] if cfg.MODEL.MASK_ON else []
+    tasks += ["keypoints"] if cfg.MODEL.KEYPOINT_ON else []
+    # Of a single class there is no figure of its own.
+    classes = [f"AP-{name}" for name in things] if len(things) > 1 else []
+    return [f"{task}/{name}" for task in tasks for name in (*_OF_COCO_TASK[task], *classes)]
+
+
+def _of_sem_seg(metadata) -> List[str]:
+    stuff = metadata.get("stuff_classes", ())
+    of_classes = [f"{figure}-{name}" for figure in ("IoU", "ACC") for name in stuff]
+    return [f"sem_seg/{name}" for name in ("mIoU", "fwIoU", "mACC", "pACC", *of_classes)]

@@ -1,0 +1,122 @@
+"""Test-time augmentation: which models have it, its evaluation, and when a training does it."""
+
+import logging
+import os
+from typing import Any, Dict
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, GeneralizedRCNNWithTTA
+from detectron2.modeling.meta_arch import PanopticFPN
+from torch import nn
+
+from ..data.random_state import random_state_kept
+from ..errors import UserError
+from ..solver.ema import AveragedWeights, evaluate_with_average
+
+logger = logging.getLogger(__name__)
+
+
+def check_tta(cfg: CfgNode) -> None:
+    """Check that Detectron2's test-time augmentation is there for the model of a config.
+
+    Args:
+        cfg (CfgNode): not changed.
+
+    Raises:
+        UserError: if it is not, or if nothing is augmented.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    architecture = META_ARCH_REGISTRY.get(name)
+    reason = None
+    if not issubclass(architecture, GeneralizedRCNN) or issubclass(architecture, PanopticFPN):
+        reason = f"MODEL.META_ARCHITECTURE is {name}"
+    elif cfg.MODEL.KEYPOINT_ON:
+        reason = "MODEL.KEYPOINT_ON is True"
+    elif cfg.MODEL.LOAD_PROPOSALS:
+        reason = "MODEL.LOAD_PROPOSALS is True"
+    elif cfg.MODEL.ROI_HEADS.NAME == "RROIHeads":
+        reason = "MODEL.ROI_HEADS.NAME is RROIHeads"
+    if reason:
+        raise UserError(
+            "TEST.AUG.ENABLED: Detectron2 augments at test time what GeneralizedRCNN finds, boxes "
+            f"and masks that are not rotated, and {reason}; write TEST.AUG.ENABLED False"
+        )
+    if not cfg.TEST.AUG.MIN_SIZES:
+        raise UserError(
+            "TEST.AUG.MIN_SIZES is empty: list the shorter sides that the images are resized to"
+        )
+
+
+def with_tta(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:
+    """Wrap a detector so that its detections are those of several sizes and flips of an image.
+
+    Args:
+        cfg (CfgNode): its ``TEST.AUG``.
+        model (nn.Module): the detector, as it is trained or of
+            :func:`rsb_d2.optimize_for_inference`; may be wrapped for data parallelism.
+
+    Returns:
+        GeneralizedRCNNWithTTA: called as ``model`` is, in its mode.
+
+    Raises:
+        UserError: as :func:`check_tta`.
+    """
+    check_tta(cfg)
+    wrapped = GeneralizedRCNNWithTTA(cfg, model)
+    # By itself it would be in training mode, into which an evaluation puts the model back.
+    wrapped.training = model.training
+    return wrapped
+
+
+def evaluate_with_tta(
+    trainer_type: type[DefaultTrainer], cfg: CfgNode, model: nn.Module
+) -> Dict[str, Any]:
+    """Evaluate a model on ``DATASETS.TEST`` as Detectron2's ``tools/train_net.py`` does.
+
+    Args:
+        trainer_type (type): its ``build_evaluator`` and ``test``.
+        cfg (CfgNode): its ``TEST.AUG`` and ``DATASETS.TEST``.
+        model (nn.Module): a detector that :func:`check_tta` takes.
+
+    Returns:
+        dict: as ``test``, with ``_TTA`` behind each name: ``"bbox_TTA"``.
+    """
+    logger.info("Running inference with test-time augmentation ...")
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+    evaluators = [trainer_type.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+    results = trainer_type.test(cfg, with_tta(cfg, model), evaluators)
+    return {f"{name}_TTA": figures for name, figures in results.items()}
+
+
+class TTAEvaluation(hooks.EvalHook):
+    """Detectron2's ``EvalHook`` for the end alone, also of a training that stops early.
+
+    It goes before the writers, which then write the figures as they do all others.
+    """
+
+    def __init__(self, average: AveragedWeights | None = None):
+        """
+        Args:
+            average (AveragedWeights or None): to be evaluated beside the model.
+        """
+        super().__init__(0, self._evaluate)
+        self._average = average
+
+    def after_train(self):
+        if self.trainer.stopped_early:
+            self._do_eval()
+        super().after_train()
+
+    def _evaluate(self) -> Dict[str, Any]:
+        trainer = self.trainer
+        with trainer.ended_by_signals(), random_state_kept():
+            results = trainer.test_with_TTA(trainer.cfg, trainer.model)
+            # As of all that a training returns and is verified by.
+            before = getattr(trainer, "_last_eval_results", {})
+            trainer._last_eval_results = {**before, **results}
+            if self._average:
+                with self._average.beside(trainer.model) as averaged:
+                    test = trainer.test_with_TTA
+                    results = evaluate_with_average(test, trainer.cfg, results, averaged)
+        return results
