@@ -93,9 +93,8 @@ class Trainer(DefaultTrainer):
             *([AverageUpdate(self._average)] if self._average else []),
             CheckpointWriter(period, keep, cfg.TEST.EVAL_PERIOD, self.signals),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            *([TTAEvaluation(self._average)] if cfg.TEST.AUG.ENABLED else []),
         ]
-        if cfg.TEST.AUG.ENABLED:
-            ours.append(TTAEvaluation(self._average))
         if cfg.TEST.VAL_LOSS:
             ours.append(ValidationLoss(cfg, self.model, self._average))
         ours += build_best_hooks(cfg, self.model, self._average, **self._classes)
