@@ -36,7 +36,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) 
     That of images with one label each is this project's own.
 
     Args:
-        cfg (CfgNode): only ``OUTPUT_DIR`` is read.
+        cfg (CfgNode): ``OUTPUT_DIR`` and ``TEST.KEYPOINT_OKS_SIGMAS`` are read.
         dataset_name (str): a registered data set, whose ``evaluator_type`` says what is built.
         output_folder (str): where predictions are written; by default ``OUTPUT_DIR/inference``.
 
@@ -63,7 +63,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) 
     if kind in ("sem_seg", "coco_panoptic_seg"):
         evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_folder))
     if kind in ("coco", "coco_panoptic_seg"):
-        evaluators.append(COCOEvaluator(dataset_name, output_dir=output_folder))
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+        evaluators.append(
+            COCOEvaluator(dataset_name, output_dir=output_folder, kpt_oks_sigmas=sigmas)
+        )
     if kind == "coco_panoptic_seg" and not PANOPTIC.is_missing():
         evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

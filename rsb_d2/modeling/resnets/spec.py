@@ -131,8 +131,10 @@ def _name_of(resnets: CfgNode) -> str:
         f"{{DEPTH: {s.depth}, NUM_GROUPS: {s.num_groups}, WIDTH_PER_GROUP: {s.width_per_group}}}"
         for s in (PLAIN_RESNETS[n] for n in near or ["resnet50", "resnet101"])
     )
+    said = [k for k in ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP") if resnets[k] != _RESNETS[k]]
+    keys = ", ".join(f"MODEL.RESNETS.{key}" for key in said)
     raise UserError(
-        f"MODEL.RESNETS.DEPTH: timm has no ResNet of DEPTH {shape.depth}, NUM_GROUPS "
+        f"{keys}: timm has no ResNet of DEPTH {shape.depth}, NUM_GROUPS "
         f"{shape.num_groups} and WIDTH_PER_GROUP {shape.width_per_group}; write MODEL.RESNETS "
         f"{there_are}, or timm's name of a model in MODEL.TIMM.NAME"
     )
