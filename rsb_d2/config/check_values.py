@@ -194,6 +194,7 @@ def check_values(cfg: CfgNode, eval_only: bool) -> None:
             f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values, MODEL.PIXEL_STD has "
             f"{len(cfg.MODEL.PIXEL_STD)}; write one of each for a channel"
         )
+    _check_proposals(cfg, eval_only)
     if not eval_only:
         _check_training_sizes(cfg)
         if not is_by_epochs(cfg):  # otherwise where the data is known
@@ -233,6 +234,22 @@ def _did_you_mean(name: Any, names: List[str]) -> str:
     if matches:
         return f"did you mean {' or '.join(matches)}?"
     return f"write one of {', '.join(sorted(names))}"
+
+
+def _check_proposals(cfg: CfgNode, eval_only: bool) -> None:
+    precomputed = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"
+    if precomputed and not cfg.MODEL.LOAD_PROPOSALS:
+        raise UserError(
+            "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, but none are loaded; write "
+            "MODEL.LOAD_PROPOSALS True and a file for each data set in DATASETS.PROPOSAL_FILES_*"
+        )
+    for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        files, names = cfg.DATASETS[f"PROPOSAL_FILES_{split}"], cfg.DATASETS[split]
+        if cfg.MODEL.LOAD_PROPOSALS and len(files) != len(names):
+            raise UserError(
+                f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files, but DATASETS.{split} "
+                f"{len(names)} data sets; name one for each, or write MODEL.LOAD_PROPOSALS False"
+            )
 
 
 def _check_training_sizes(cfg: CfgNode) -> None:

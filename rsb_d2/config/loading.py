@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..solver.epochs import keep_last_word
 from .defaults import add_rsb_config
 from .stock.arithmetic import arithmetic_in_yaml
-from .stock.follow import follow_stock_keys
+from .stock.follow import follow_stock_keys, said_of_resnets
 
 # Keys of Detectron2's main branch that 0.6 does not have, and what they are about.
 _OF_MAIN = {
@@ -66,15 +66,16 @@ def load_config(config_file: str, opts: list) -> CfgNode:
         cfg.merge_from_list(opts)
     except (KeyError, ValueError, AssertionError) as e:
         raise UserError(f"command line: {_explain(cfg, e)}") from e
+    layers = _layers(config_file) if config_file else []
     on_command_line = [key[len("SOLVER.") :] for key in opts[::2] if key.startswith("SOLVER.")]
-    files = _solver_of_files(config_file) if config_file else []
-    keep_last_word(cfg, [*files, dict.fromkeys(on_command_line)])
-    follow_stock_keys(cfg)
+    of_solver = [layer.get("SOLVER") or {} for layer in layers]
+    keep_last_word(cfg, [*of_solver, dict.fromkeys(on_command_line)])
+    follow_stock_keys(cfg, said_of_resnets(layers, opts[::2]))
     return cfg
 
 
-def _solver_of_files(path: str) -> List[dict]:
-    """The keys under ``SOLVER`` of a file that could be loaded, and of its bases before it."""
+def _layers(path: str) -> List[dict]:
+    """What stands in a file that could be loaded, and in its bases before it."""
     with PathManager.open(path) as f, arithmetic_in_yaml():
         content = yaml.safe_load(f)
     bases = content.get(BASE_KEY, [])
@@ -83,8 +84,8 @@ def _solver_of_files(path: str) -> List[dict]:
         base = os.path.expanduser(base)
         if not base.startswith(("/", "https://", "http://")):
             base = os.path.join(os.path.dirname(path), base)
-        layers += _solver_of_files(base)
-    return [*layers, content.get("SOLVER") or {}]
+        layers += _layers(base)
+    return [*layers, content]
 
 
 def _explain(cfg: CfgNode, error: Exception) -> str:

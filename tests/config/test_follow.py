@@ -83,3 +83,41 @@ def test_a_config_that_was_written_is_read_as_it_is(tmp_path, caplog):
     # YAML has no tuples in lists, nor the same list twice.
     assert yaml.safe_load(again.dump()) == yaml.safe_load(once.dump())
     assert not caplog.records
+
+
+R50 = str(ROOT / "COCO-Detection" / "faster_rcnn_R_50_FPN_1x.yaml")
+
+
+def test_a_default_that_somebody_wrote_says_something(tmp_path):
+    """DEPTH: 50 stands in the YAML, and it is Detectron2's default."""
+    named = [*FPN, "MODEL.TIMM.NAME", "resnet101"]
+    with pytest.raises(UserError, match="is resnet101, but MODEL.RESNETS.DEPTH is 50, .*DEPTH 101"):
+        load_config(R50, named)
+    cfg = load_config(R50, [*named, "MODEL.RESNETS.DEPTH", "101"])
+    assert (cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.NORM) == ("resnet101", "BN")
+    # In a file of one's own with the name of the model in it, and in what a run has written.
+    (tmp_path / "theirs.yaml").write_text(f"_BASE_: {R50}\nMODEL: {{TIMM: {{NAME: resnet101}}}}\n")
+    with pytest.raises(UserError, match="is resnet101, but MODEL.RESNETS.DEPTH is 50"):
+        load_config(str(tmp_path / "theirs.yaml"), FPN)
+    written = load_config(
+        "",
+        [
+            *FPN,
+            *named,
+            "MODEL.FPN.IN_FEATURES",
+            "['res4', 'res5']",
+            "MODEL.ROI_HEADS.NAME",
+            "StandardROIHeads",
+        ],
+    )
+    (tmp_path / "config.yaml").write_text(written.dump())
+    assert load_config(str(tmp_path / "config.yaml"), []).MODEL.TIMM.NAME == "resnet101"
+    # What has no depth is not asked for one.
+    assert load_config(R50, [*FPN, "MODEL.TIMM.NAME", "convnext_tiny"]).MODEL.RESNETS.DEPTH == 50
+
+
+def test_a_norm_that_somebody_wrote_counts():
+    opts = [*FPN, "MODEL.TIMM.NAME", "seresnet50", "MODEL.RESNETS.NORM", "FrozenBN"]
+    assert load_config(R50, opts).MODEL.TIMM.NORM == "FrozenBN"
+    with pytest.raises(UserError, match="TIMM.NORM is BN, but MODEL.RESNETS.NORM is FrozenBN"):
+        load_config(R50, [*opts, "MODEL.TIMM.NORM", "BN"])

@@ -1,6 +1,8 @@
 """A stock YAML with the name of a timm backbone in it: what follows from Detectron2's keys."""
 
 import logging
+from collections.abc import Collection
+from typing import Any, Dict, List, Set
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -24,7 +26,7 @@ _DEFAULTS = get_cfg().MODEL
 _STOCK_MEAN, _STOCK_STDS = _DEFAULTS.PIXEL_MEAN, (_DEFAULTS.PIXEL_STD, [57.375, 57.12, 58.395])
 
 
-def follow_stock_keys(cfg: CfgNode) -> None:
+def follow_stock_keys(cfg: CfgNode, said: Collection[str] = ()) -> None:
     """Write what follows from Detectron2's keys for a timm backbone into the others, and say so.
 
     ``MODEL.TIMM`` follows from ``MODEL.RESNETS`` where it is not set, the ROI heads of C4 take
@@ -33,6 +35,7 @@ def follow_stock_keys(cfg: CfgNode) -> None:
 
     Args:
         cfg (CfgNode): not frozen; changed only if its ``BACKBONE.NAME`` is one of this project's.
+        said (collection of str): as of :func:`rsb_d2.modeling.resnets.spec.backbone_spec`.
 
     Raises:
         UserError: as :func:`rsb_d2.modeling.resnets.spec.backbone_spec`.
@@ -44,7 +47,7 @@ def follow_stock_keys(cfg: CfgNode) -> None:
     if cfg.MODEL.BACKBONE.NAME == C4 and is_c4(cfg) and cfg.MODEL.ROI_HEADS.NAME != C4_HEADS:
         cfg.MODEL.ROI_HEADS.NAME = C4_HEADS
         logger.info(f"MODEL.ROI_HEADS.NAME is {C4_HEADS}: res5 is timm's.")
-    spec = backbone_spec(cfg)
+    spec = backbone_spec(cfg, said)
     if not cfg.MODEL.TIMM.NAME:
         logger.info(
             f"The backbone is what MODEL.RESNETS describes: timm's {spec.name}, norm {spec.norm}."
@@ -55,6 +58,25 @@ def follow_stock_keys(cfg: CfgNode) -> None:
     pixels = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     if pixels in [("BGR", _STOCK_MEAN, std) for std in _STOCK_STDS]:
         set_pixels(cfg)
+
+
+def said_of_resnets(layers: List[Dict[str, Any]], on_command_line: List[str]) -> Set[str]:
+    """The keys of ``MODEL.RESNETS`` that somebody wrote about a ResNet of Detectron2's.
+
+    A file in which ``MODEL.TIMM.NAME`` stands, too, may be one that a run has written, with all
+    keys at whatever value.
+
+    Args:
+        layers (list[dict]): what stands in a file, and in its bases.
+        on_command_line (list[str]): keys.
+    """
+    prefix = "MODEL.RESNETS."
+    said = {key[len(prefix) :] for key in on_command_line if key.startswith(prefix)}
+    for layer in layers:
+        model = layer.get("MODEL") or {}
+        if "NAME" not in (model.get("TIMM") or {}):
+            said |= set(model.get("RESNETS") or {})
+    return said
 
 
 def write_spec(cfg: CfgNode, spec: BackboneSpec) -> None:

@@ -7,6 +7,7 @@ the one that ``MODEL.RESNETS`` describes. Where it names a model, that is built,
 config, whoever wrote it, so they say nothing.
 """
 
+from collections.abc import Collection
 from typing import Any, List, NamedTuple
 
 import timm
@@ -63,11 +64,13 @@ def is_c4(cfg: CfgNode) -> bool:
     return _has_roi_heads(cfg) and cfg.MODEL.ROI_HEADS.NAME in ("Res5ROIHeads", C4_HEADS)
 
 
-def backbone_spec(cfg: CfgNode) -> BackboneSpec:
+def backbone_spec(cfg: CfgNode, said: Collection[str] = ()) -> BackboneSpec:
     """Read what the backbone of a config is, from ``MODEL.TIMM`` and ``MODEL.RESNETS``.
 
     Args:
         cfg (CfgNode): with the keys of :func:`rsb_d2.add_rsb_config`; not changed.
+        said (collection of str): of ``MODEL.RESNETS``, the keys that somebody wrote, so that they
+            say something also where the value is the default: ``"DEPTH"``.
 
     Returns:
         BackboneSpec
@@ -86,8 +89,8 @@ def backbone_spec(cfg: CfgNode) -> BackboneSpec:
     name = cfg.MODEL.TIMM.NAME or _name_of(resnets)
     check_model_name(name)
     _check_norm_of_model(name, resnets.NORM)
-    _check_agreement(cfg, name)
-    norm, norm_eval = _norm(cfg)
+    _check_agreement(cfg, name, said)
+    norm, norm_eval = _norm(cfg, "NORM" in said)
     return BackboneSpec(
         name,
         _out_features(cfg),
@@ -140,10 +143,12 @@ def _name_of(resnets: CfgNode) -> str:
     )
 
 
-def _check_agreement(cfg: CfgNode, name: str) -> None:
+def _check_agreement(cfg: CfgNode, name: str, said: Collection[str]) -> None:
     for key, actual in resnets_keys(name).items():
         value = cfg.MODEL.RESNETS[key]
-        if value in (_RESNETS[key], actual):
+        # Nobody can write less than the default where the word means nothing.
+        is_default = value == _RESNETS[key] and (key not in said or actual is None)
+        if is_default or value == actual:
             continue
         has = "has nothing of the kind" if actual is None else f"has {actual}"
         if not cfg.MODEL.TIMM.NAME:  # what DEPTH, NUM_GROUPS and WIDTH_PER_GROUP name
@@ -179,14 +184,14 @@ def _has_group_norm(name: str) -> bool:
     return name.partition(".")[0].endswith("_gn")
 
 
-def _norm(cfg: CfgNode) -> tuple:
+def _norm(cfg: CfgNode, is_said: bool) -> tuple:
     """The norm policy, and whether statistics stay fixed where weight and bias train."""
     given, norm_eval, stock = cfg.MODEL.TIMM.NORM, cfg.MODEL.TIMM.NORM_EVAL, cfg.MODEL.RESNETS.NORM
     if norm_eval not in (None, True, False):
         raise UserError(f"MODEL.TIMM.NORM_EVAL is {norm_eval!r}; write True or False")
     if stock == "GN":  # of the model itself, which has no other
         stock = "BN"
-    is_said = stock != _RESNETS.NORM
+    is_said = is_said or stock != _RESNETS.NORM
     if given:
         if is_said and given != stock and given in NORM_POLICIES:
             raise UserError(
