@@ -1,14 +1,16 @@
 #!/usr/bin/env python
-"""Write a trained detector to one file that runs without Detectron2, and compare the two.
+"""Write a trained detector for elsewhere, and compare what was written with it.
 
 tools/export.py --run output/frcnn_rsb_sample --output model.onnx
     Faster or Mask R-CNN or RetinaNet to ONNX, with the best weights of a training
 tools/export.py --config-file configs/mask_rcnn_rsb_1x.yaml --weights zoo://mask_rcnn_rsb_1x \\
         --output model.pt2 --images a.jpg b.jpg
     by torch.export, for torch and torchvision; model.ts: TorchScript, which torch gives up
+tools/export.py --run output/frcnn_rsb_sample --output package --format detectron2
+    a folder for Detectron2 without this project, and for what is built on it; docs/ecosystem.md
 
-The file is compared with the model on the images, and is not written if they differ.
-docs/deployment.md says how to use it. The exit status is 0, or 2 if nothing was written.
+What is written is compared with the model on the images, and is not written if they differ.
+docs/deployment.md says how to use a file. The exit status is 0, or 2 if nothing was written.
 """
 
 import argparse
@@ -21,7 +23,10 @@ from _program import make_parser, tells_mistakes
 
 from rsb_d2.export.export import Exported, check_output, export_detector
 from rsb_d2.export.images import comparison_images
+from rsb_d2.export.plain import Package, check_folder, export_package
 from rsb_d2.predict.predictor import load_detector, load_predict_config
+
+FORMATS = ("detectron2",)
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +34,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--run", default="", help="OUTPUT_DIR of a training")
     parser.add_argument("--config-file", default="", help="a YAML file, or a name in the model zoo")
     parser.add_argument("--weights", default="", help="a file, zoo://NAME, ...")
-    parser.add_argument("--output", required=True, help="NAME.onnx, NAME.pt2 or NAME.ts")
+    parser.add_argument(
+        "--output", required=True, help="NAME.onnx, NAME.pt2 or NAME.ts; with --format, a folder"
+    )
+    parser.add_argument("--format", default="", choices=FORMATS, help="of a folder")
     parser.add_argument(
         "--images", nargs="+", default=[], help="to compare on; default: the first of the test data"
     )
@@ -41,12 +49,16 @@ def parse_args() -> argparse.Namespace:
 @tells_mistakes
 def main() -> int:
     args = parse_args()
-    check_output(args.output)
+    check = check_folder if args.format else check_output
+    check(args.output)
     cfg = load_predict_config(
         args.config_file, args.weights, args.run, args.opts, "cpu", args.threshold
     )
     images = comparison_images(cfg, args.images)
     model, classes = load_detector(cfg)
+    if args.format:
+        print(_package_summary(export_package(cfg, model, classes, args.output, images)))
+        return 0
     exported = export_detector(cfg, model, classes, args.output, images)
     print(_summary(exported))
     return 0
@@ -62,6 +74,16 @@ def _summary(exported: Exported) -> str:
         f"detections, boxes within {difference.box:.1g} pixels, scores within "
         f"{difference.score:.1g}"
         + (f", masks within {difference.mask:.1g}" if "masks" in exported.contract else "")
+    )
+
+
+def _package_summary(package: Package) -> str:
+    difference = package.difference
+    return (
+        f"{package.folder}: config.yaml, model_final.pth and classes.json for Detectron2 alone\n"
+        f"compared with the model on {len(package.sizes)} images: the same "
+        f"{difference.detections} detections, boxes within {difference.box:.1g} pixels, scores "
+        f"within {difference.score:.1g}\n\n" + "\n".join(package.usage)
     )
 
 

@@ -60,6 +60,9 @@ def compare(
     found: Detections,
     score_threshold: float = 0.0,
     max_detections: int | None = None,
+    box_tolerance: float = BOX_TOLERANCE,
+    score_tolerance: float = SCORE_TOLERANCE,
+    paired: List[Tuple[int, int]] | None = None,
 ) -> Difference:
     """Pair detections of the same class, and measure how far the pairs are apart.
 
@@ -71,21 +74,26 @@ def compare(
         found (Detections): of the exported file.
         score_threshold (float): below which the two leave out detections.
         max_detections (int or None): of which the two keep the best.
+        box_tolerance (float): between partners, in pixels.
+        score_tolerance (float): between partners, of the score.
+        paired (list or None): gets the indices of the partners in the two.
 
     Returns:
         Difference
 
     Raises:
-        UserError: if a detection of one has no partner in the other within 0.1 pixel, a score of
-            1e-3 and a mask of 1e-3.
+        UserError: if a detection of one has no partner in the other within the tolerances, or if
+            the probabilities of a mask differ by more than 1e-3.
     """
-    pairs, lonely, extra = _pair(expected, found)
+    pairs, lonely, extra = _pair(expected, found, box_tolerance, score_tolerance)
+    if paired is not None:
+        paired += pairs
     borders = [score_threshold]
     if max_detections is not None and max(len(expected), len(found)) >= max_detections:
         borders += [d.scores.min() for d in (expected, found)]
     for what, detections, indices in (("missing", expected, lonely), ("new", found, extra)):
         for i in indices:
-            if min(abs(detections.scores[i] - b) for b in borders) > SCORE_TOLERANCE:
+            if min(abs(detections.scores[i] - b) for b in borders) > score_tolerance:
                 raise UserError(
                     f"{len(lonely)} of {len(expected)} detections are missing and {len(extra)} are "
                     f"new, {what} for one class {detections.classes[i]}, score "
@@ -107,15 +115,15 @@ def compare(
 
 
 def _pair(
-    expected: Detections, found: Detections
+    expected: Detections, found: Detections, box_tolerance: float, score_tolerance: float
 ) -> Tuple[List[Tuple[int, int]], List[int], List[int]]:
     """Pairs of indices, best first, and the indices of either that have no partner."""
     pairs, lonely, free = [], [], np.ones(len(found), bool)
     for i in range(len(expected)):
         near = free & (found.classes == expected.classes[i])
-        near &= np.abs(found.scores - expected.scores[i]) <= SCORE_TOLERANCE
+        near &= np.abs(found.scores - expected.scores[i]) <= score_tolerance
         distance = np.abs(found.boxes - expected.boxes[i]).max(axis=1, initial=0.0)
-        near &= distance <= BOX_TOLERANCE
+        near &= distance <= box_tolerance
         if near.any():
             j = int(np.where(near, distance, np.inf).argmin())
             free[j] = False

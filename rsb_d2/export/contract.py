@@ -29,8 +29,6 @@ def input_contract(cfg: CfgNode, classes: ClassNames) -> Dict[str, str]:
     """
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; only RGB and BGR can be exported")
-    is_retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
-    node = cfg.MODEL.RETINANET if is_retinanet else cfg.MODEL.ROI_HEADS
     contract = {
         "input_layout": "height, width, channel",
         "input_dtype": "uint8",
@@ -44,11 +42,21 @@ def input_contract(cfg: CfgNode, classes: ClassNames) -> Dict[str, str]:
         "classes": "index into class_names",
         "class_names": json.dumps(classes.names, ensure_ascii=False),
         "class_ids": json.dumps(classes.ids),
-        "score_threshold": repr(float(node.SCORE_THRESH_TEST)),
+        "score_threshold": repr(score_threshold(cfg)),
         "max_detections": str(cfg.TEST.DETECTIONS_PER_IMAGE),
         "architecture": cfg.MODEL.META_ARCHITECTURE,
         "made_by": f"rsb_d2, Detectron2 {detectron2.__version__}, torch {torch.__version__}",
     }
-    if cfg.MODEL.MASK_ON and not is_retinanet:
+    if cfg.MODEL.MASK_ON and not _is_retinanet(cfg):
         contract["masks"] = "probabilities in the box, to be pasted; see docs/deployment.md"
     return contract
+
+
+def score_threshold(cfg: CfgNode) -> float:
+    """The lowest score of a detection, of the kind of model that a config has."""
+    node = cfg.MODEL.RETINANET if _is_retinanet(cfg) else cfg.MODEL.ROI_HEADS
+    return float(node.SCORE_THRESH_TEST)
+
+
+def _is_retinanet(cfg: CfgNode) -> bool:
+    return "RetinaNet" in cfg.MODEL.META_ARCHITECTURE

@@ -125,7 +125,7 @@ def _format_of(path: str) -> Tuple:
         return make_traceable, _to_torchscript, run_torchscript
     raise UserError(
         f"--output: {path} must end in {_ONNX}, in {_TORCH_EXPORT} for torch.export or in "
-        f"{_TORCHSCRIPT} for TorchScript"
+        f"{_TORCHSCRIPT} for TorchScript; --format detectron2 makes a folder"
     )
 
 
