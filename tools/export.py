@@ -81,9 +81,12 @@ def _package_summary(package: Package) -> str:
     difference = package.difference
     return (
         f"{package.folder}: config.yaml, model_final.pth and classes.json for Detectron2 alone\n"
-        f"compared with the model on {len(package.sizes)} images: the same "
+        f"compared with the model on {package.num_images} images: the same "
         f"{difference.detections} detections, boxes within {difference.box:.1g} pixels, scores "
-        f"within {difference.score:.1g}\n\n" + "\n".join(package.usage)
+        f"within {difference.score:.1g}"
+        + (f", on {package.num_rounded} but for rounding" if package.num_rounded else "")
+        + "\n\n"
+        + "\n".join(package.usage)
     )
 
 

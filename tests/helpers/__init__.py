@@ -42,5 +42,6 @@ weights/weight_files     one network's weights in the files of every format
 weights/openmmlab        stand-ins for the published detectors, and what they computed
 weights/standin_weights  deterministic stand-in weights for the published detectors
 counted_reductions  a program: what each of two processes does in tests of accumulation
+plain_detectron2    a process that has Detectron2 and not this project, and runs packages
 two_processes       a program: what each of two processes does in the tests of several processes
 """

@@ -1,0 +1,177 @@
+"""When there is no package: the reason in one line, and no folder."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from rsb_d2 import UserError
+from rsb_d2.data.class_names import ClassNames
+from rsb_d2.export.plain import export_package, package
+from tests.export.test_plain_package import NAMES, make, pictures
+from tests.helpers.paths import ROOT
+from tests.helpers.seeded_run import make_seeded_run
+
+
+@pytest.mark.parametrize(
+    "kind, opts, message",
+    [
+        (["retinanet"], [], "P7_RELU is False, as in the published RetinaNet: .* ReLU between"),
+        (
+            ["retinanet"],
+            ["MODEL.RETINANET.P7_RELU", "True"],
+            "OpenMMLabRetinaNet clips boxes to the image before NMS",
+        ),
+        (["cascade"], [], "OpenMMLabCascadeROIHeads averages the logits of its stages"),
+        (
+            ["faster"],
+            ["MODEL.TIMM.NAME", "seresnet50"],
+            "Detectron2 has no backbone like timm's seresnet50, only resnet18, ",
+        ),
+        (["faster"], ["MODEL.TIMM.NAME", "resnet50d"], "no backbone like timm's resnet50d"),
+        (["faster"], ["MODEL.TIMM.NAME", "resnet10t"], "no backbone like timm's resnet10t"),
+        (
+            ["faster"],
+            [
+                *("MODEL.TIMM.OUT_FEATURES", "['stem', 'res2', 'res3', 'res4', 'res5']"),
+                *("MODEL.FPN.IN_FEATURES", "['stem', 'res2', 'res3', 'res4', 'res5']"),
+                *("MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32], [64], [128], [256]]"),
+            ],
+            "has stem, which is at stride 2 here and in Detectron2's ResNet at stride 4",
+        ),
+        (
+            ["retinanet"],
+            [
+                *("MODEL.TIMM.OUT_FEATURES", "['res2', 'res3', 'res4']"),
+                *("MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4']"),
+                *("MODEL.RETINANET.P7_RELU", "True"),
+                *("MODEL.RETINANET.IN_FEATURES", "['p2', 'p3', 'p4', 'p6', 'p7']"),
+            ],
+            "makes P6 and P7 of res5, and MODEL.FPN.IN_FEATURES ends in res4",
+        ),
+    ],
+)
+def test_what_detectron2_has_not_is_refused(tmp_path, kind, opts, message):
+    cfg, model = make(kind[0], *opts)
+    with pytest.raises(UserError, match=message) as e:
+        export_package(cfg, model, NAMES, str(tmp_path / "package"), pictures(1))
+    assert "\n" not in str(e.value)
+    assert not list(tmp_path.iterdir())
+
+
+def change_channels(weights):
+    name = "backbone.bottom_up.stem.conv1.weight"
+    return {**weights, name: weights[name].flip(1)}
+
+
+def change_a_little(weights):
+    name = "backbone.fpn_output2.bias"
+    return {**weights, name: weights[name] + 1e-4}
+
+
+def drop_one(weights):
+    return {n: t for n, t in weights.items() if n != "backbone.bottom_up.res5.1.conv2.weight"}
+
+
+@pytest.mark.parametrize("change", [change_channels, change_a_little, drop_one])
+def test_a_package_that_differs_is_not_written(tmp_path, monkeypatch, change):
+    made = package.plain_weights
+    monkeypatch.setattr(package, "plain_weights", lambda model: change(made(model)))
+    cfg, model = make("faster")
+    with pytest.raises(UserError, match="was not written: it differs from the model on an image"):
+        export_package(cfg, model, NAMES, str(tmp_path / "package"), pictures(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_that_detectron2_would_read_otherwise_is_not_written(tmp_path, monkeypatch):
+    made = package.plain_config
+
+    def other(*args):
+        cfg = made(*args)
+        cfg.MODEL.RPN.NMS_THRESH = 0.3
+        return cfg
+
+    monkeypatch.setattr(package, "plain_config", other)
+    with pytest.raises(UserError, match="was not written"):
+        export_package(*make("faster"), NAMES, str(tmp_path / "package"), pictures(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_detections_there_is_nothing_to_compare(tmp_path):
+    cfg, model = make("faster", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
+    with pytest.raises(UserError, match="nothing is detected in the 1 images .* 1.0 or more"):
+        export_package(cfg, model, NAMES, str(tmp_path / "package"), pictures(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_an_export_that_is_stopped(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(package, "save_weights", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_package(*make("faster"), NAMES, str(tmp_path / "package"), pictures(1))
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the program ----
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("export", ROOT / "tools" / "export.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    return program
+
+
+@pytest.fixture
+def export(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
+        status = program.main()
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_the_program_writes_a_package_and_says_how_to_use_it(export, tmp_path):
+    make_seeded_run(tmp_path / "run", "faster")
+    status, out, err = export("--run", "run", "--output", "package/", "--format", "detectron2")
+    assert status == 0, err
+    assert sorted(p.name for p in (tmp_path / "package").iterdir()) == [
+        *("classes.json", "config.yaml", "model_final.pth")
+    ]
+    assert "compared with the model on 4 images: the same " in out
+    assert "MetadataCatalog.get('package_classes').thing_classes = ['circle', " in out
+    weights = torch.load(tmp_path / "package" / "model_final.pth", weights_only=True)
+    assert "backbone.bottom_up.stem.conv1.weight" in weights
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("model.onnx", "model.onnx is a file's name"),
+        ("file", "file is a file"),
+        ("full", "full is not empty"),
+        ("none/package", "there is no folder "),
+    ],
+)
+def test_where_no_folder_can_be_made(export, tmp_path, output, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    # Before the run is looked for.
+    status, _, err = export("--run", "none", "--output", output, "--format", "detectron2")
+    assert status == 2 and message in err and err.count("\n") == 1
+
+
+def test_the_config_of_detectron2_itself_is_no_case_for_a_package(export, tmp_path):
+    cfg, model = make("faster")
+    export_package(cfg, model, ClassNames(NAMES.names, NAMES.ids), str(tmp_path / "p"), pictures(1))
+    status, _, err = export("--run", "p", "--output", "again", "--format", "detectron2")
+    assert status == 2 and "build_resnet_fpn_backbone is not of this project" in err
+    assert not (tmp_path / "again").exists()
