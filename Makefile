@@ -29,6 +29,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements-datasets.txt
+	$(PY) -m pip install --disable-pip-version-check --no-deps sahi==0.12.8  # or it brings a second OpenCV
 	$(PY) tools/install_detectron2.py
 	$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -54,6 +54,9 @@ setup(
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],
         "masks": ["shapely>=2.0"],
         "cityscapes": ["cityscapesscripts>=2.2", "shapely>=2.0"],
+        # The programs of other people that docs/ecosystem.md is about, in the versions tested.
+        # sahi asks for opencv-python, which overwrites a headless OpenCV: see the Makefile.
+        "test": ["hypothesis>=6", "pytest>=8", "sahi==0.12.8", "supervision==0.31.2"],
     },
     package_data={"rsb_d2.report": ["page/*"]},
     cmdclass={"build_py": BuildWithConfigs},

@@ -1,17 +1,12 @@
 """When there is no package: the reason in one line, and no folder."""
 
-import importlib.util
-import sys
-
 import pytest
 import torch
 
 from rsb_d2 import UserError
-from rsb_d2.data.class_names import ClassNames
 from rsb_d2.export.plain import export_package, package
-from tests.export.test_plain_package import NAMES, make, pictures
-from tests.helpers.paths import ROOT
-from tests.helpers.seeded_run import make_seeded_run
+from tests.export.test_plain_package import make
+from tests.helpers.models.exporting import NAMES, pictures
 
 
 @pytest.mark.parametrize(
@@ -118,37 +113,22 @@ def test_nothing_is_left_of_an_export_that_is_stopped(tmp_path, monkeypatch):
 # ---- the program ----
 
 
-@pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("export", ROOT / "tools" / "export.py")
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    return program
-
-
-@pytest.fixture
-def export(program, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-        status = program.main()
-        return status, *capsys.readouterr()
-
-    return run
-
-
-def test_the_program_writes_a_package_and_says_how_to_use_it(export, tmp_path):
-    make_seeded_run(tmp_path / "run", "faster")
-    status, out, err = export("--run", "run", "--output", "package/", "--format", "detectron2")
+def test_the_program_writes_a_package_and_says_how_to_use_it(tool, tmp_path):
+    package = tmp_path / "package"
+    words = ["--run", "{run}", "--output", f"{package}/", "--format", "detectron2"]
+    status, out, err = tool("export", *words)
     assert status == 0, err
-    assert sorted(p.name for p in (tmp_path / "package").iterdir()) == [
-        *("classes.json", "config.yaml", "model_final.pth")
-    ]
+    names = sorted(path.name for path in package.iterdir())
+    assert names == ["classes.json", "config.yaml", "model_final.pth"]
     assert "compared with the model on 4 images: the same " in out
     assert "MetadataCatalog.get('package_classes').thing_classes = ['circle', " in out
-    weights = torch.load(tmp_path / "package" / "model_final.pth", weights_only=True)
+    weights = torch.load(package / "model_final.pth", weights_only=True)
     assert "backbone.bottom_up.stem.conv1.weight" in weights
+    # What it wrote is Detectron2's own, and no case for a package.
+    again = ["--run", str(package), "--output", f"{package}2", "--format", "detectron2"]
+    status, _, err = tool("export", *again)
+    assert status == 2 and "build_resnet_fpn_backbone is not of this project" in err[-1]
+    assert not (tmp_path / "package2").exists()
 
 
 @pytest.mark.parametrize(
@@ -160,18 +140,12 @@ def test_the_program_writes_a_package_and_says_how_to_use_it(export, tmp_path):
         ("none/package", "there is no folder "),
     ],
 )
-def test_where_no_folder_can_be_made(export, tmp_path, output, message):
+def test_where_no_folder_can_be_made(tool, tmp_path, monkeypatch, output, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     # Before the run is looked for.
-    status, _, err = export("--run", "none", "--output", output, "--format", "detectron2")
-    assert status == 2 and message in err and err.count("\n") == 1
-
-
-def test_the_config_of_detectron2_itself_is_no_case_for_a_package(export, tmp_path):
-    cfg, model = make("faster")
-    export_package(cfg, model, ClassNames(NAMES.names, NAMES.ids), str(tmp_path / "p"), pictures(1))
-    status, _, err = export("--run", "p", "--output", "again", "--format", "detectron2")
-    assert status == 2 and "build_resnet_fpn_backbone is not of this project" in err
-    assert not (tmp_path / "again").exists()
+    words = ["--run", "none", "--output", output, "--format", "detectron2"]
+    status, _, err = tool("export", *words)
+    assert status == 2 and len(err) == 1 and message in err[0]

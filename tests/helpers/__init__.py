@@ -29,6 +29,7 @@ runs/programs            train_net.py and the tools as functions of this process
 runs/sample_run          a small run of the sample config
 runs/resumable_run       a small training that is stopped and goes on
 runs/scripted_training   a small training whose evaluations are scripted
+runs/without_rsb_d2      a process that has Detectron2 and not this project, and runs packages
 runs/switched_training   a short training with the switches for speed
 runs/lazy_script         a program: the steps of Detectron2's script for LazyConfigs
 kill_and_resume     a program: trains without a stop, and again with kills and resumes

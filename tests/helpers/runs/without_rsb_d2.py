@@ -1,4 +1,4 @@
-"""A process that has Detectron2 and not this project: it runs packages and writes what they find."""
+"""A process that has Detectron2 and not this project, and what packages find in it."""
 
 import json
 import os
