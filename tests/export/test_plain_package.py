@@ -42,15 +42,18 @@ KINDS = {
 
 
 def make(kind, *opts):
-    """A config and a detector with statistics that tell its norm layers and its channels apart."""
-    name, *of_kind = KINDS.get(kind, [kind])
+    """A config and a detector whose every norm layer and residual branch counts."""
+    name, *of_kind = KINDS[kind]
     cfg = make_seeded_config(name, *THRESHOLD, *of_kind, *opts)
     model = make_seeded_model(cfg)
     rng = np.random.default_rng(7)
-    for name, buffer in model.named_buffers():
+    for name, tensor in model.backbone.bottom_up.state_dict().items():
         if name.endswith(("running_mean", "running_var")):
-            values = rng.uniform(0.8, 1.2, buffer.shape) - name.endswith("mean")
-            buffer.copy_(torch.from_numpy(values))
+            values = rng.uniform(0.8, 1.2, tensor.shape) - name.endswith("mean")
+            tensor.copy_(torch.from_numpy(values))
+        elif name.endswith(".weight") and tensor.dim() == 1:  # timm's last of a block is 0 at first
+            low = 0.2 if not tensor.any() else 0.8
+            tensor.copy_(torch.from_numpy(rng.uniform(low, low + 0.2, tensor.shape)))
     return cfg, model
 
 

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultPredictor
 from torch import nn
 
+from ...checkpoint.reading import StateDict
 from ...checkpoint.writing import save_weights
 from ...data.class_names import ClassNames
 from ...errors import UserError
@@ -163,6 +164,7 @@ def _compare(
     plain.MODEL.WEIGHTS = os.path.join(temporary, WEIGHTS)
     plain.MODEL.DEVICE = "cpu"
     predictor = DefaultPredictor(plain)
+    _check_names(predictor.model, torch.load(plain.MODEL.WEIGHTS, weights_only=True))
     limits = score_threshold(cfg), cfg.TEST.DETECTIONS_PER_IMAGE
 
     def compare_on(image: np.ndarray) -> Difference:
@@ -189,6 +191,15 @@ def _compare(
             f"{limits[0]} or more: give others with --images"
         )
     return total, num_rounded
+
+
+def _check_names(model: nn.Module, weights: StateDict) -> None:
+    """Detectron2 itself only warns of weights that do not fit."""
+    names = model.state_dict().keys()
+    for name in names - weights.keys():
+        raise UserError(f"Detectron2's model has {name}, and the weights have no such")
+    for name in weights.keys() - names:
+        raise UserError(f"the weights have {name}, and Detectron2's model has no such")
 
 
 def _write(path: str, text: str) -> None:
