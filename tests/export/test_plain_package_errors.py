@@ -31,6 +31,15 @@ from tests.helpers.seeded_run import make_seeded_config
         (
             "faster",
             [
+                *("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnet50"),
+                *("MODEL.RPN.IN_FEATURES", "['res4']", "MODEL.ROI_HEADS.IN_FEATURES", "['res4']"),
+                *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64]]"),
+            ],
+            "build_timm_backbone pads images to a multiple of its stride",
+        ),
+        (
+            "faster",
+            [
                 *("MODEL.TIMM.OUT_FEATURES", "['stem', 'res2', 'res3', 'res4', 'res5']"),
                 *("MODEL.FPN.IN_FEATURES", "['stem', 'res2', 'res3', 'res4', 'res5']"),
                 *("MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32], [64], [128], [256]]"),

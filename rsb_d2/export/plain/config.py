@@ -7,8 +7,9 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
-from ...checkpoint.formats.resnet_names import PLAIN_RESNETS
 from ...data.class_names import ClassNames
+from ...modeling.resnets.shape import PLAIN_RESNETS
+from ...modeling.resnets.spec import backbone_spec
 from .reasons import BACKBONES
 
 # Written whether or not they are Detectron2's defaults: without them the weights mean nothing.
@@ -42,13 +43,14 @@ def plain_config(cfg: CfgNode, weights: str, datasets: Tuple[Tuple[str, ...], ..
     model.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN)[::-1]
     model.PIXEL_STD = list(cfg.MODEL.PIXEL_STD)[::-1]
     model.BACKBONE.NAME = BACKBONES[cfg.MODEL.BACKBONE.NAME]
-    model.RESNETS = defaults.MODEL.RESNETS  # ours reads none of these keys
-    shape = PLAIN_RESNETS[cfg.MODEL.TIMM.NAME.partition(".")[0]]
+    spec = backbone_spec(cfg)
+    shape = PLAIN_RESNETS[spec.name.partition(".")[0]]
+    model.RESNETS = defaults.MODEL.RESNETS
     model.RESNETS.DEPTH = shape.depth
     model.RESNETS.NUM_GROUPS = shape.num_groups
     model.RESNETS.WIDTH_PER_GROUP = shape.width_per_group
     model.RESNETS.RES2_OUT_CHANNELS = shape.res2_out_channels
-    model.RESNETS.OUT_FEATURES = [f for f in cfg.MODEL.TIMM.OUT_FEATURES if f != "stem"]
+    model.RESNETS.OUT_FEATURES = [f for f in spec.out_features if f != "stem"]
     model.RESNETS.STRIDE_IN_1X1 = False  # timm's ResNet has its strides in the 3x3
     model.RESNETS.NORM = "FrozenBN"
     return plain

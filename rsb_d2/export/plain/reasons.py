@@ -5,15 +5,16 @@ from typing import Iterator
 from detectron2.config import CfgNode
 from torch import nn
 
-from ...checkpoint.formats.resnet_names import PLAIN_RESNETS
 from ...errors import UserError
-from ...modeling import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
+from ...modeling import ImageClassifier, OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
+from ...modeling.resnets.shape import PLAIN_RESNETS
+from ...modeling.resnets.spec import FPN, RETINANET_FPN, backbone_spec, is_timm_backbone
 from ...modeling.retinanet import LastLevelP6P7WithoutReLU
 
 # Ours to Detectron2's, which put the same FPN on a ResNet.
 BACKBONES = {
-    "build_timm_fpn_backbone": "build_resnet_fpn_backbone",
-    "build_timm_retinanet_fpn_backbone": "build_retinanet_resnet_fpn_backbone",
+    FPN: "build_resnet_fpn_backbone",
+    RETINANET_FPN: "build_retinanet_resnet_fpn_backbone",
 }
 
 _OF_STOCK_MODELS = ("detectron2.", "torch.", "fvcore.")
@@ -35,20 +36,22 @@ def check_is_plain(cfg: CfgNode, model: nn.Module) -> None:
 
 def _reasons(cfg: CfgNode, model: nn.Module) -> Iterator[str]:
     name = cfg.MODEL.BACKBONE.NAME
-    if "timm" not in name:
+    if type(model) is ImageClassifier:
+        yield "Detectron2 has no image classifiers; tools/convert_weights.py writes its backbone"
+    if not is_timm_backbone(cfg):
         yield (
             f"MODEL.BACKBONE.NAME {name} is not of this project: its config.yaml and weights are "
             "for Detectron2 as they are"
         )
-    if name not in BACKBONES:
-        yield (
-            f"MODEL.BACKBONE.NAME {name} has no counterpart in Detectron2 that computes the same; "
-            f"{' and '.join(BACKBONES)} have"
-        )
-    timm_name = cfg.MODEL.TIMM.NAME
+    timm_name = backbone_spec(cfg).name
     if timm_name.partition(".")[0] not in PLAIN_RESNETS:
         yield (
             f"Detectron2 has no backbone like timm's {timm_name}, only {', '.join(PLAIN_RESNETS)}"
+        )
+    if name not in BACKBONES:
+        yield (
+            f"MODEL.BACKBONE.NAME {name} pads images to a multiple of its stride, and Detectron2's "
+            f"ResNet without an FPN does not; {' and '.join(BACKBONES)} can be exported"
         )
     yield from _reasons_of_pyramid(cfg, model)
     if type(model) is OpenMMLabRetinaNet:

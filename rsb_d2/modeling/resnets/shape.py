@@ -33,6 +33,8 @@ PLAIN_RESNETS = {
     "resnext50_32x4d": ResNetShape(50, 32, 4),
     "resnext101_32x4d": ResNetShape(101, 32, 4),
     "resnext101_32x8d": ResNetShape(101, 32, 8),
+    "resnext101_32x16d": ResNetShape(101, 32, 16),
+    "resnext101_32x32d": ResNetShape(101, 32, 32),
     "resnext101_64x4d": ResNetShape(101, 64, 4),
     "wide_resnet50_2": ResNetShape(50, 1, 128),
     "wide_resnet101_2": ResNetShape(101, 1, 128),
