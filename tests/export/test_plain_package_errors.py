@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from PIL import Image
 
 from rsb_d2 import UserError
 from rsb_d2.export.plain import export_package, package
@@ -141,7 +142,13 @@ def test_the_program_writes_a_package_and_says_how_to_use_it(tool, tmp_path):
     assert "compared with the model on 4 images: the same " in out
     assert "MetadataCatalog.get('package_classes').thing_classes = ['circle', " in out
     weights = torch.load(package / "model_final.pth", weights_only=True)
-    assert "backbone.bottom_up.stem.conv1.weight" in weights
+    assert "backbone.bottom_up.stem.conv1.weight" in weights["model"]
+    # This project's own programs run it, too, and know the names.
+    picture = str(tmp_path / "picture.png")
+    Image.fromarray(pictures(1)[0]).save(picture)
+    words = ["--run", str(package), "--output", str(tmp_path / "found"), "--threshold", "0.3"]
+    status, out, err = tool("predict", *words, picture)
+    assert status == 0 and " circle" in out, err
     # What it wrote is Detectron2's own, and no case for a package.
     again = ["--run", str(package), "--output", f"{package}2", "--format", "detectron2"]
     status, _, err = tool("export", *again)

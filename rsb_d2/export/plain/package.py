@@ -99,7 +99,9 @@ def export_package(
     with _whole_folder(folder) as temporary:
         _write(os.path.join(temporary, CONFIG), dump_differences(plain))
         _write(os.path.join(temporary, CLASSES), _describe(classes, metadata))
-        save_weights(os.path.join(temporary, WEIGHTS), plain_weights(model))
+        # With the names beside them, for this project's own programs.
+        names = {"class_names": list(classes.names), "class_ids": list(classes.ids)}
+        save_weights(os.path.join(temporary, WEIGHTS), plain_weights(model), **names)
         try:
             difference, num_rounded = _compare(temporary, cfg, model, classes, images)
         except UserError as e:
@@ -164,7 +166,8 @@ def _compare(
     plain.MODEL.WEIGHTS = os.path.join(temporary, WEIGHTS)
     plain.MODEL.DEVICE = "cpu"
     predictor = DefaultPredictor(plain)
-    _check_names(predictor.model, torch.load(plain.MODEL.WEIGHTS, weights_only=True))
+    content = torch.load(plain.MODEL.WEIGHTS, weights_only=True)
+    _check_names(predictor.model, content["model"])
     limits = score_threshold(cfg), cfg.TEST.DETECTIONS_PER_IMAGE
 
     def compare_on(image: np.ndarray) -> Difference:
