@@ -139,7 +139,9 @@ def add_rsb_config(cfg: CN) -> None:
     cfg.DATASETS.IMAGE_FOLDER = []
     # The same of what timm's create_dataset reads: [[name, timm's name, root, split], ...], as
     # ["pets", "hfds/timm/oxford-iiit-pet", "", "train"] or, for a tar file or a folder of them,
-    # ["archive", "", "datasets/train.tar", ""].
+    # ["archive", "", "datasets/train.tar", ""], or WebDataset's shards, ["web", "wds/", "datasets",
+    # "train-{0000..0015}.tar"]. Each image has its place, so that order, kills and processes are as
+    # for folders; what timm reads in one pass alone (tfds/, hfids/) is refused.
     cfg.DATASETS.TIMM = []
     # Folder of the sample data, made there when it is missing; "" makes none. Its annotations are
     # then named in DATASETS.COCO_JSON like anybody's.

@@ -11,7 +11,7 @@ What Detectron2's ``read_image`` and ``DatasetMapper`` do, and where they would 
 """
 
 import copy
-from typing import Any, BinaryIO, Dict, List, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, Tuple
 
 import numpy as np
 import torch
@@ -97,11 +97,13 @@ def read_image(
         raise BadImageError(path, _reason(e)) from None
 
 
-def read_rgb(path: str) -> Image.Image:
+def read_rgb(path: str, open_file: Callable[[], BinaryIO] | None = None) -> Image.Image:
     """Read an image as :func:`read_image` does, for transforms that take one of Pillow.
 
     Args:
         path (str): anything that Detectron2's ``PathManager`` opens.
+        open_file (callable or None): opens it instead, where it is a part of an archive or a
+            table; ``path`` is then what messages call it.
 
     Returns:
         Image: RGB, upright by its EXIF orientation.
@@ -110,7 +112,7 @@ def read_rgb(path: str) -> Image.Image:
         BadImageError: as of :func:`read_image`.
     """
     try:
-        with PathManager.open(path, "rb") as f:
+        with PathManager.open(path, "rb") if open_file is None else open_file() as f:
             return _open(f, None).convert("RGB")
     except Exception as e:  # as above
         raise BadImageError(path, _reason(e)) from None

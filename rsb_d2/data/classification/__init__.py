@@ -1,6 +1,7 @@
 """Data sets of images with one label each: what an image classifier is trained on."""
 
-from .image_folder import EVALUATOR_TYPE, register_image_folders
+from .dataset import EVALUATOR_TYPE
+from .image_folder import register_image_folders
 from .loading import build_test_loader, build_train_loader
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Images with one label each, registered from the config: ``DATASETS.IMAGE_FOLDER``, ImageNet.
+"""Images with one label each, registered from the config: folders, what timm reads, ImageNet.
 
 A data set that is used is listed and checked once, before anything is trained on it;
 ``folder_check.py`` says for what.
@@ -9,72 +9,14 @@ import os
 from typing import Any, Dict, List
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError, printable
 from ...modeling import is_classifier
+from .dataset import ClassificationDataset, register, used
 from .folder_check import ImageFolder, examples, list_image_folder
+from .timm_dataset import TimmDataset
 
 logger = logging.getLogger(__name__)
-
-# The type of evaluator of every data set whose images have one label each.
-EVALUATOR_TYPE = "image_classification"
-
-
-class ClassificationDataset:
-    """A data set of images with one label each: the function that Detectron2's catalog calls.
-
-    Its records are ``{"file_name", "image_id", "label"}``.
-
-    Args:
-        name (str): the name it is registered under.
-        source (str): what messages call the place of the data.
-
-    Attributes:
-        class_names (list[str] or None): in the order of the labels, once it is checked.
-    """
-
-    def __init__(self, name: str, source: str):
-        self.name = name
-        self.source = source
-        self.class_names: List[str] | None = None
-
-    def __call__(self) -> List[Dict[str, Any]]:
-        """Return the records; not kept here, as the loader keeps its own packed copy."""
-        self.check()
-        return self._records()
-
-    def check(self) -> None:
-        """Look at the data, unless it was looked at before; set the metadata.
-
-        Raises:
-            UserError: if it cannot be used.
-        """
-        if self.class_names is not None:
-            return
-        try:
-            self.class_names = self._check()
-        except UserError as e:
-            raise UserError(f"data set {self.name}: {printable(self.source)}: {e}") from None
-        self.set_metadata()
-
-    def set_metadata(self) -> None:
-        if MetadataCatalog.get(self.name).get("thing_classes") not in (None, self.class_names):
-            MetadataCatalog.remove(self.name)  # metadata cannot be set twice
-        metadata = MetadataCatalog.get(self.name)
-        metadata.evaluator_type = EVALUATOR_TYPE
-        if self.class_names is not None:
-            metadata.thing_classes = self.class_names
-
-    def is_same(self, other: Any) -> bool:
-        """Whether another object stands for the same data."""
-        return type(self) is type(other) and self.source == other.source
-
-    def _check(self) -> List[str]:
-        raise NotImplementedError
-
-    def _records(self) -> List[Dict[str, Any]]:
-        raise NotImplementedError
 
 
 class ImageFolderDataset(ClassificationDataset):
@@ -122,14 +64,15 @@ class ImageFolderDataset(ClassificationDataset):
 
 
 def register_image_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
-    """Register the data sets of ``DATASETS.IMAGE_FOLDER``, and check those that are used.
+    """Register the data sets of ``DATASETS.IMAGE_FOLDER`` and ``.TIMM``; check those that are used.
 
     ImageNet is checked alike where it is used; registering the same entry again does nothing.
 
     Args:
         cfg (CfgNode): with this project's keys. Each entry of ``DATASETS.IMAGE_FOLDER`` is
             ``[name, folder]``, the folder relative to the working directory; it may begin with
-            ``~``.
+            ``~``. Each of ``DATASETS.TIMM`` is ``[name, timm's name, root, split]``, see
+            :class:`rsb_d2.data.classification.timm_dataset.TimmDataset`.
         eval_only (bool): check ``DATASETS.TEST`` alone, so that an evaluation runs where the
             training data is not.
 
@@ -148,6 +91,14 @@ def register_image_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
         name, folder = entry
         folder = os.path.abspath(os.path.expanduser(folder))
         register(ImageFolderDataset(name, folder), "DATASETS.IMAGE_FOLDER")
+    for entry in cfg.DATASETS.TIMM:
+        is_entry = isinstance(entry, (list, tuple)) and len(entry) == 4
+        if not (is_entry and all(isinstance(e, str) for e in entry) and entry[0]):
+            raise UserError(
+                f"DATASETS.TIMM has the entry {entry!r}; write [[name, timm's name, root, split], "
+                "...], four strings each, of which timm's name, root and split may be empty"
+            )
+        register(TimmDataset(*entry), "DATASETS.TIMM")
 
     train = [] if eval_only else used(cfg.DATASETS.TRAIN)
     test = used(cfg.DATASETS.TEST)
@@ -159,38 +110,6 @@ def register_image_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
     check_same_classes(train + test)
     if is_classifier(cfg):
         _check_num_classes(cfg, train + test)
-
-
-def register(dataset: ClassificationDataset, key: str) -> None:
-    """Register a data set, or do nothing where its equal is registered.
-
-    Args:
-        dataset (ClassificationDataset): with a name.
-        key (str): of the config that it is from.
-
-    Raises:
-        UserError: if the name is that of something else.
-    """
-    name = dataset.name
-    if name not in DatasetCatalog:
-        DatasetCatalog.register(name, dataset)
-        dataset.set_metadata()
-        return
-    registered = DatasetCatalog[name]
-    if not isinstance(registered, ClassificationDataset):
-        raise UserError(f"{key}: {name} is the name of another data set; choose another one")
-    if not dataset.is_same(registered):
-        raise UserError(
-            f"{key}: {name} is registered already, with {printable(registered.source)}; choose "
-            f"another name for {printable(dataset.source)}"
-        )
-    registered.class_names = None  # the folder may have changed
-
-
-def used(names: List[str]) -> List[ClassificationDataset]:
-    """Those of some names that stand for images with one label each."""
-    found = [DatasetCatalog[name] for name in names if name in DatasetCatalog]
-    return [dataset for dataset in found if isinstance(dataset, ClassificationDataset)]
 
 
 def check_same_classes(datasets: List[ClassificationDataset]) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ...errors import UserError
 from ..loader import TrainLoader, annotated_records
+from .timm_dataset import sources
 from .transforms import ClassificationMapper, build_transform
 
 
@@ -113,7 +114,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     records, batch_size = annotated_records(cfg, "TRAIN"), cfg.SOLVER.IMS_PER_BATCH
     return TrainLoader(
         records,
-        ClassificationMapper(build_transform(cfg, is_train=True)),
+        ClassificationMapper(build_transform(cfg, is_train=True), sources(cfg.DATASETS.TRAIN)),
         lambda seed: build_sampler(cfg, len(records), seed),
         total_batch_size=batch_size,
         aspect_ratio_grouping=False,
@@ -136,7 +137,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         DataLoader: of lists of ``{"image", "label", "file_name", ...}``.
     """
     records = DatasetFromList(DatasetCatalog.get(dataset_name), copy=False)
-    mapper = ClassificationMapper(build_transform(cfg, is_train=False))
+    mapper = ClassificationMapper(build_transform(cfg, is_train=False), sources([dataset_name]))
     return DataLoader(
         MapDataset(records, mapper),
         batch_size=cfg.INPUT.CLASSIFIER.TEST_BATCH,

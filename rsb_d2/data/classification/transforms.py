@@ -1,5 +1,6 @@
 """From a record to an image and its label, by timm's transforms."""
 
+from functools import partial
 from typing import Any, Callable, Dict
 
 import torch
@@ -8,6 +9,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from ..images import BadImageError, read_rgb
+from .timm_dataset import TimmDataset
 
 
 def build_transform(cfg: CfgNode, is_train: bool) -> Callable[[Image.Image], torch.Tensor]:
@@ -51,16 +53,24 @@ class ClassificationMapper:
 
     Args:
         transform (callable): of :func:`build_transform`.
+        sources (dict[str, TimmDataset]): by name, those whose records have an ``index`` into them
+            and no file of their own; of :func:`rsb_d2.data.classification.timm_dataset.sources`.
     """
 
-    def __init__(self, transform: Callable[[Image.Image], torch.Tensor]):
+    def __init__(
+        self,
+        transform: Callable[[Image.Image], torch.Tensor],
+        sources: Dict[str, TimmDataset] | None = None,
+    ):
         self.transform = transform
+        self.sources = sources or {}
 
     def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
         """Read an image and transform it.
 
         Args:
-            record (dict): with ``file_name``; not changed.
+            record (dict): with ``file_name``, and ``dataset`` and ``index`` where that is no
+                file; not changed.
 
         Returns:
             dict: the record, and ``image``, (3, H, W) of uint8, RGB.
@@ -68,7 +78,10 @@ class ClassificationMapper:
         Raises:
             BadImageError: if the image cannot be used, see :func:`rsb_d2.data.images.read_rgb`.
         """
-        image = read_rgb(record["file_name"])
+        open_file = None
+        if "index" in record:
+            open_file = partial(self.sources[record["dataset"]].open_image, record["index"])
+        image = read_rgb(record["file_name"], open_file)
         try:
             return {**record, "image": self.transform(image)}
         except (ValueError, TypeError, OSError, ZeroDivisionError) as e:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...data.classification import build_train_loader
+from ...data.classification.timm_dataset import sources
 from ...data.classification.transforms import ClassificationMapper, build_transform
 from ...modeling import ImageClassifier
 from .curves import draw_curves
@@ -97,7 +98,7 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, path: str, num_images: int 
     name = cfg.DATASETS.TEST[0]
     names, records = MetadataCatalog.get(name).thing_classes, DatasetCatalog.get(name)
     chosen = np.linspace(0, len(records) - 1, min(num_images, len(records))).round().astype(int)
-    mapper = ClassificationMapper(build_transform(cfg, is_train=False))
+    mapper = ClassificationMapper(build_transform(cfg, is_train=False), sources([name]))
     batch = [mapper(records[i]) for i in chosen]
     with inference_context(model), torch.no_grad():
         found = model(batch).argmax(dim=1).tolist()
