@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Measure this project beside stock Detectron2, on the same weights, images and machine.
+"""Measure this project beside stock Detectron2, and its pretraining beside timm's own loop.
 
 tools/benchmark.py inference
 tools/benchmark.py inference --dtype bfloat16 --weights output/frcnn_rsb_sample/model_final.pth
+tools/benchmark.py pretraining --loader-workers 2
 tools/benchmark.py startup --json startup.json
 
-Both run in turn, A B A B, after a warm-up; medians, the spread in brackets, and the ratios pair by
-pair are printed. First it is checked that both compute the same.
+Both have the same weights and images, and run in turn, A B A B, after a warm-up; medians, the
+spread in brackets, and the ratios pair by pair are printed. First it is checked that both compute
+the same.
 
 The exit status is 0; 1 if they do not compute the same, and then no ratio is printed; 2 for a
 mistake on the command line.
@@ -22,13 +24,14 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from _program import make_parser, tells_mistakes
 
-from rsb_d2.benchmark import evaluation, inference, startup, training
+from rsb_d2.benchmark import evaluation, inference, pretraining, startup, training
 from rsb_d2.benchmark.report import add_ratios, format_report
 from rsb_d2.benchmark.timing import machine
 
 SUB_COMMANDS = {
     "inference": inference,
     "training": training,
+    "pretraining": pretraining,
     "evaluation": evaluation,
     "startup": startup,
 }

@@ -1,4 +1,4 @@
-"""Measurements of this project beside stock Detectron2, behind ``tools/benchmark.py``.
+"""Measurements of this project beside stock Detectron2, or timm, behind ``tools/benchmark.py``.
 
 A module for each sub-command, with ``add_arguments(parser)`` and ``run(args)``, which returns a
 report as :mod:`rsb_d2.benchmark.report` describes it.

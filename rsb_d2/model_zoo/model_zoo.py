@@ -46,11 +46,18 @@ def config_names() -> List[str]:
     return [name for name in names if not name.startswith("Base-")]
 
 
+def pretraining_names() -> List[str]:
+    """The same of the pretrainings, ``"pretrain/resnet50_rsb_a1"`` and so on."""
+    names = sorted(f"pretrain/{path.stem}" for path in config_dir().glob("pretrain/*.yaml"))
+    return [name for name in names if "/Base-" not in name]
+
+
 def get_config_file(config_path: str) -> str:
     """The path of a config's file.
 
     Args:
-        config_path (str): name of the config, ``"frcnn_rsb_1x.yaml"``; ``.yaml`` can be left out.
+        config_path (str): name of the config, ``"frcnn_rsb_1x.yaml"`` or
+            ``"pretrain/resnet50_rsb_a3.yaml"``; ``.yaml`` can be left out.
 
     Returns:
         str: the path.
@@ -60,7 +67,8 @@ def get_config_file(config_path: str) -> str:
     """
     path = config_dir() / f"{_name(config_path)}.yaml"
     if not path.is_file():
-        near = difflib.get_close_matches(_name(config_path), config_names(), n=3, cutoff=0.4)
+        known = [*config_names(), *pretraining_names()]
+        near = difflib.get_close_matches(_name(config_path), known, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "see rsb_d2.model_zoo.list()"
         raise ModelZooError(f"{config_path} is not available in the model zoo; {hint}")
     return str(path)

@@ -20,6 +20,7 @@ from ..config.loading import load_config
 from ..data.class_names import ClassNames, find_class_names
 from ..errors import UserError
 from ..inference import optimize_for_inference
+from ..modeling import is_classifier
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -67,6 +68,11 @@ def load_predict_config(
         except UserError as e:
             raise UserError(f"--config-file: there is no such file, and {e}") from None
     cfg = load_config(config_file, list(opts))
+    if is_classifier(cfg):
+        raise UserError(
+            f"{config_file} is of an image classifier, which finds no objects; name a detector's, "
+            "trained from its weights (docs/pretraining.md)"
+        )
     cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
     if not cfg.MODEL.WEIGHTS:
         raise UserError(f"{config_file} has no MODEL.WEIGHTS: name the weights with --weights")

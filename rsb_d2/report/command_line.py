@@ -9,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 from ..config.loading import load_config
 from ..data import make_sample_data
 from ..errors import UserError
+from ..modeling import is_classifier
 from .source import Source, count_masks, open_files, open_registered
 
 
@@ -57,6 +58,12 @@ def open_dataset(
             "or --config-file FILE and --dataset NAME"
         )
     cfg = load_config(args.config_file, args.opts) if args.config_file or args.dataset else None
+    if cfg is not None and is_classifier(cfg):
+        raise UserError(
+            f"{args.config_file} is of an image classifier, whose images have no boxes to show; "
+            "name a detector's config (train_net.py draws a classifier's images into its "
+            "OUTPUT_DIR)"
+        )
     if args.annotations:
         if not PathManager.isdir(args.images):
             raise UserError(f"--images: there is no folder {args.images}")

@@ -13,6 +13,8 @@ import sys
 from detectron2.engine import default_argument_parser
 
 from rsb_d2.config.loading import load_config
+from rsb_d2.data.classification.loading import mix_group
+from rsb_d2.modeling import is_classifier
 from tests.helpers.paths import ROOT
 
 LONG = 10_000  # iterations
@@ -36,7 +38,7 @@ def train_arguments(command):
 # ---- checks ----
 
 
-def is_for_coco_on_several_gpus(command):
+def is_for_several_gpus(command):
     words = words_of(command)
     if "torchrun" in words:
         from torch.distributed.run import get_args_parser
@@ -45,14 +47,21 @@ def is_for_coco_on_several_gpus(command):
         assert get_args_parser().parse_args(options).training_script == "train_net.py"
     else:
         assert train_arguments(command).num_gpus > 1
-    assert config_of(command).DATASETS.TRAIN == ("coco_2017_train",)
+    assert config_of(command).DATASETS.TRAIN in [("coco_2017_train",), ("imagenet_train",)]
+
+
+def is_for_imagenet(command):
+    cfg = config_of(command)
+    assert cfg.DATASETS.TRAIN == ("imagenet_train",) and cfg.SOLVER.MAX_EPOCHS >= 100
+    assert is_classifier(cfg) and mix_group(cfg, cfg.SOLVER.IMS_PER_BATCH)
+    assert cfg.SOLVER.IMS_PER_BATCH % cfg.SOLVER.ACCUMULATE_STEPS == 0
 
 
 def is_for_a_cluster(command):
     subprocess.run(["bash", "-n"], input=command, text=True, check=True)
     assert "#SBATCH" in command
     (line,) = re.findall(r"^srun (.*)", command.replace("\\\n", " "), re.M)
-    is_for_coco_on_several_gpus(re.sub(r"\$\([^)]*\)|\$\w+", "1", line))
+    is_for_several_gpus(re.sub(r"\$\([^)]*\)|\$\w+", "1", line))
 
 
 def is_a_schedule_of_days(command):
@@ -61,7 +70,7 @@ def is_a_schedule_of_days(command):
 
 
 def is_a_long_measurement(command):
-    """tests/benchmark runs what these run, on small models."""
+    """tests/benchmark and tests/programs run what these run, on small models."""
     words = words_of(command)
     before, sys.argv = sys.argv, words[1:]
     try:
@@ -103,10 +112,11 @@ NOT_RUN = {
     r"pip install ": changes_the_environment,
     r"python -m pytest ": runs_these_tests,
     r"#!/bin/bash\n#SBATCH": is_for_a_cluster,
-    r"torchrun ": is_for_coco_on_several_gpus,
-    r"python train_net\.py .*--num-gpus (?!1 )": is_for_coco_on_several_gpus,
+    r"torchrun ": is_for_several_gpus,
+    r"python train_net\.py .*--num-gpus (?!1 )": is_for_several_gpus,
     r"python train_net\.py .*SOLVER\.MAX_ITER \d{5}": is_a_schedule_of_days,
-    r"python tools/benchmark\.py ": is_a_long_measurement,
+    r"python train_net\.py --config-file configs/pretrain/\w+_rsb_a\d": is_for_imagenet,
+    r"python tools/(benchmark|miniature)\.py": is_a_long_measurement,
 }
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from rsb_d2 import Checkpointer
 from rsb_d2.checkpoint import zoo
 from rsb_d2.data import make_sample_data
-from rsb_d2.data.sample import CLASS_NAMES
+from rsb_d2.data.sample import CLASS_NAMES, make_sample_objects
 
 from .fake_hub import add_to_cache, make_weights
 from .pages import find_blocks, read
@@ -30,8 +30,22 @@ SECONDS = {
     "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64},
     "DATALOADER": {"NUM_WORKERS": 0},
 }
+# The same of a pretraining.
+PRETRAINING_SECONDS = {
+    "MODEL": {"TIMM": {"NAME": "resnet18"}, "DEVICE": "cpu", "CLASSIFIER": {"NUM_CLASSES": 4}},
+    "DATASETS": {"SAMPLE_OBJECTS": ""},
+    "SOLVER": {"MAX_ITER": 3, "WARMUP_ITERS": 0, "IMS_PER_BATCH": 8, "AMP": {"ENABLED": False}},
+    "INPUT": {"CLASSIFIER": {"TRAIN_SIZE": 32, "TEST_SIZE": 32}},
+    "DATALOADER": {"NUM_WORKERS": 0},
+}
 # Those that a page has as YAML of its own name, and that would take longer.
-SHOWN = {"my_config.yaml": {"_BASE_": "configs/frcnn_rsb_1x.yaml", "DATASETS": {"TEST": []}}}
+SHOWN = {
+    "my_config.yaml": [
+        SECONDS | {"MODEL": {"DEVICE": "cpu"}},
+        {"_BASE_": "configs/frcnn_rsb_1x.yaml", "DATASETS": {"TEST": []}},
+    ],
+    "flowers.yaml": [PRETRAINING_SECONDS],
+}
 # Of COCO's 80 classes, with the weights that timm:// has in the caches.
 COCO_MODEL = [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "MODEL.RETINANET.NUM_CLASSES", "80"]
 # What the server of commands has imported before they come.
@@ -94,6 +108,7 @@ class Clones:
             weights = {"MODEL": {"WEIGHTS": "timm://resnet18.a1_in1k"}}
             change(configs / name, model, weights, SECONDS)
         change(configs / "frcnn_rsb_sample.yaml", SECONDS)
+        change(configs / "pretrain" / "resnet50_rsb_sample.yaml", PRETRAINING_SECONDS)
 
     def _make(self, folder, page):
         folder.mkdir()
@@ -105,6 +120,9 @@ class Clones:
         image.resize((160, 120)).save(folder / "image.jpg")
         self._add_coco(folder, sample)
         self._add_own_data(folder, sample)
+        if "configs/pretrain" in read(page):
+            for name in ("datasets/rsb_sample_objects", "flowers"):
+                make_sample_objects(str(folder / name), num_train=16, num_val=8, image_size=32)
         if "train_net.py --config-file configs/frcnn_rsb_sample.yaml" not in read(page):
             self._add_runs(folder)
         for block in find_blocks(read(page), "yaml"):
@@ -114,7 +132,7 @@ class Clones:
             name = named[1]
             (folder / name).write_text(block.text)
             if name in SHOWN:
-                change(folder / name, SECONDS | {"MODEL": {"DEVICE": "cpu"}}, SHOWN[name])
+                change(folder / name, *SHOWN[name])
 
     def _add_coco(self, folder, sample):
         """Images of the sample data under COCO's names."""
