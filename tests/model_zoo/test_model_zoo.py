@@ -45,6 +45,23 @@ def test_get_config():
     assert trained.MODEL.WEIGHTS.startswith("https://download.openmmlab.com/mmdetection/v2.0/")
 
 
+@pytest.mark.parametrize("name", ["a1", "a2", "a3", "sample"])
+def test_pretrainings_are_in_their_folder(name):
+    path = f"pretrain/resnet50_rsb_{name}.yaml"
+    assert model_zoo.get_config_file(path) == str(ROOT / "configs" / path)
+    cfg = model_zoo.get_config(path)
+    assert cfg.MODEL.META_ARCHITECTURE == "ImageClassifier" and cfg.MODEL.WEIGHTS == ""
+    with pytest.raises(UserError, match="no published weights for pretrain/"):
+        model_zoo.get_config(path, trained=True)
+    with pytest.raises(UserError, match=f"did you mean .*pretrain/resnet50_rsb_{name}"):
+        model_zoo.get_config_file(f"pretrain/resnet5_rsb_{name}")
+
+
+def test_a_pretraining_is_a_model():
+    model = model_zoo.get("pretrain/resnet50_rsb_a3.yaml", device="cpu")
+    assert model.training and model.num_classes == 1000
+
+
 def test_what_there_is_not():
     # As Detectron2's, and as every mistake of a user here.
     for error in (RuntimeError, UserError):
