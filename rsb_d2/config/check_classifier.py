@@ -99,8 +99,8 @@ def check_kind_of_data(cfg: CfgNode, eval_only: bool) -> None:
             if is_classifier(cfg) and not has_labels:
                 raise UserError(
                     f"DATASETS.{split}: {name} is no data set of images with one label each, which "
-                    "an image classifier needs; name one of DATASETS.IMAGE_FOLDER, or take the "
-                    "config of a detector"
+                    "an image classifier needs; name one of DATASETS.IMAGE_FOLDER or .TIMM, or "
+                    "take the config of a detector"
                 )
 
 
