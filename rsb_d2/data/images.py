@@ -132,6 +132,9 @@ def image_size(path: str) -> Tuple[int, int]:
     """
     try:
         with PathManager.open(path, "rb") as f:
+            if not f.read(1):
+                raise _Unusable("the file is empty")
+            f.seek(0)
             image = Image.open(f)
             width, height = image.size
             return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)

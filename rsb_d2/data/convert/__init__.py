@@ -1,0 +1,3 @@
+from .convert import FORMATS, Conversion, convert
+
+__all__ = ["FORMATS", "Conversion", "convert"]

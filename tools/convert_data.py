@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+"""Convert data sets: YOLO (Ultralytics), Pascal VOC and LabelMe to COCO, and any of them to YOLO.
+
+tools/convert_data.py my_yolo/data.yaml --output my_coco
+tools/convert_data.py my_voc --output my_coco --split 0.8 --seed 1
+    a folder with Annotations and JPEGImages, or with XML files and images together
+tools/convert_data.py my_labelme --output my_coco --split 0.8 --classes cat dog
+tools/convert_data.py train.json val.json --images train val --to yolo --output my_yolo
+
+COCO files go to OUTPUT/train.json, val.json and test.json and name the images where they are; YOLO
+gets copies of the images, or links. What was left out is counted. Where anything is wrong with a
+label, the exit status is 2, and nothing is written.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from _program import make_parser, tells_mistakes
+
+from rsb_d2.data.convert import FORMATS, Conversion, convert
+
+
+def parse_args() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("inputs", nargs="+", help="a folder or file; of COCO, a file a split")
+    parser.add_argument("--output", required=True, help="folder to write; must not be there")
+    parser.add_argument("--from", dest="source", default="", choices=FORMATS, help="what it is")
+    parser.add_argument("--to", default="coco", choices=("coco", "yolo"), help="what to write")
+    parser.add_argument("--images", nargs="+", default=[], help="folder of the images")
+    parser.add_argument("--classes", nargs="+", default=[], help="in the order wanted (sorted)")
+    parser.add_argument("--split", type=float, help="share of the images to train on, as 0.8")
+    parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    parser.add_argument("--clip", action="store_true", help="cut objects at the image's edge")
+    parser.add_argument(
+        "--labelled-only", action="store_true", help="leave out images without a label file"
+    )
+    parser.add_argument("--link", action="store_true", help="link the images to YOLO's folders")
+    return parser.parse_args()
+
+
+@tells_mistakes
+def main() -> int:
+    args = parse_args()
+    conversion = convert(
+        args.inputs,
+        args.output,
+        source=args.source,
+        target=args.to,
+        images=args.images,
+        classes=args.classes,
+        split=args.split,
+        seed=args.seed,
+        clip=args.clip,
+        labelled_only=args.labelled_only,
+        link=args.link,
+    )
+    print("\n".join([*_summary(conversion), *_usage(conversion, args)]))
+    return 0
+
+
+def _summary(conversion: Conversion) -> list:
+    data = conversion.data
+    lines = []
+    for split, pictures in data.splits.items():
+        counts = Counter(thing.category for p in pictures for thing in p.objects)
+        classes = ", ".join(f"{name} {counts[name]}" for name in data.names)
+        background = sum(not picture.objects for picture in pictures)
+        unlabelled = sum(not picture.source for picture in pictures)
+        lines.append(
+            f"{split}: {len(pictures)} images, {background} of them background ({unlabelled} "
+            f"without a label file), {counts.total()} objects: {classes}"
+        )
+        missing = [name for name in data.names if not counts[name]]
+        if missing:
+            lines.append(f"note: {split} has no {', '.join(missing)}")
+    return lines + [f"note: {number} {what}" for what, number in data.notes.items() if number]
+
+
+def _usage(conversion: Conversion, args: argparse.Namespace) -> list:
+    if args.to == "yolo":
+        return [f"{conversion.files[0]}: what to train YOLO with"]
+    stem = os.path.basename(os.path.abspath(args.output))
+    root = os.path.relpath(conversion.root)
+    root = conversion.root if root.startswith(os.pardir) else root
+    names = {split: f"{stem}_{split}" for split in conversion.data.splits}
+    entries = [[names[s], file, root] for s, file in zip(names, conversion.files)]
+    classes = len(conversion.data.names)
+    test = names.get("val")
+    return [
+        "what to train on it with, after train_net.py --config-file CONFIG:",
+        f'  DATASETS.COCO_JSON "{entries}" \\',
+        f"  DATASETS.TRAIN \"('{names.get('train')}',)\" "
+        f'DATASETS.TEST "{(test,) if test else ()}" \\',
+        f"  MODEL.ROI_HEADS.NUM_CLASSES {classes} MODEL.RETINANET.NUM_CLASSES {classes}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
