@@ -19,6 +19,7 @@ from ..data.images import BadImageError, read_image
 from ..errors import UserError
 from ..visualization import class_colors, readable_scale
 from .predictor import Predictor
+from .video_reader import is_video
 
 _MAX_ROWS = 20
 _NAME_WIDTH = 44
@@ -90,7 +91,7 @@ def find_images(inputs: List[str], output_dir: str = "") -> List[Tuple[str, str]
             raise UserError(f"there is no image or folder {path}")
         for image, name in named:
             found.setdefault(os.path.normpath(image), name)
-    return list(zip(found, _distinct(found.values())))
+    return list(zip(found, distinct(found.values())))
 
 
 def _images_in(folder: str, output_dir: str) -> List[str]:
@@ -100,11 +101,13 @@ def _images_in(folder: str, output_dir: str) -> List[str]:
     images = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != output_dir]
-        images += [os.path.join(parent, name) for name in names if name.lower().endswith(endings)]
+        names = [name for name in names if name.lower().endswith(endings) and not is_video(name)]
+        images += [os.path.join(parent, name) for name in names]
     return sorted(images)
 
 
-def _distinct(names: Iterable[str]) -> List[str]:
+def distinct(names: Iterable[str]) -> List[str]:
+    """Names of files without their endings, each with a number where another has it already."""
     taken, distinct = set(), []
     for name in names:
         stem, n = os.path.splitext(name)[0], 1
@@ -140,9 +143,7 @@ def predict_files(
     images = find_images(inputs, output_dir)
     pictures = os.path.join(output_dir, "pictures")
     _make_folder(pictures)
-    names = list(predictor.classes.names)
-    colors = class_colors(len(names))
-    metadata = Metadata(name="predictions", thing_classes=names, thing_colors=colors)
+    metadata = class_metadata(predictor.classes.names)
     predictions, skipped, results, records = [], [], [], []
     for batch in _batches(predictor, images, batch_size, skipped):
         outputs = predictor([prepared for _, _, _, prepared in batch])
@@ -160,7 +161,7 @@ def predict_files(
             )
             predictions.append(prediction)
             rgb = image if predictor.input_format == "RGB" else image[:, :, ::-1]
-            _draw(rgb, instances, metadata, prediction.picture)
+            _save(draw_detections(rgb, instances, metadata), prediction.picture)
     categories = [
         {"id": i, "name": name} for i, name in zip(predictor.classes.ids, predictor.classes.names)
     ]
@@ -215,11 +216,30 @@ def _summarise(path: str, picture: str, instances: Instances, metadata: Metadata
     return prediction
 
 
-def _draw(image: np.ndarray, instances: Instances, metadata: Metadata, path: str) -> None:
-    """Write an annotated picture of an RGB image."""
+def draw_detections(image: np.ndarray, instances: Instances, metadata: Metadata) -> np.ndarray:
+    """An annotated picture.
+
+    Args:
+        image (ndarray): RGB, (H, W, 3), uint8.
+        instances (Instances): what was found in it.
+        metadata (Metadata): of :func:`class_metadata`.
+
+    Returns:
+        ndarray: RGB, enlarged where labels could not be read on it.
+    """
     # In this mode an object has the colour of its class, but for a little noise.
     picture = Visualizer(image, metadata, readable_scale(image), ColorMode.SEGMENTATION)
-    drawn = picture.draw_instance_predictions(instances).get_image()
+    return picture.draw_instance_predictions(instances).get_image()
+
+
+def class_metadata(names: Iterable[str]) -> Metadata:
+    """Names and colours of the classes, as Detectron2's visualizer takes them."""
+    names = list(names)
+    colors = class_colors(len(names))
+    return Metadata(name="predictions", thing_classes=names, thing_colors=colors)
+
+
+def _save(drawn: np.ndarray, path: str) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         Image.fromarray(drawn).save(path, quality=92)
