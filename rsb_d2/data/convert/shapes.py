@@ -16,9 +16,11 @@ _TOLERANCE = 1.0
 
 
 def box_of(polygons: Sequence[Polygon]) -> Tuple[float, float, float, float]:
-    """The box around polygons: x, y, width, height."""
+    """The box around polygons: x, y, width, height; NaN where a point is not finite."""
     xs = [x for polygon in polygons for x in polygon[0::2]]
     ys = [y for polygon in polygons for y in polygon[1::2]]
+    if not all(map(math.isfinite, xs + ys)):  # which min and max may pass over
+        return (math.nan,) * 4
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
