@@ -1,6 +1,7 @@
 """Video files: which of a user's files are some, and their frames one after the other.
 
-OpenCV decodes, with the FFmpeg that is in its package.
+OpenCV decodes, with the FFmpeg that is in its package; where PyAV is installed, it does, since it
+says of a damaged frame that FFmpeg has mended with a part of another that it is none.
 """
 
 import glob
@@ -13,6 +14,11 @@ import numpy as np
 
 from ..errors import UserError
 
+try:
+    import av
+except ImportError:  # it is no dependency
+    av = None
+
 # What FFmpeg has to say of a damaged file is many lines, and goes past Python.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
@@ -24,6 +30,7 @@ ENDINGS = (
 _COUNTED = (".mp4", ".m4v", ".mov", ".avi")
 _DEFAULT_RATE = 25.0  # frames a second, of a file that does not say
 _MAX_FAILURES = 1000  # in a row, after which the file has ended
+_PASSED_OVER = np.empty((0, 0, 3), dtype=np.uint8)
 
 
 class Frame(NamedTuple):
@@ -128,26 +135,67 @@ class VideoReader:
         Args:
             every (int): only the frames of the indices 0, ``every``, 2 * ``every``, ...
         """
+        index = 0
+        for time, image in self._decoded(every):
+            if image is None:
+                if self.damaged and self.damaged[-1][1] == index - 1:
+                    self.damaged[-1] = (self.damaged[-1][0], index)
+                else:
+                    self.damaged.append((index, index))
+            elif index % every == 0:
+                yield Frame(index, round(max(time, 0.0), 6), image)
+            index += 1
+        if self.path.lower().endswith(_COUNTED):
+            self.missing = max(self.length - index, 0)
+
+    def _decoded(self, every: int) -> Iterator[Tuple[float, np.ndarray | None]]:
+        """Time and image of each frame, ``None`` of a damaged one.
+
+        One that is passed over may have any image.
+        """
+        return self._by_pyav(every) if av is not None else self._by_opencv(every)
+
+    def _by_opencv(self, every: int) -> Iterator[Tuple[float, np.ndarray | None]]:
         index, failures, time = 0, 0, 0.0
         while failures <= _MAX_FAILURES:
             # What is passed over is decoded, but not converted to pixels.
             if not self._capture.grab():
                 failures += 1
                 continue
-            if failures:
-                self.damaged.append((index, index + failures - 1))
-                index, failures = index + failures, 0
+            for _ in range(failures):
+                yield time, None
+            index, failures = index + failures, 0
             said = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             time = said if said > 0 or index == 0 else time + 1 / self.rate
             if index % every == 0:
                 whole, image = self._capture.retrieve()
-                if whole and image is not None and image.size:
-                    yield Frame(index, round(max(time, 0.0), 6), _three_channels(image))
-                else:
-                    self.damaged.append((index, index))
+                yield time, _three_channels(image) if whole and image.size else None
+            else:
+                yield time, _PASSED_OVER
             index += 1
-        if self.path.lower().endswith(_COUNTED):
-            self.missing = max(self.length - index, 0)
+
+    def _by_pyav(self, every: int) -> Iterator[Tuple[float, np.ndarray | None]]:
+        index, time, failed = 0, 0.0, 0
+        with av.open(self.path) as container:
+            stream = container.streams.video[0]
+            start = float((stream.start_time or 0) * stream.time_base)
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError:
+                    failed += 1
+                    continue
+                for frame in frames:
+                    for _ in range(failed):
+                        yield time, None
+                    index, failed = index + failed, 0
+                    time = time + 1 / self.rate if frame.time is None else frame.time - start
+                    image = None if frame.is_corrupt else _PASSED_OVER
+                    if image is not None and index % every == 0:
+                        image = frame.to_ndarray(format="bgr24")
+                        image = np.rot90(image, round(frame.rotation / 90))
+                    yield time, image
+                    index += 1
 
     def close(self) -> None:
         self._capture.release()

@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 
 from ...errors import UserError
 from ..coco_check import check_coco_json
-from ..images import read_size
+from ..images import image_size
 from .records import DataSet, Object, Picture, Problems, progress
 from .shapes import area_of
 
@@ -73,7 +73,7 @@ def _pictures(
         where = f"{path}, image {record['id']}"
         if claimed.setdefault(file, record["id"]) != record["id"]:
             problems.add(where, f"is {file}, as is image {claimed[file]}; each once")
-        said, size = (record["width"], record["height"]), read_size(file)
+        said, size = (record["width"], record["height"]), image_size(file)
         if said != size:
             problems.add(
                 where,

@@ -16,8 +16,8 @@ from .records import DataSet, Problems, common_folder, files_in
 from .shapes import fit_objects
 from .split import split_by_class
 from .voc import read_voc
-from .write_yolo import write_yolo
-from .yolo import find_data_yaml, read_yolo
+from .yolo.reading import find_data_yaml, read_yolo
+from .yolo.writing import write_yolo
 
 FORMATS = ("yolo", "voc", "labelme", "coco")
 

@@ -3,7 +3,7 @@
 import os
 from typing import Dict, List, Sequence, Tuple
 
-from ..images import BadImageError, read_size
+from ..images import BadImageError, image_size
 from .records import Picture, Problems, image_endings, split_of
 
 Size = Tuple[int, int]
@@ -40,7 +40,7 @@ class ImageFinder:
             problems.add(file, f"is of the image {name or '(no name)'}, which is not there")
             return None, (0, 0)
         try:
-            return path, read_size(path)
+            return path, image_size(path)
         except BadImageError as e:
             problems.add(file, str(e))
             return None, (0, 0)
@@ -78,7 +78,7 @@ class ImageFinder:
             for name in names
         }
         paths = sorted(path for path in paths if os.path.realpath(path) not in labelled)
-        return [Picture(path, read_size(path)) for path in paths]
+        return [Picture(path, image_size(path)) for path in paths]
 
     def by_folder(self, pictures: List[Picture]) -> Dict[str, List[Picture]]:
         """Splits by folders called ``train``, ``val`` and ``test``; all is ``train`` without."""

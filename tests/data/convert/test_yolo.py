@@ -3,7 +3,7 @@
 import pytest
 
 from rsb_d2 import UserError
-from rsb_d2.data.convert.yolo import label_path
+from rsb_d2.data.convert.yolo.reading import label_path
 from tests.helpers.data.label_files import (
     boxes_by_image,
     converted,

@@ -11,8 +11,8 @@ from typing import Dict, List, Set, Tuple
 
 import yaml
 
-from .records import DataSet, Object, Picture, Polygon, common_folder
-from .shapes import decode_rle, join_polygons, polygons_of_mask
+from ..records import DataSet, Object, Picture, Polygon, common_folder
+from ..shapes import decode_rle, join_polygons, polygons_of_mask
 
 
 def write_yolo(data: DataSet, folder: str, link: bool) -> None:

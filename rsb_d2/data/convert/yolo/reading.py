@@ -8,11 +8,11 @@ import os
 from collections import Counter
 from typing import Dict, List, Tuple
 
-from ...errors import UserError
-from ..images import read_size
+from ....errors import UserError
+from ...images import image_size
+from ..records import DataSet, Object, Picture, Problems, claim, in_order, progress
+from ..shapes import box_of
 from .data_yaml import DataYaml, read_data_yaml
-from .records import DataSet, Object, Picture, Problems, claim, in_order, progress
-from .shapes import box_of
 
 
 def read_yolo(path: str, problems: Problems) -> DataSet:
@@ -37,7 +37,7 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
                 notes["images that are in two splits"] += 1
                 continue
             label = label_path(image)
-            picture = pictures[image] = Picture(os.path.abspath(image), read_size(image))
+            picture = pictures[image] = Picture(os.path.abspath(image), image_size(image))
             if os.path.isfile(label):
                 picture.source = label
                 claim(claims, image, label, problems)

@@ -5,8 +5,8 @@ from typing import Any, Dict, List, NamedTuple
 
 import yaml
 
-from ...errors import UserError, first
-from .records import SPLIT_NAMES, files_in, image_endings
+from ....errors import UserError, first
+from ..records import SPLIT_NAMES, files_in, image_endings
 
 
 class DataYaml(NamedTuple):

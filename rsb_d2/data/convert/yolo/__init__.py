@@ -1,0 +1,1 @@
+"""Ultralytics' YOLO layout: data.yaml, a label file an image, and back."""
