@@ -68,6 +68,7 @@ setup(
         "pycocotools>=2.0.7",
         "huggingface_hub>=0.23",
         "safetensors>=0.4",
+        "msgspec>=0.19",
         "matplotlib>=3.6",
         "numpy>=1.24",
         "pillow>=9.1",

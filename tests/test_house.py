@@ -12,13 +12,15 @@ from tests.helpers.paths import ROOT
 
 LINES, MODULES = 350, 10
 
+MAY_BE_FULL = {"rsb_d2/data"}  # looked at, and of one job: from a file to a batch, a step a module
+
 MAY_BE_LONG = {"tools/install_detectron2.py"}  # runs where nothing else is: one file
 
 # From the ground up. A room knows those on the floors below its own, and none beside it. The keys
 # of the config are at the bottom; what loads and checks one looks at data and weights.
 FLOORS = (
     {"errors"},
-    {"config", "visualization"},
+    {"config", "files", "memory", "visualization"},
     {"modeling"},
     {"data", "solver", "checkpoint", "inference"},
     {"evaluation"},
@@ -136,7 +138,7 @@ def test_no_folder_has_two_jobs():
         for folder in folders
     }
     assert len(counts) > 15
-    assert {name: count for name, count in counts.items() if count > MODULES} == {}
+    assert {name for name, count in counts.items() if count > MODULES} == MAY_BE_FULL
 
 
 def test_every_room_is_on_a_floor():

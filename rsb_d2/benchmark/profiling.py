@@ -71,10 +71,10 @@ def _peak_memory_of(
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(calls):
         call()
-    return torch.cuda.max_memory_allocated(device) if is_gpu else _peak_memory()
+    return torch.cuda.max_memory_allocated(device) if is_gpu else peak_memory()
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """The largest memory of this process so far, in bytes."""
     try:
         # Not getrusage where it can be helped: Linux hands its peak down to child processes.

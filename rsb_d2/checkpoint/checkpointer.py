@@ -8,6 +8,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
+from ..files import whole_file
 from . import timm_hub
 from .classifier_weights import find_classifier, load_classifier
 from .formats.known_formats import CAFFE2_RESNET, recognise
@@ -15,7 +16,7 @@ from .loading import LoadReport, find_backbone, load_weights, state_dict_of
 from .locating import locate
 from .reading import read_checkpoint
 from .run_folder import LAST_CHECKPOINT, find_newest_complete, take_found
-from .writing import save_torch, to_plain, whole_file
+from .writing import save_torch, to_plain
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ LAST_CHECKPOINT = "last_checkpoint"
 CONFIG_KEY = "config"
 
 _PERIODIC = re.compile(r"model_(\d{7})\.pth")
-# The temporary names of rsb_d2.checkpoint.writing.whole_file.
+# The temporary names of rsb_d2.files.whole_file.
 _LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint|best\.json)\.\d+\.tmp")
 
 

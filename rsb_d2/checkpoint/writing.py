@@ -1,16 +1,15 @@
 """Writing weights: whole or not at all, plain values only, the same bytes for the same tensors."""
 
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
-from typing import IO, Any, Iterator
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 
 from ..errors import UserError
+from ..files import whole_file
 from .reading import StateDict
 
 # What torch.load(weights_only=True) reads back as it was.
@@ -18,44 +17,6 @@ _PLAIN_TYPES = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray),
     *(torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device),
 )
-
-
-@contextmanager
-def whole_file(path: str) -> Iterator[IO[bytes]]:
-    """Open a file that takes its place when the block ends, and is gone if the block fails.
-
-    Args:
-        path (str): a local file; its folder must exist.
-
-    Yields:
-        file: to write bytes to.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        _sync_folder(os.path.dirname(path) or ".")
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        if os.path.lexists(temporary):
-            os.remove(temporary)
-
-
-def _sync_folder(folder: str) -> None:
-    """Have the new name outlast a power cut, too, where the system lets one ask for that."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def save_torch(path: str, content: Any) -> None:

@@ -9,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
 from ..data.stock.packages import check_packages
+from ..data.storage.opening import is_image_folder
 from ..errors import UserError
 
 # Architectures with a head for the semantic segmentation of Detectron2.
@@ -80,7 +81,8 @@ def _check_files(split: str, name: str) -> None:
         ("folder of panoptic pictures", metadata.get("panoptic_root")),
     ]
     for what, path in files:
-        if path and "://" not in path and not PathManager.exists(path):
+        is_there = PathManager.exists if what == "annotation file" else is_image_folder
+        if path and "://" not in path and not is_there(path):
             raise UserError(
                 f"DATASETS.{split}: {name} has its {what} at {path}, where there is none; put the "
                 "data there, or name the folder above in the environment variable "

@@ -55,6 +55,7 @@ _SEED = _Range("below 2^31; a negative one is drawn anew in each run", high=2**3
 # For lists, of each of their values. None, the default of some, is allowed for all.
 _RANGES = {
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
+    "DATASETS.IMAGE_CACHE_GB": _NOT_NEGATIVE,
     "INPUT.CLASSIFIER.TEST_BATCH": _COUNT,
     "INPUT.CLASSIFIER.TEST_CROP_RATIO": _Range("above 0 and at most 1", 0, 1, is_open=True),
     "INPUT.CLASSIFIER.TEST_SIZE": _COUNT,

@@ -143,6 +143,13 @@ def add_rsb_config(cfg: CN) -> None:
     # "train-{0000..0015}.tar"]. Each image has its place, so that order, kills and processes are as
     # for folders; what timm reads in one pass alone (tfds/, hfids/) is refused.
     cfg.DATASETS.TIMM = []
+    # Folder for what is read of annotation files once and then taken from there, at every start and
+    # by all processes; "" is a folder below $FVCORE_CACHE (by default ~/.torch/iopath_cache), "off"
+    # none: each process then reads each file itself.
+    cfg.DATASETS.CACHE = ""
+    # Size, in 10^9 bytes, of the copies that are kept of images from https:// or a bucket, in the
+    # same folder; those used longest ago go first. 0 keeps none.
+    cfg.DATASETS.IMAGE_CACHE_GB = 10
     # Folder of the sample data, made there when it is missing; "" makes none. Its annotations are
     # then named in DATASETS.COCO_JSON like anybody's.
     cfg.DATASETS.SAMPLE_DATA = ""

@@ -34,4 +34,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list]:
     if is_classifier(cfg):
         return classification.build_test_loader(cfg, dataset_name)
     mapper = CheckedDatasetMapper(cfg, is_train=False)
-    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    records = loader.evaluated_records(cfg, dataset_name)
+    return build_detection_test_loader(
+        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )

@@ -1,27 +1,18 @@
-"""The annotations of a COCO-format file as the readers need them, and the copy that they stand in.
+"""The annotations of a COCO-format file as the readers need them: what is dropped, what filled in.
 
-What :mod:`rsb_d2.data.coco_check` does not stop at: annotations to drop, values to fill in.
+What :mod:`rsb_d2.data.coco_check` does not stop at.
 """
 
-import contextlib
-import hashlib
-import json
-import logging
 import math
-import os
-import uuid
 from collections import Counter
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures.masks import polygon_area
-from iopath.common.file_io import get_cache_dir
 
 from ..errors import UserError, first_ids
 from .masks import is_finite, is_polygon, is_rle
-
-logger = logging.getLogger(__name__)
 
 # Pixels by which a box may reach beyond its image unnoticed: tools round differently.
 _BOX_TOLERANCE = 1.0
@@ -47,9 +38,9 @@ def _boxes_and_sizes(annotations: Annotations, sizes: Sizes) -> List[np.ndarray]
 def drop_bad_boxes(
     annotations: Annotations, sizes: Sizes
 ) -> Tuple[Annotations, Dict[str, List[int]]]:
-    """Return the annotations to keep, and the ids of the others by reason."""
+    """Return the annotations to keep, and the ids of the others by reason, all reasons named."""
     x, y, w, h, width, height = _boxes_and_sizes(annotations, sizes)
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity minus infinity
         right, bottom = x + w, y + h
     reasons = {
         "of images that are not in 'images'": np.isnan(width),
@@ -57,21 +48,22 @@ def drop_bad_boxes(
         "with a box of no area": (w <= 0) | (h <= 0),
         "with a box outside the image": (x >= width) | (y >= height) | (right <= 0) | (bottom <= 0),
     }
-    ids = np.array([a["id"] for a in annotations])
     dropped, keep = {}, np.ones(len(annotations), dtype=bool)
     for reason, bad in reasons.items():
-        if (bad & keep).any():
-            dropped[reason] = ids[bad & keep].tolist()
-            keep &= ~bad
+        dropped[reason] = [annotations[i]["id"] for i in np.flatnonzero(bad & keep)]
+        keep &= ~bad
+    if keep.all():
+        return annotations, dropped
     return [a for a, k in zip(annotations, keep) if k], dropped
 
 
 def correct_masks(
-    annotations: Annotations, dropped: Dict[str, List[int]], sizes: Sizes, with_masks: bool
-) -> Tuple[Annotations, Dict[str, int]]:
+    annotations: Annotations, sizes: Sizes, with_masks: bool
+) -> Tuple[Annotations, List[int], Dict[str, int]]:
     """Take out the polygons and masks that cannot be used; with masks, the annotation too.
 
-    Adds to ``dropped``. Returns the annotations to keep, and what changed in them by kind.
+    Returns the annotations to keep, the ids of the others, and what changed in those that are kept
+    by kind.
     """
     kept, without_mask, changed = [], [], Counter()
     for annotation in annotations:
@@ -87,14 +79,7 @@ def correct_masks(
         elif usable is not None and len(usable) != len(segmentation):
             annotation["segmentation"] = usable
             changed["masks without their polygons that cannot be used"] += 1
-    if without_mask and not kept:
-        raise UserError(
-            f"no annotation has a mask that can be used ({first_ids(without_mask)}): write "
-            "MODEL.MASK_ON False, or polygons [[x, y, x, y, x, y, ...], ...] in 'segmentation'"
-        )
-    if without_mask:
-        dropped["without a mask that can be used"] = without_mask
-    return kept, changed
+    return kept, without_mask, changed
 
 
 def _usable_mask(segmentation: Any, size: List[int]) -> Any:
@@ -106,14 +91,15 @@ def _usable_mask(segmentation: Any, size: List[int]) -> Any:
     return None
 
 
-def fill_in(annotations: Annotations) -> Dict[str, int]:
-    """Give each annotation what the readers need, in place. Returns how often, by kind."""
+def fill_in(annotations: Annotations, new_ids: Iterator[int]) -> Dict[str, int]:
+    """Give each annotation what the readers need, in place. Returns how often, by kind.
+
+    The new ids, above 0 and those of all annotations, are for annotations without one above 0.
+    """
     changed = Counter()
-    next_id = max([a["id"] for a in annotations], default=0) + 1
     for annotation in annotations:
         if annotation["id"] <= 0:  # COCOeval takes an object of id 0 for one that was not found
-            annotation["id"] = max(next_id, 1)
-            next_id = annotation["id"] + 1
+            annotation["id"] = next(new_ids)
             changed["ids made positive"] += 1
         if "iscrowd" not in annotation:
             annotation["iscrowd"] = 0
@@ -149,56 +135,33 @@ def _area(annotation: Dict[str, Any]) -> float:
     return int(mask_util.area(segmentation))
 
 
-def warn_of_boxes(
-    json_file: str,
-    annotations: Annotations,
-    kept: Annotations,
-    dropped: Dict[str, List[int]],
-    sizes: Sizes,
-) -> None:
-    """Log what was dropped, and which boxes are kept although part of them is not in the image."""
-    if dropped:
-        reasons = "; ".join(f"{len(ids)} {why} ({first_ids(ids)})" for why, ids in dropped.items())
-        logger.warning(
-            f"{json_file}: dropped {len(annotations) - len(kept)} of {len(annotations)} "
-            f"annotations: {reasons}"
-        )
-    beyond = _boxes_beyond_image(kept, sizes)
-    if beyond:
-        hint = "; is 'bbox' [x, y, width, height]?" if len(beyond) > len(kept) / 2 else ""
-        logger.warning(
-            f"{json_file}: {len(beyond)} of {len(kept)} boxes reach beyond their image "
-            f"({first_ids(beyond)}); training clips them, evaluation does not{hint}"
-        )
+def describe_dropped(dropped: Dict[str, List[int]], num_annotations: int) -> str:
+    """The warning about annotations that are dropped: how many, why, and their ids."""
+    reasons = "; ".join(
+        f"{len(ids)} {why} ({first_ids(ids)})" for why, ids in dropped.items() if ids
+    )
+    return f"dropped {sum(map(len, dropped.values()))} of {num_annotations} annotations: {reasons}"
 
 
-def _boxes_beyond_image(annotations: Annotations, sizes: Sizes) -> List[int]:
+def describe_beyond(ids: List[int], num_kept: int) -> str:
+    """The warning about boxes that are kept although part of them is not in the image."""
+    hint = "; is 'bbox' [x, y, width, height]?" if len(ids) > num_kept / 2 else ""
+    return (
+        f"{len(ids)} of {num_kept} boxes reach beyond their image ({first_ids(ids)}); "
+        f"training clips them, evaluation does not{hint}"
+    )
+
+
+def stop_without_masks(ids: List[int]) -> None:
+    """Raise the error for a file without one mask that can be used."""
+    raise UserError(
+        f"no annotation has a mask that can be used ({first_ids(ids)}): write "
+        "MODEL.MASK_ON False, or polygons [[x, y, x, y, x, y, ...], ...] in 'segmentation'"
+    )
+
+
+def boxes_beyond_image(annotations: Annotations, sizes: Sizes) -> List[int]:
     x, y, w, h, width, height = _boxes_and_sizes(annotations, sizes)
     t = _BOX_TOLERANCE
     beyond = (x < -t) | (y < -t) | (x + w > width + t) | (y + h > height + t)
     return [a["id"] for a, b in zip(annotations, beyond) if b]
-
-
-def write_copy(content: Dict[str, Any], json_file: str) -> str:
-    """Write to the cache folder, under a name made from the content. Returns the path."""
-    text = json.dumps(content)
-    folder = os.path.join(get_cache_dir(), "rsb_d2", "coco_json")
-    stem = os.path.splitext(os.path.basename(json_file))[0]
-    path = os.path.join(folder, f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json")
-    if os.path.exists(path):
-        return path
-    # Written aside and then renamed, since another process may write or read the same file.
-    aside = f"{path}.{uuid.uuid4().hex}"
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with open(aside, "w") as f:
-            f.write(text)
-        os.replace(aside, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            os.remove(aside)
-        raise UserError(
-            f"needs a corrected copy, which cannot be written to {folder} ({e.strerror}); make "
-            "room there, or name another folder in the environment variable FVCORE_CACHE"
-        ) from None
-    return path

@@ -1,22 +1,25 @@
 """COCO-format data of one's own, registered from the config: ``DATASETS.COCO_JSON``.
 
 A data set that is used is checked once, before anything is trained on it; ``coco_check.py`` says
-for what. Where the check dropped or filled in something, a corrected copy of the annotation file
-goes to the cache folder (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``), and both
-training and evaluation read that copy: the ground truth is the same for the two. The user's file
-is never changed.
+for what. What is read is kept in the cache (``DATASETS.CACHE``), from which later starts and other
+processes take it. Where the check dropped or filled in something, a corrected copy of the
+annotation file goes to the cache folder (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``),
+which evaluation reads: the ground truth is the same for the two. The user's file is never changed.
 """
 
 import os
-from typing import Any, Dict, List, Tuple
+from typing import Any, List, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError, first
-from .coco_check import CheckedCocoJson, check_coco_json
+from .cache.annotation_cache import CHECKED, CHECKED_WITH_MASKS, AnnotationSource, cache_folder
+from .cache.checked import CheckedCocoJson
+from .cache.records import PackedRecords
+from .cache.selection import say_messages, set_coco_metadata
+from .storage.remote import cache_settings
 
 # The key that says how many classes a meta architecture has. One that is not here (ProposalNetwork,
 # SemanticSegmentor, a user's own) has no such key, or none that is known.
@@ -49,9 +52,11 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
             if the model's number of classes is not theirs; if there is nothing to train on or
             to evaluate with.
     """
+    folder = cache_folder(cfg.DATASETS.CACHE)
+    cache_settings(os.path.join(folder, "images") if folder else "", cfg.DATASETS.IMAGE_CACHE_GB)
     datasets = {}
     for entry in cfg.DATASETS.COCO_JSON:
-        dataset = _register(_parse_entry(entry, with_masks=cfg.MODEL.MASK_ON))
+        dataset = _register(_parse_entry(entry, with_masks=cfg.MODEL.MASK_ON, cache=folder))
         datasets[dataset.name] = dataset
 
     train = [] if eval_only else [datasets[n] for n in cfg.DATASETS.TRAIN if n in datasets]
@@ -76,20 +81,31 @@ class CocoJsonDataset:
         json_file (str): annotation file.
         image_root (str): image folder.
         with_masks (bool): whether an annotation without a usable mask is to be dropped.
+        cache (str): folder for what was read; "" for none.
+
+    Attributes:
+        checked (CheckedCocoJson or None): what the check found.
     """
 
-    def __init__(self, name: str, json_file: str, image_root: str, with_masks: bool):
+    returns_packed_records = True
+
+    def __init__(self, name: str, json_file: str, image_root: str, with_masks: bool, cache: str):
         self.name = name
         self.json_file = json_file
         self.image_root = image_root
         self.with_masks = with_masks
+        self.cache = cache
         self.checked: CheckedCocoJson | None = None
+        self._records: PackedRecords | None = None
         self._checked_as: Tuple | None = None
 
-    def __call__(self) -> List[Dict[str, Any]]:
-        """Return Detectron2's dicts; not kept here, as the loader keeps its own packed copy."""
+    def __call__(self) -> PackedRecords:
+        """Return Detectron2's dicts, each of which is made when it is asked for."""
         self.check()
-        return load_coco_json(self.checked.json_file, self.image_root, self.name)
+        checked = self.checked
+        set_coco_metadata(self.name, checked.category_names, checked.category_ids)
+        # A list of its own, as its records can be given other keys.
+        return self._records.select(slice(None))
 
     def check(self) -> None:
         """Check the files, unless they are as they were at the last check; set the metadata.
@@ -101,13 +117,17 @@ class CocoJsonDataset:
             check_as = (self.with_masks, *_size_and_time(self.json_file))
             if check_as == self._checked_as:
                 return
-            checked = check_coco_json(self.json_file, self.image_root, with_masks=self.with_masks)
+            kind = CHECKED_WITH_MASKS if self.with_masks else CHECKED
+            source = AnnotationSource(self.json_file, self.image_root, kind, self.cache)
+            self._records = source.open()
+            checked = CheckedCocoJson(**self._records.header["checked"])
         except UserError as e:
             raise UserError(f"data set {self.name}: {self.json_file}: {e}") from None
         if self.checked is not None:
             MetadataCatalog.remove(self.name)  # metadata cannot be set twice
         self.checked, self._checked_as = checked, check_as
         self.set_metadata()
+        say_messages(self._records, checked.json_file)
 
     def set_metadata(self) -> None:
         metadata = MetadataCatalog.get(self.name)
@@ -126,7 +146,7 @@ class CocoJsonDataset:
 # ---- entries ----
 
 
-def _parse_entry(entry: Any, with_masks: bool) -> CocoJsonDataset:
+def _parse_entry(entry: Any, with_masks: bool, cache: str) -> CocoJsonDataset:
     is_entry = isinstance(entry, (list, tuple)) and len(entry) == 3
     if not (is_entry and all(isinstance(e, str) and e for e in entry)):
         raise UserError(
@@ -134,10 +154,11 @@ def _parse_entry(entry: Any, with_masks: bool) -> CocoJsonDataset:
             "[[name, annotation file, image folder], ...], three strings each"
         )
     name, json_file, image_root = entry
-    return CocoJsonDataset(name, _absolute(json_file), _absolute(image_root), with_masks)
+    return CocoJsonDataset(name, absolute(json_file), absolute(image_root), with_masks, cache)
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """A path of this machine from its root; one with a scheme, as ``https://``, as it is."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
@@ -160,7 +181,7 @@ def _register(dataset: CocoJsonDataset) -> CocoJsonDataset:
             f"DATASETS.COCO_JSON: {dataset.name} is registered already, with {', '.join(old)}; "
             f"choose another name for {', '.join(new)}"
         )
-    registered.with_masks = dataset.with_masks
+    registered.with_masks, registered.cache = dataset.with_masks, dataset.cache
     return registered
 
 

@@ -19,12 +19,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError, printable
 from .masks import is_finite, is_polygon, is_rle
 from .stock.augmentation import build_augmentation
+from .storage.opening import open_file as storage_open
+from .storage.remote import RemoteError, is_remote
 
 _EXIF_ORIENTATION = 0x0112
 # https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, 4.6.4, Orientation
@@ -77,7 +78,9 @@ def read_image(
     """Read an image, upright by its EXIF orientation.
 
     Args:
-        path (str): anything that Detectron2's ``PathManager`` opens.
+        path (str): a file; ``images.tar!/a.jpg``, which is in a tar file; or anything that
+            Detectron2's ``PathManager`` opens, as ``https://…``, which is tried several times and
+            of which a copy is kept (``DATASETS.IMAGE_CACHE_GB``).
         image_format (str or None): as for Detectron2's ``read_image``: a mode of Pillow as
             ``"RGB"`` or ``"L"``, or ``"BGR"`` or ``"YUV-BT.601"``; ``None`` leaves the mode.
         size (tuple[int, int] or None): the width and height, in pixels, that it must have.
@@ -91,10 +94,20 @@ def read_image(
             a channel, or has another size.
     """
     try:
-        with PathManager.open(path, "rb") as f:
-            return utils.convert_PIL_to_numpy(_open(f, size), image_format)
+        try:
+            return _read(path, image_format, size)
+        except (OSError, _Unusable) as e:
+            # The copy of a file from elsewhere may be damaged, or have been when it came.
+            if not is_remote(path) or isinstance(e, (RemoteError, FileNotFoundError)):
+                raise
+            return _read(path, image_format, size, fresh=True)
     except Exception as e:  # what a damaged file makes Pillow raise is of many types
         raise BadImageError(path, _reason(e)) from None
+
+
+def _read(path: str, image_format: str | None, size: Any, fresh: bool = False) -> np.ndarray:
+    with storage_open(path, fresh=fresh) as f:
+        return utils.convert_PIL_to_numpy(_open(f, size), image_format)
 
 
 def read_rgb(path: str, open_file: Callable[[], BinaryIO] | None = None) -> Image.Image:
@@ -112,7 +125,7 @@ def read_rgb(path: str, open_file: Callable[[], BinaryIO] | None = None) -> Imag
         BadImageError: as of :func:`read_image`.
     """
     try:
-        with PathManager.open(path, "rb") if open_file is None else open_file() as f:
+        with storage_open(path) if open_file is None else open_file() as f:
             return _open(f, None).convert("RGB")
     except Exception as e:  # as above
         raise BadImageError(path, _reason(e)) from None
@@ -131,7 +144,7 @@ def image_size(path: str) -> Tuple[int, int]:
         BadImageError: if the file is not there or has no header of an image.
     """
     try:
-        with PathManager.open(path, "rb") as f:
+        with storage_open(path) as f:
             if not f.read(1):
                 raise _Unusable("the file is empty")
             f.seek(0)
@@ -197,8 +210,10 @@ def _size_reason(size: Tuple[int, int], expected: Tuple[int, int], turned: bool 
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, _Unusable):
+    if isinstance(error, (_Unusable, UserError)):
         return str(error)
+    if isinstance(error, RemoteError):
+        return f"it cannot be fetched, {error}"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):

@@ -2,24 +2,24 @@
 
 import itertools
 import logging
-import os
-import signal
-import threading
-from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..modeling import is_classifier
 from ..modeling.mixing import mix_seeds
+from .cache.annotation_cache import cache_folder
+from .cache.records import PackedRecords
+from .cache.selection import JoinedRecords, detection_records
 from .images import BadImageError, CheckedDatasetMapper
 from .order import Place, Replacements, TrainingOrder, build_sampler, is_high
 from .random_state import random_state_kept, seed_cpu
+from .workers import leave_signals_to_training, signals_wait
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class TrainLoader:
     nothing but the seed and the place.
 
     Args:
-        records (list[dict]): in Detectron2's dataset format.
+        records (sequence of dict): in Detectron2's dataset format; those of a cache are made by the
+            workers, one at a time.
         mapper (callable): from a record to what the model takes, with random augmentation or
             without; raises :class:`rsb_d2.data.images.BadImageError` for an image that cannot be
             used, or returns ``None`` to have another one drawn.
@@ -64,7 +65,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        records: List[dict],
+        records: Sequence[dict],
         mapper: Callable[[dict], dict],
         build_sampler: Callable[[int], Any],
         *,
@@ -76,10 +77,15 @@ class TrainLoader:
         max_bad_images: int = 100,
         seed: int,
     ):
-        if not records:
+        if not len(records):
             raise UserError("DATASETS.TRAIN: there is no image to train on")
-        self._groups = bytes(aspect_ratio_grouping and is_high(record) for record in records)
-        self._records = DatasetFromList(records, copy=False)
+        is_packed = isinstance(records, (PackedRecords, JoinedRecords))
+        if is_packed:
+            height, width = records.sizes().T
+            self._groups = (aspect_ratio_grouping & (width <= height)).astype("uint8").tobytes()
+        else:
+            self._groups = bytes(aspect_ratio_grouping and is_high(record) for record in records)
+        self._records = records if is_packed else DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.num_records = len(records)
         self._build_sampler = build_sampler
@@ -121,11 +127,11 @@ class TrainLoader:
             batch_size=None,  # one by one, so that the workers share the load of a batch
             collate_fn=_same,
             num_workers=self._num_workers,
-            worker_init_fn=_leave_signals_to_training,
+            worker_init_fn=leave_signals_to_training,
             generator=torch.Generator(),  # the default one would take from the training's numbers
         )
         batch_size = self._total_batch_size // comm.get_world_size()
-        with _signals_wait():  # in the workers until _leave_signals_to_training
+        with signals_wait():  # in the workers until _leave_signals_to_training
             images = iter(images)
         while True:
             loaded = [self._next(images) for _ in range(batch_size)]
@@ -250,32 +256,7 @@ def _same(item: Any) -> Any:
     return item
 
 
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _leave_signals_to_training(worker_id: int) -> None:
-    """Go on until the training, which finishes its iteration first, ends its workers.
-
-    A terminal and a cluster send signals to all processes of a job, the workers among them.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_training, daemon=True).start()
-
-
-def _end_with_training() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-def annotated_records(cfg: CfgNode, split: str) -> List[dict]:
+def annotated_records(cfg: CfgNode, split: str) -> Sequence[dict]:
     """The records that losses are computed on, without the images that training leaves out.
 
     Args:
@@ -283,18 +264,40 @@ def annotated_records(cfg: CfgNode, split: str) -> List[dict]:
         split (str): ``"TRAIN"`` or ``"TEST"``.
 
     Returns:
-        list[dict]: of all data sets of the split, in Detectron2's dataset format.
+        sequence of dict: of all data sets of the split, in Detectron2's dataset format.
     """
     if is_classifier(cfg):
         return [record for name in cfg.DATASETS[split] for record in DatasetCatalog.get(name)]
     proposal_files = cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
-    return get_detection_dataset_dicts(
+    return detection_records(
         cfg.DATASETS[split],
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         if cfg.MODEL.KEYPOINT_ON
         else 0,
         proposal_files=proposal_files if cfg.MODEL.LOAD_PROPOSALS else None,
+        cache=cache_folder(cfg.DATASETS.CACHE),
+    )
+
+
+def evaluated_records(cfg: CfgNode, name: str) -> Sequence[dict]:
+    """The records that a model is evaluated on: all of one data set.
+
+    Args:
+        cfg (CfgNode): its ``DATASETS``.
+        name (str): one of ``DATASETS.TEST``, or where no proposals are loaded, any other.
+
+    Returns:
+        sequence of dict: in Detectron2's dataset format.
+    """
+    proposal_files = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        proposal_files = [cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]]
+    return detection_records(
+        [name],
+        filter_empty=False,
+        proposal_files=proposal_files,
+        cache=cache_folder(cfg.DATASETS.CACHE),
     )
 
 

@@ -14,6 +14,8 @@ from detectron2.data.samplers import (
 from torch.utils.data import Sampler
 
 from ..errors import UserError
+from .cache.records import PackedRecords
+from .cache.selection import JoinedRecords, repeat_factors
 from .images import BadImageError, image_size
 
 # A place in the stream of the sampler, counted from 0, and the index of the record there.
@@ -38,12 +40,15 @@ def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
     if name == "TrainingSampler":
         sampler = TrainingSampler(len(records), seed=seed)
     elif name == "RepeatFactorTrainingSampler":
-        options = {}
+        threshold, options = cfg.DATALOADER.REPEAT_THRESHOLD, {}
         if "REPEAT_SQRT" in cfg.DATALOADER:  # of Detectron2's main
             options["sqrt"] = cfg.DATALOADER.REPEAT_SQRT
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
-        )
+        if isinstance(records, (PackedRecords, JoinedRecords)):
+            factors = repeat_factors(records, threshold, **options)
+        else:
+            factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                records, threshold, **options
+            )
         sampler = RepeatFactorTrainingSampler(factors, seed=seed)
     elif name == "RandomSubsetTrainingSampler":
         sampler = RandomSubsetTrainingSampler(

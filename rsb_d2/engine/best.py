@@ -11,8 +11,8 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch import nn
 
-from ..checkpoint.writing import whole_file
 from ..config.check_best_metric import uses_best_metric
+from ..files import whole_file
 from ..solver.ema import EMA_PREFIX, AveragedWeights
 from .checkpoints import WeightsCheckpointer
 from .validation import is_evaluated_now

@@ -3,13 +3,11 @@
 import logging
 from collections import Counter
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, List
+from typing import Any, Callable, Dict, Iterable, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-)
+from detectron2.data import DatasetFromList, build_detection_test_loader
 from detectron2.data import detection_utils as utils
 from detectron2.engine.hooks import HookBase
 from detectron2.engine.train_loop import TrainerBase
@@ -20,6 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.data import Dataset
 
 from ..data.classification.transforms import ClassificationMapper, build_transform
 from ..data.images import CheckedDatasetMapper
@@ -110,14 +109,30 @@ def build_validation_loader(cfg: CfgNode) -> Iterable:
     return _build_loader(cfg, records, CheckedDatasetMapper(**arguments))
 
 
-def _build_loader(cfg: CfgNode, records: List[dict], mapper: Callable[[dict], dict]) -> Iterable:
-    records = [{**record, "validation_index": i} for i, record in enumerate(records)]
+def _build_loader(
+    cfg: CfgNode, records: Sequence[dict], mapper: Callable[[dict], dict]
+) -> Iterable:
     return build_detection_test_loader(
-        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        _Numbered(records), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
 
 
-def _has_rle(records: List[dict]) -> bool:
+class _Numbered(Dataset):
+    """Records with their place in the whole."""
+
+    def __init__(self, records: Sequence[dict]):
+        self._records = records if hasattr(records, "has_rle") else DatasetFromList(records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        return {**self._records[index], "validation_index": index}
+
+
+def _has_rle(records: Sequence[dict]) -> bool:
+    if hasattr(records, "has_rle"):
+        return records.has_rle()
     return any(
         isinstance(annotation.get("segmentation"), dict)
         for record in records

@@ -10,7 +10,7 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..checkpoint.writing import whole_file
+from ..files import whole_file
 
 logger = logging.getLogger(__name__)
 

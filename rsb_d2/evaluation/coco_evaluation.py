@@ -1,13 +1,11 @@
 """COCO's average precision by faster-coco-eval, in Detectron2's evaluator."""
 
 import copy
-import gc
 import itertools
 import json
 import logging
 import os
 from collections import defaultdict
-from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
@@ -19,6 +17,7 @@ from faster_coco_eval.faster_eval_api_cpp import COCOevalEvaluateAccumulate
 from pycocotools.coco import COCO
 
 from ..errors import UserError
+from ..memory import garbage_collection_paused
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ def evaluate_detections(
         UserError: if masks are to be evaluated and an annotation has none.
         ValueError: if a result is of an image that the ground truth does not have.
     """
-    with _garbage_collection_paused():
+    with garbage_collection_paused():
         evaluated = DetectionEval(truth, results, task)
         evaluated.params.maxDets = list(max_dets)
         if img_ids is not None:
@@ -209,15 +208,3 @@ class DetectionEval(COCOeval_faster):
 
 def _boxes(records: List[Dict[str, Any]]) -> np.ndarray:
     return np.array([r["bbox"] for r in records], dtype=np.float64)
-
-
-@contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    """Spare Python looking for cycles among a million records, again and again; there are none."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -13,9 +13,9 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import nn
 
-from ..checkpoint.writing import whole_file
 from ..data.class_names import ClassNames
 from ..errors import UserError
+from ..files import whole_file
 from ..predict.predictor import Predictor
 from .comparison import Detections, Difference, compare
 from .contract import input_contract

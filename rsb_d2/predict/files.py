@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
+from urllib.parse import urlparse
 
 import numpy as np
 from detectron2.data.catalog import Metadata
@@ -16,6 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.images import BadImageError, read_image
+from ..data.storage.remote import is_remote
+from ..data.storage.tar import open_tar, split_tar_path
 from ..errors import UserError
 from ..visualization import class_colors, readable_scale
 from .predictor import Predictor
@@ -64,7 +67,8 @@ def find_images(inputs: List[str], output_dir: str = "") -> List[Tuple[str, str]
     """Find the images that a user names.
 
     Args:
-        inputs (list[str]): images, folders (with all folders in them) and globs.
+        inputs (list[str]): images, folders (with all folders in them), globs, tar files, members of
+            one (``images.tar!/a.jpg``) and addresses of images (``https://…``).
         output_dir (str): passed over when it is in one of the folders.
 
     Returns:
@@ -76,7 +80,12 @@ def find_images(inputs: List[str], output_dir: str = "") -> List[Tuple[str, str]
     """
     found: Dict[str, str] = {}
     for path in inputs:
-        if os.path.isfile(path):
+        if is_remote(path):
+            found.setdefault(path, os.path.basename(urlparse(path).path) or "image")
+            continue
+        if split_tar_path(path) is not None or path.endswith(".tar"):
+            named = _images_in_tar(path)
+        elif os.path.isfile(path):
             named = [(path, os.path.basename(path))]
         elif os.path.isdir(path):
             named = [(p, os.path.relpath(p, path)) for p in _images_in(path, output_dir)]
@@ -94,9 +103,25 @@ def find_images(inputs: List[str], output_dir: str = "") -> List[Tuple[str, str]
     return list(zip(found, distinct(found.values())))
 
 
-def _images_in(folder: str, output_dir: str) -> List[str]:
+def _images_in_tar(path: str) -> List[Tuple[str, str]]:
+    tar, member = split_tar_path(path) or (path, "")
+    try:
+        members = [member] if member else open_tar(tar).names()
+    except OSError as e:
+        raise UserError(f"cannot read {tar}: {e.strerror or e}") from None
+    images = [name for name in members if member or name.lower().endswith(_endings())]
+    if not images:
+        raise UserError(f"the tar file {tar} has no images in it")
+    return [(f"{tar}!/{name}", name) for name in sorted(images)]
+
+
+def _endings() -> Tuple[str, ...]:
     Image.init()
-    endings = tuple(ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN)
+    return tuple(ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN)
+
+
+def _images_in(folder: str, output_dir: str) -> List[str]:
+    endings = _endings()
     output_dir = os.path.realpath(output_dir) if output_dir else None
     images = []
     for parent, folders, names in os.walk(folder):

@@ -1,13 +1,14 @@
 """The command-line arguments that say which data set a tool is about."""
 
 import argparse
+import os
 from typing import Tuple
 
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 
 from ..config.loading import load_config
 from ..data import make_sample_data
+from ..data.storage.opening import is_image_folder
 from ..errors import UserError
 from ..modeling import is_classifier
 from .source import Source, count_masks, open_files, open_registered
@@ -65,7 +66,7 @@ def open_dataset(
             "OUTPUT_DIR)"
         )
     if args.annotations:
-        if not PathManager.isdir(args.images):
+        if not is_image_folder(os.path.expanduser(args.images)):
             raise UserError(f"--images: there is no folder {args.images}")
         if with_masks:
             with_masks = count_masks(args.annotations) > 0

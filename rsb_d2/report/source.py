@@ -4,7 +4,8 @@ import contextlib
 import json
 import logging
 import os
-from typing import Any, Dict, Iterator, List, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -14,6 +15,10 @@ from detectron2.utils.file_io import PathManager
 
 from ..config import add_rsb_config
 from ..data import register_coco_json
+from ..data.cache.annotation_file import AnnotationFile
+from ..data.cache.coco_view import CocoAnnotations, CocoImages
+from ..data.cache.records import PackedRecords
+from ..data.coco_json import absolute
 from ..errors import UserError
 
 # Whose warnings go onto the page: the check of DATASETS.COCO_JSON, and Detectron2's own reader.
@@ -27,8 +32,9 @@ class Source(NamedTuple):
         name (str): what to call it on the page.
         json_file (str): the annotation file that training and evaluation read.
         image_root (str): image folder.
-        images (list[dict]): ``id``, ``file_name``, ``height``, ``width``, sorted by id.
-        annotations (list[dict]): of COCO's format.
+        images (sequence of dict): ``id``, ``file_name``, ``height``, ``width``, sorted by id.
+        annotations (sequence of dict): of COCO's format. Those of a large file are not kept in
+            memory; each look at them makes them again.
         category_ids (list[int]): in the order of the classes.
         class_names (list[str]): in the same order.
         warnings (list[str]): what registration warned of.
@@ -37,8 +43,8 @@ class Source(NamedTuple):
     name: str
     json_file: str
     image_root: str
-    images: List[Dict[str, Any]]
-    annotations: List[Dict[str, Any]]
+    images: Sequence
+    annotations: Sequence
     category_ids: List[int]
     class_names: List[str]
     warnings: List[str]
@@ -63,7 +69,7 @@ def open_files(json_file: str, image_root: str, *, with_masks: bool) -> Source:
     add_rsb_config(cfg)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
     # Named by their paths, which are no other data set's.
-    paths = [os.path.abspath(os.path.expanduser(p)) for p in (json_file, image_root)]
+    paths = [absolute(json_file), absolute(image_root)]
     cfg.DATASETS.COCO_JSON = [["|".join(paths), *paths]]
     short = "/".join(paths[0].split(os.sep)[-2:])
     try:
@@ -99,7 +105,7 @@ def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) 
                 "config, or write --annotations FILE --images FOLDER"
             )
         try:
-            DatasetCatalog.get(name)
+            records = DatasetCatalog.get(name)
         except UserError:
             raise
         except OSError as e:
@@ -107,16 +113,24 @@ def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) 
     metadata = MetadataCatalog.get(name)
     if not (metadata.get("json_file") and metadata.get("image_root")):
         raise UserError(f"data set {name} is not in COCO's format: it has no annotation file")
-    content = _read(metadata.json_file)
-    categories = sorted(content["categories"], key=lambda c: c["id"])
+    if isinstance(records, PackedRecords):
+        ids = records.header["checked"]["category_ids"]
+        names = records.header["checked"]["category_names"]
+        images, annotations = CocoImages(records), CocoAnnotations(records, ids)
+    else:
+        content = _read(metadata.json_file)
+        categories = sorted(content["categories"], key=lambda c: c["id"])
+        ids, names = [c["id"] for c in categories], [c["name"] for c in categories]
+        images = sorted(content["images"], key=lambda i: i["id"])
+        annotations = content.get("annotations", [])
     source = Source(
         name=name,
         json_file=metadata.json_file,
         image_root=metadata.image_root,
-        images=sorted(content["images"], key=lambda i: i["id"]),
-        annotations=content.get("annotations", []),
-        category_ids=[c["id"] for c in categories],
-        class_names=[c["name"] for c in categories],
+        images=images,
+        annotations=annotations,
+        category_ids=ids,
+        class_names=names,
         warnings=list(dict.fromkeys(warnings)),
     )
     if not any(not a.get("iscrowd", 0) for a in source.annotations):
@@ -127,6 +141,26 @@ def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) 
     return source
 
 
+def annotations_of(source: Source, images: Iterable[int]) -> Dict[int, List[Dict[str, Any]]]:
+    """Return the annotations of some images.
+
+    Args:
+        source (Source): the data set.
+        images (iterable of int): indices into ``Source.images``.
+
+    Returns:
+        dict[int, list[dict]]: by index.
+    """
+    if isinstance(source.annotations, CocoAnnotations):
+        return {i: source.annotations.of_image(i) for i in images}
+    index_of_id = {source.images[i]["id"]: i for i in images}
+    found = {i: [] for i in index_of_id.values()}
+    for annotation in source.annotations:
+        if annotation["image_id"] in index_of_id:
+            found[index_of_id[annotation["image_id"]]].append(annotation)
+    return found
+
+
 def count_masks(json_file: str) -> int:
     """Return how many annotations of a file have something in 'segmentation'.
 
@@ -134,8 +168,8 @@ def count_masks(json_file: str) -> int:
         json_file (str): annotation file; 0 for one that cannot be read, which the check names.
     """
     try:
-        annotations = _read(json_file).get("annotations", [])
-        return sum(bool(a.get("segmentation")) for a in annotations)
+        chunks = AnnotationFile(json_file).chunks("annotations")
+        return sum(bool(a.get("segmentation")) for chunk in chunks for a in chunk)
     except (OSError, ValueError, AttributeError, TypeError):
         return 0
 

@@ -40,6 +40,7 @@ STOPS = [
     Case("momentum 9", opts("SOLVER.MOMENTUM", "9.0"), "MOMENTUM is 9.0; .*between 0 and 1"),
     Case("decay below 0", opts("SOLVER.WEIGHT_DECAY", "-1.0"), "WEIGHT_DECAY is -1.0; .*0 or more"),
     Case("workers -1", opts("DATALOADER.NUM_WORKERS", "-1"), "NUM_WORKERS is -1; .*0 or more"),
+    Case("cache -1", opts("DATASETS.IMAGE_CACHE_GB", "-1"), "IMAGE_CACHE_GB is -1; .*0 or"),
     Case("bad images -1", opts("DATALOADER.MAX_BAD_IMAGES", "-1"), "MAX_BAD_IMAGES is -1; .*0 or"),
     Case("threshold 50", opts("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "50.0"), "between 0 and 1"),
     Case("NMS 1.5", opts("MODEL.RPN.NMS_THRESH", "1.5"), "RPN.NMS_THRESH is 1.5; .*between 0"),

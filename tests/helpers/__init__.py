@@ -16,6 +16,9 @@ report_page         the data that a page of a report holds
 installed           the Detectron2 that is installed: whether it is the mended wheel
 
 data/bad_input      a little data set, ways of making something about it bad, what must come of it
+data/coco_content   COCO-format content with everything in it that Detectron2 reads
+data/starts         the start of a training, as far as its data set is concerned
+data/http_server    a server on this machine that fails on demand
 data/coco_files     small annotation files, registered and evaluated
 data/fuzzing        examples at random, the same in every run
 data/layouts        small data in the layouts of COCO, LVIS, VOC, Cityscapes and ADE20k

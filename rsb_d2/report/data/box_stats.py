@@ -59,7 +59,8 @@ def collect_boxes(source: Source, grid: AnchorGrid | None) -> Boxes:
     Returns:
         Boxes
     """
-    objects = [a for a in source.annotations if not a.get("iscrowd", 0)]
+    keys = ("image_id", "category_id", "bbox")  # without masks, which may be gigabytes
+    objects = [{k: a[k] for k in keys} for a in source.annotations if not a.get("iscrowd", 0)]
     image_index = {image["id"]: i for i, image in enumerate(source.images)}
     label_index = {category_id: i for i, category_id in enumerate(source.category_ids)}
     image = np.array([image_index[a["image_id"]] for a in objects], dtype=np.int64)

@@ -11,7 +11,7 @@ from ...data import register_coco_json
 from ...errors import UserError
 from ..output import check_output, progress, render, write_whole
 from ..pictures import BUDGET, outline, rounded, thumbnail
-from ..source import Source, to_rle
+from ..source import Source, annotations_of, to_rle
 from .anchors import AnchorGrid, build_anchor_grid
 from .box_stats import (
     ANCHOR_IOUS,
@@ -130,15 +130,13 @@ def _describe(
     source: Source, chosen: List[int], oddities: Dict[str, List[int]]
 ) -> List[Dict[str, Any]]:
     label = {category_id: i for i, category_id in enumerate(source.category_ids)}
-    by_image: Dict[int, List[Dict[str, Any]]] = {}
-    for annotation in source.annotations:
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    by_image = annotations_of(source, chosen)
     odd = {what: set(images) for what, images in oddities.items()}
     described, size = [], 0
     for i in progress("images")(chosen):
         image = source.images[i]
         objects = []
-        for annotation in by_image.get(image["id"], []):
+        for annotation in by_image[i]:
             entry = dict(
                 id=annotation["id"],
                 c=label[annotation["category_id"]],

@@ -11,7 +11,7 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
 from ...data.images import BadImageError, read_image
-from ..source import Source, xywh
+from ..source import Source, annotations_of, xywh
 from .box_stats import IOU_EDGES, RATIO_EDGES, SIZE_EDGES, Boxes
 
 _COLUMNS = 4
@@ -48,13 +48,11 @@ def draw_sheet(source: Source, boxes: Boxes, images: List[int]) -> bytes:
     if images:
         for ax in gallery.subplots(rows, _COLUMNS, squeeze=False).flat:
             ax.set_axis_off()
-        by_image: Dict[int, List[Dict[str, Any]]] = {}
-        for annotation in source.annotations:
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
+        by_image = annotations_of(source, images)
         for ax, i in zip(gallery.axes, images):
             image = source.images[i]
             ax.set_title(_shorten(image["file_name"]), fontsize=9)
-            picture = _draw_image(source, image, by_image.get(image["id"], []))
+            picture = _draw_image(source, image, by_image[i])
             if picture is None:
                 ax.text(0.5, 0.5, "cannot be read", ha="center", va="center")
             else:

@@ -69,7 +69,7 @@ def _coco(coco_class: type, source: Source, annotations: List[Dict[str, Any]]) -
     categories = [dict(id=i, name=n) for i, n in zip(source.category_ids, source.class_names)]
     # What only faster_coco_eval prints is its caller's to silence.
     coco.dataset = dict(
-        info={}, images=source.images, annotations=annotations, categories=categories
+        info={}, images=list(source.images), annotations=annotations, categories=categories
     )
     coco.createIndex()
     return coco

@@ -1,0 +1,240 @@
+"""What training asks of all records at once, answered without making any of them.
+
+The counterparts of ``detectron2.data.build.get_detection_dataset_dicts`` and of what it calls, for
+records that are packed; the same images in the same order.
+"""
+
+import inspect
+import itertools
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, Callable, Dict, List, Tuple
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets.coco import register_coco_instances
+from detectron2.data.detection_utils import check_metadata_consistency
+from detectron2.utils.logger import log_first_n
+from tabulate import tabulate
+from termcolor import colored
+
+from ...errors import UserError
+from .annotation_cache import AS_STOCK, AnnotationSource
+from .records import PackedRecords
+from .stock import NotPlain
+
+logger = logging.getLogger(__name__)
+# Whose warnings go onto the pages of a data set, too.
+_coco_logger = logging.getLogger("detectron2.data.datasets.coco")
+
+
+class JoinedRecords(Sequence):
+    """The records of several data sets, one after the other.
+
+    Args:
+        parts (list[PackedRecords]): of each.
+    """
+
+    def __init__(self, parts: List[PackedRecords]):
+        self._parts = parts
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        part = next(i for i, end in enumerate(self._ends) if index < end)
+        return self._parts[part][index - self._starts()[part]]
+
+    def sizes(self) -> np.ndarray:
+        """As of :class:`PackedRecords`."""
+        return np.concatenate([part.sizes() for part in self._parts])
+
+    def classes(self, *, with_crowds: bool) -> Tuple[np.ndarray, np.ndarray]:
+        """As of :class:`PackedRecords`."""
+        found = [part.classes(with_crowds=with_crowds) for part in self._parts]
+        images = [image + start for (_, image), start in zip(found, self._starts())]
+        return np.concatenate([classes for classes, _ in found]), np.concatenate(images)
+
+    def has_rle(self) -> bool:
+        """As of :class:`PackedRecords`."""
+        return any(part.has_rle() for part in self._parts)
+
+    def _starts(self) -> List[int]:
+        return [0, *self._ends[:-1]]
+
+
+def detection_records(
+    names: Sequence,
+    *,
+    filter_empty: bool = True,
+    min_keypoints: int = 0,
+    proposal_files: Sequence | None = None,
+    cache: str = "",
+) -> Sequence:
+    """The records of data sets, as ``get_detection_dataset_dicts`` returns them.
+
+    Data sets that a script has registered otherwise than in COCO's format, and those with proposals
+    from files, go through that function; so do all others that they are used with.
+
+    Args:
+        names (sequence of str): registered names.
+        filter_empty (bool): leave out images that have no annotation, or crowds only.
+        min_keypoints (int): leave out images with less visible keypoints.
+        proposal_files (sequence of str or None): with proposals of each data set.
+        cache (str): folder of the cache for Detectron2's own data sets; "" for none.
+
+    Returns:
+        Sequence[dict]: in Detectron2's dataset format.
+    """
+    options = dict(filter_empty=filter_empty, min_keypoints=min_keypoints)
+    if proposal_files is not None:
+        return get_detection_dataset_dicts(names, proposal_files=proposal_files, **options)
+    parts = [open_packed(name, cache) for name in names]
+    if not parts or None in parts:
+        return get_detection_dataset_dicts(names, **options)
+    if filter_empty:
+        parts, removed, left = _keep(parts, lambda part: part.num_objects() > 0)
+        logger.info(f"Removed {removed} images with no usable annotations. {left} images left.")
+    if min_keypoints > 0:
+        parts, removed, _ = _keep(parts, lambda part: part.visible_keypoints() >= min_keypoints)
+        logger.info(f"Removed {removed} images with fewer than {min_keypoints} keypoints.")
+    records = parts[0] if len(parts) == 1 else JoinedRecords(parts)
+    classes = MetadataCatalog.get(names[0]).get("thing_classes")
+    if classes is not None:
+        check_metadata_consistency("thing_classes", list(names))
+        _log_classes(records, classes)
+    return records
+
+
+def open_packed(name: str, cache: str) -> PackedRecords | None:
+    """The records of a data set, if they can be packed.
+
+    Args:
+        name (str): registered name.
+        cache (str): folder of the cache; "" for none.
+
+    Returns:
+        PackedRecords: or None.
+    """
+    load = DatasetCatalog[name]
+    found = _arguments_of_stock(load)
+    if found is None:
+        # Another function is called once, by whoever takes what it returns.
+        records = load() if getattr(load, "returns_packed_records", False) else None
+        return records if isinstance(records, PackedRecords) else None
+    if not cache:
+        return None
+    try:
+        source = AnnotationSource(found["json_file"], found["image_root"], AS_STOCK, cache)
+        records = source.open()
+    except (NotPlain, UserError) as e:
+        logger.info(f"{found['json_file']} is read by Detectron2, at every start: {e}")
+        return None
+    checked = records.header["checked"]
+    set_coco_metadata(name, checked["category_names"], checked["category_ids"])
+    say_messages(records, found["json_file"])
+    return records
+
+
+def _arguments_of_stock(load: Any) -> Dict[str, Any] | None:
+    """With what a data set was registered by ``register_coco_instances``; None for any other."""
+    if getattr(load, "__module__", "") != register_coco_instances.__module__:
+        return None
+    if not getattr(load, "__qualname__", "").startswith("register_coco_instances."):
+        return None
+    found = inspect.getclosurevars(load).nonlocals
+    is_known = {"name", "json_file", "image_root"} == found.keys()
+    return found if is_known and all(isinstance(v, str) for v in found.values()) else None
+
+
+def set_coco_metadata(name: str, category_names: List[str], category_ids: List[int]) -> None:
+    """Set what ``load_coco_json`` sets, and warn as it does of ids that are not 1, 2, 3 and so on.
+
+    Args:
+        name (str): of the data set.
+        category_names (list[str]): in the order of their ids.
+        category_ids (list[int]): ascending.
+    """
+    metadata = MetadataCatalog.get(name)
+    metadata.thing_classes = list(category_names)
+    metadata.thing_dataset_id_to_contiguous_id = {c: i for i, c in enumerate(category_ids)}
+    is_usual = min(category_ids) == 1 and max(category_ids) == len(category_ids)
+    if not is_usual and "coco" not in name:
+        _coco_logger.warning(
+            "Category ids in annotations are not in [1, #categories]! We'll apply a mapping for "
+            "you."
+        )
+
+
+def say_messages(records: PackedRecords, json_file: str) -> None:
+    """Log what the reading found, now or when the file of the cache was made."""
+    for level, text in records.header["messages"]:
+        logger.log(level, text)
+    _coco_logger.info(f"Loaded {len(records)} images in COCO format from {json_file}")
+
+
+def _keep(
+    parts: List[PackedRecords], condition: Callable[[PackedRecords], np.ndarray]
+) -> Tuple[List[PackedRecords], int, int]:
+    """The records that meet a condition, how many of all do not, and how many do."""
+    kept = [part.select(condition(part)) for part in parts]
+    left = sum(map(len, kept))
+    return kept, sum(map(len, parts)) - left, left
+
+
+def _log_classes(records: Any, names: List[str]) -> None:
+    """The table of ``print_instances_class_histogram``, of the same look."""
+    classes, _ = records.classes(with_crowds=False)
+    counts = np.bincount(classes, minlength=len(names)).tolist()
+    data = [
+        cell
+        for name, count in zip(names, counts)
+        for cell in (name if len(name) <= 13 else name[:11] + "..", count)
+    ]
+    columns = min(6, len(names) * 2)
+    data += [None] * (columns - len(data) % columns)
+    if len(names) > 1:
+        data += ["total", sum(counts)]
+    table = tabulate(
+        itertools.zip_longest(*[data[i::columns] for i in range(columns)]),
+        headers=["category", "#instances"] * (columns // 2),
+        tablefmt="pipe",
+        numalign="left",
+        stralign="center",
+    )
+    log_first_n(
+        logging.INFO,
+        f"Distribution of instances among all {len(names)} categories:\n" + colored(table, "cyan"),
+        key="message",
+        name=__name__,
+    )
+
+
+def repeat_factors(records: Any, threshold: float, sqrt: bool = True) -> torch.Tensor:
+    """As ``RepeatFactorTrainingSampler.repeat_factors_from_category_frequency``.
+
+    Args:
+        records (PackedRecords or JoinedRecords): of N images.
+        threshold (float): share of the images below which those of a class are repeated.
+        sqrt (bool): as of Detectron2's main: whether of the ratio its square root is taken.
+
+    Returns:
+        Tensor: (N,), float32.
+    """
+    classes, image = records.classes(with_crowds=True)
+    pairs = np.unique(np.stack([image, classes]), axis=1)
+    num_images = np.bincount(pairs[1])
+    root = math.sqrt if sqrt else float
+    factors = [
+        max(1.0, root(threshold / (count / len(records)))) if count else 1.0
+        for count in num_images.tolist()
+    ]
+    largest = np.ones(len(records))
+    np.maximum.at(largest, pairs[0], np.array(factors)[pairs[1]])
+    return torch.from_numpy(largest).float()

@@ -1,0 +1,282 @@
+"""Records from the cache are those of ``load_coco_json``, for whoever takes them."""
+
+import json
+import logging
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.utils import logger as detectron2_logger
+
+from rsb_d2 import add_rsb_config
+from rsb_d2.data import register_coco_json
+from rsb_d2.data.cache.coco_view import CocoAnnotations, CocoImages
+from rsb_d2.data.cache.records import PackedRecords
+from rsb_d2.data.cache.selection import detection_records, open_packed, repeat_factors
+from rsb_d2.data.loader import TrainLoader
+from rsb_d2.data.order import build_sampler
+from tests.helpers.catalogs import catalogs_kept
+from tests.helpers.data.coco_content import make_content
+
+
+@pytest.fixture(autouse=True)
+def catalogs(tmp_path, monkeypatch):
+    """Leave Detectron2's global catalogs as they were."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "fvcore"))
+    with catalogs_kept():
+        yield
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_(content, name="mine"):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(content))
+        for image in content["images"]:
+            file = tmp_path / "images" / image["file_name"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        return str(path), str(tmp_path / "images")
+
+    return write_
+
+
+def make_cfg(*names_and_files, masks=False):
+    cfg = get_cfg()
+    add_rsb_config(cfg)
+    cfg.DATASETS.COCO_JSON = [[name, *files] for name, files in names_and_files]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(name for name, _ in names_and_files), ()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.MASK_ON = 4, masks
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    return cfg
+
+
+def kinds(value):
+    """The types in a record: 1 == 1.0 == True, but they are not the same."""
+    if isinstance(value, dict):
+        return {key: kinds(v) for key, v in value.items()}
+    return [kinds(v) for v in value] if isinstance(value, list) else type(value).__name__
+
+
+def kinds_of_all(records):
+    return [kinds(dict(record)) for record in records]
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_checked_records_equal_detectron2s(masks, write):
+    files = write(make_content())
+    register_coco_json(make_cfg(("mine", files), masks=masks))
+    records = DatasetCatalog.get("mine")
+    expected = load_coco_json(*files, "the_same_by_detectron2")
+    assert isinstance(records, PackedRecords) and len(records) == 30
+    assert list(records) == expected and records == expected
+    assert kinds_of_all(records) == kinds_of_all(expected)
+    assert records[-1] == expected[-1] and records[3:9:2] == expected[3:9:2]
+    assert [] + records == expected and records + [1] == expected + [1]
+    assert all(isinstance(record, dict) for record in records)
+    with pytest.raises(IndexError):
+        records[30]
+    ours, stock = MetadataCatalog.get("mine"), MetadataCatalog.get("the_same_by_detectron2")
+    for key in ("thing_classes", "thing_dataset_id_to_contiguous_id"):
+        assert getattr(ours, key) == getattr(stock, key)
+
+
+def spoil(content, seed):
+    """What Detectron2 reads nevertheless, in its own way."""
+    rng = np.random.default_rng(seed)
+    if seed == 3:
+        for image in content["images"]:
+            image["id"] = f"no. {image['id']}"
+        for annotation in content["annotations"]:
+            annotation["image_id"] = f"no. {annotation['image_id']}"
+    for annotation in content["annotations"]:
+        kind = rng.integers(12)
+        if kind == 0:
+            annotation["segmentation"] = [[1, 2, 3, 4], [1, 2, 3, 4, 5]]  # which drops it
+        elif kind == 1:
+            annotation["segmentation"] = [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6.5]]
+        elif kind == 2:
+            annotation["segmentation"] = []
+        elif kind == 3:
+            annotation.pop("segmentation")
+            annotation.pop("iscrowd")
+        elif kind == 4:
+            annotation.update(keypoints=[], bbox=[-5, 900, 0, 2**70])
+        elif kind == 5:
+            annotation["ignore"] = 0
+    return content
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_data_sets_of_detectron2_are_read_as_detectron2_reads_them(seed, write, tmp_path, caplog):
+    files = write(spoil(make_content(seed), seed))
+    register_coco_instances("my_stock", {"some": "metadata"}, *files)
+    before = MetadataCatalog.get("my_stock").as_dict()
+    with caplog.at_level(logging.WARNING):
+        expected = DatasetCatalog.get("my_stock")
+    warned = [r.getMessage().split() for r in caplog.records]
+    after = MetadataCatalog.get("my_stock").as_dict()
+    MetadataCatalog.remove("my_stock")
+    MetadataCatalog.get("my_stock").set(**before)
+
+    for _ in range(2):  # made, and found
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            records = open_packed("my_stock", str(tmp_path / "cache"))
+        assert list(records) == expected
+        assert MetadataCatalog.get("my_stock").as_dict() == after
+        for words in warned:
+            assert any(set(r.getMessage().split()) <= set(words) for r in caplog.records), words
+    assert open_packed("my_stock", "") is None
+
+
+NOT_PLAIN = {
+    "unknown image": lambda c: c["annotations"][0].update(image_id=-1),
+    "unknown category": lambda c: c["annotations"][0].update(category_id=-1),
+    "an id twice": lambda c: c["annotations"][0].update(id=c["annotations"][1]["id"]),
+    "an image twice": lambda c: c["images"].append(dict(c["images"][0])),
+    "ignored": lambda c: c["annotations"][0].update(ignore=1),
+    "without a box": lambda c: c["annotations"][0].update(bbox=[]),
+    "no categories": lambda c: c.update(categories=[]),
+}
+
+
+@pytest.mark.parametrize("case", NOT_PLAIN)
+def test_what_is_not_plain_is_left_to_detectron2(case, write, tmp_path):
+    content = make_content()
+    NOT_PLAIN[case](content)
+    files = write(content)
+    register_coco_instances("my_stock", {}, *files)
+    assert open_packed("my_stock", str(tmp_path / "cache")) is None
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_other_functions_are_called_and_kept(tmp_path):
+    calls = []
+    record = {"file_name": "a", "height": 1, "width": 1, "annotations": []}
+    DatasetCatalog.register("of_a_script", lambda: calls.append(1) or [record])
+    found = detection_records(["of_a_script"], filter_empty=False, cache=str(tmp_path))
+    assert found == [record] and len(calls) == 1
+
+
+# ---- what is asked of all records at once ----
+
+
+@pytest.mark.parametrize("filter_empty", [False, True])
+@pytest.mark.parametrize("min_keypoints", [0, 9])
+def test_selection_is_detectron2s(filter_empty, min_keypoints, write, tmp_path, caplog):
+    for name, seed in (("a", 1), ("b", 2)):
+        register_coco_instances(name, {}, *write(make_content(seed), name))
+
+    def log_of(call):
+        detectron2_logger._LOG_COUNTER.clear()  # which keeps a message from being said twice
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            records = call()
+        text = re.sub(r"\x1b\[\d+m", "", "\n".join(r.getMessage() for r in caplog.records))
+        return records, [line for line in text.splitlines() if "Removed" in line or "|" in line]
+
+    options = dict(filter_empty=filter_empty, min_keypoints=min_keypoints)
+    expected, table = log_of(lambda: get_detection_dataset_dicts(["a", "b"], **options))
+    cache = str(tmp_path / "cache")
+    records, ours = log_of(lambda: detection_records(["a", "b"], cache=cache, **options))
+    assert list(records) == expected
+    assert records[-1] == expected[-1] and records[20:40:3] == expected[20:40:3]
+    assert ours == table
+    sizes = [[r["height"], r["width"]] for r in expected]
+    assert records.sizes().tolist() == sizes
+    assert records.has_rle()
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.9, 3.0])
+def test_repeat_factors_are_detectron2s(threshold, write, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        register_coco_instances(name, {}, *write(make_content(seed, annotations=40), name))
+    for filter_empty in (False, True):
+        records = detection_records(["a", "b"], filter_empty=filter_empty, cache=str(tmp_path))
+        expected = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            list(records), threshold
+        )
+        assert torch.equal(repeat_factors(records, threshold), expected)
+
+
+@pytest.mark.parametrize("sampler", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_gives_the_batches_of_a_list(sampler, workers, write):
+    cfg = make_cfg(("mine", write(make_content())))
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = sampler, 0.9
+    register_coco_json(cfg)
+    packed = detection_records(["mine"])
+    batches = []
+    for records in (packed, [dict(record) for record in packed]):
+        loader = TrainLoader(
+            records,
+            dict,
+            lambda seed, records=records: build_sampler(cfg, records, seed),
+            total_batch_size=4,
+            num_workers=workers,
+            seed=5,
+        )
+        batches.append([batch for batch, _ in zip(loader, range(30))])
+    assert batches[0] == batches[1]
+
+
+def test_stock_loader_takes_it(write):
+    cfg = make_cfg(("mine", write(make_content())))
+    register_coco_json(cfg)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 2, 0
+    batch = next(iter(build_detection_train_loader(cfg, mapper=dict)))
+    assert len(batch) == 2 and all(image["annotations"] for image in batch)
+
+
+def test_keys_that_are_set_are_remembered(write):
+    register_coco_json(make_cfg(("mine", write(make_content()))))
+    records, others = DatasetCatalog.get("mine"), DatasetCatalog.get("mine")
+    for i, record in enumerate(records):  # as load_proposals_into_dataset does it
+        record["number"] = i
+    assert [record["number"] for record in records] == list(range(30))
+    assert records.select(np.array([7, 3]))[1]["number"] == 3
+    assert "number" not in others[3]
+    assert pickle.loads(pickle.dumps(records))[3]["number"] == 3
+    assert type(pickle.loads(pickle.dumps(records[3]))) is dict
+
+
+def test_a_worker_that_is_not_forked_gets_the_place_and_not_the_content(write):
+    register_coco_json(make_cfg(("mine", write(make_content(annotations=2000)))))
+    records = DatasetCatalog.get("mine")
+    text = pickle.dumps(records)
+    assert len(text) < 2000 and pickle.loads(text) == records
+    assert pickle.loads(pickle.dumps(records.select(np.arange(5)))) == records[:5]
+
+
+def test_coco_view_is_the_annotation_file(write):
+    content = make_content()
+    register_coco_json(make_cfg(("mine", write(content))))
+    records = DatasetCatalog.get("mine")
+    images = sorted(content["images"], key=lambda image: image["id"])
+    assert list(CocoImages(records)) == [
+        {key: image[key] for key in ("id", "file_name", "height", "width")} for image in images
+    ]
+    annotations = CocoAnnotations(records, [2, 7, 11, 90])
+    by_id = {a["id"]: a for a in content["annotations"]}
+    assert len(annotations) == len(by_id) == len({a["id"] for a in annotations})
+    for i, found in enumerate(annotations):
+        expected = by_id[found["id"]]
+        assert annotations[i] == found
+        for key in found.keys() - {"segmentation"}:
+            assert found[key] == expected[key], key
+        if isinstance(expected["segmentation"], list):
+            assert found["segmentation"] == expected["segmentation"]
+    places = [i for i, image in enumerate(images) if image["id"] == annotations[50]["image_id"]]
+    assert annotations[50] in annotations.of_image(places[0])
