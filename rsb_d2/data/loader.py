@@ -17,7 +17,7 @@ from .cache.annotation_cache import cache_folder
 from .cache.records import PackedRecords
 from .cache.selection import JoinedRecords, detection_records
 from .images import BadImageError, CheckedDatasetMapper
-from .order import Place, Replacements, TrainingOrder, build_sampler, is_high
+from .order import Place, Replacements, TrainingOrder, are_high, build_sampler
 from .random_state import random_state_kept, seed_cpu
 from .workers import leave_signals_to_training, signals_wait
 
@@ -79,12 +79,8 @@ class TrainLoader:
     ):
         if not len(records):
             raise UserError("DATASETS.TRAIN: there is no image to train on")
+        self._groups = are_high(records) if aspect_ratio_grouping else bytes(len(records))
         is_packed = isinstance(records, (PackedRecords, JoinedRecords))
-        if is_packed:
-            height, width = records.sizes().T
-            self._groups = (aspect_ratio_grouping & (width <= height)).astype("uint8").tobytes()
-        else:
-            self._groups = bytes(aspect_ratio_grouping and is_high(record) for record in records)
         self._records = records if is_packed else DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.num_records = len(records)
