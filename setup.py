@@ -52,6 +52,8 @@ setup(
     packages=find_packages(include=["rsb_d2", "rsb_d2.*"]),
     extras_require={
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],
+        # Names the frames of a video that FFmpeg has mended, too.
+        "video": ["av>=14"],
         "masks": ["shapely>=2.0"],
         "cityscapes": ["cityscapesscripts>=2.2", "shapely>=2.0"],
         # The programs of other people that docs/ecosystem.md is about, in the versions tested.

@@ -176,10 +176,10 @@ class VideoReader:
 
     def _by_pyav(self, every: int) -> Iterator[Tuple[float, np.ndarray | None]]:
         index, time, failed = 0, 0.0, 0
-        with av.open(self.path) as container:
+        with av.open(self.path, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             start = float((stream.start_time or 0) * stream.time_base)
-            for packet in container.demux(stream):
+            for packet in _until_damaged(container.demux(stream)):
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError:
@@ -199,6 +199,14 @@ class VideoReader:
 
     def close(self) -> None:
         self._capture.release()
+
+
+def _until_damaged(packets: Iterator) -> Iterator:
+    """Packets up to where the container itself is damaged; what is then missing is counted."""
+    try:
+        yield from packets
+    except av.error.FFmpegError:
+        return
 
 
 def check_video(path: str) -> None:

@@ -32,7 +32,10 @@ WRITTEN = {
     "report.py": [""],
     "export.py": [""],
     "predict.py": ["/results.json", "/images.json", "/pictures"],
+    "convert_data.py": ["/train.json", "/val.json"],
 }
+WRITTEN_OF_VIDEOS = ["/videos/clip.mp4", "/videos/clip.results.json", "/videos/clip.frames.json"]
+WRITTEN_TO_YOLO = ["/data.yaml", "/images/train", "/labels/val"]
 WRITTEN_BY_TRAINING = ["config.yaml", "metrics.json", "curves.png", "model_final.pth"]
 # Of the page on one's own data, which explains these.
 WRITTEN_BY_EVALUATIONS = ["model_best.pth", "best.json", "inference/coco_instances_results.json"]
@@ -97,11 +100,16 @@ def written_by(command):
         return [Path(config_of(command).OUTPUT_DIR) / name for name in names]
     if program not in WRITTEN:
         return []
+    suffixes = WRITTEN[program]
+    if "clip.mp4" in words:
+        suffixes = WRITTEN_OF_VIDEOS
+    elif "yolo" in words:
+        suffixes = WRITTEN_TO_YOLO
     run, output = (re.search(rf"--{o} (\S+)", command) for o in ("run", "output"))
     output = output[1] if output else f"{run[1]}/predictions"
     return [
         Path(output).with_suffix(suffix) if suffix == ".png" else Path(f"{output}{suffix}")
-        for suffix in WRITTEN[program]
+        for suffix in suffixes
     ]
 
 

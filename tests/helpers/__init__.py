@@ -8,6 +8,7 @@ seeded_run          the OUTPUT_DIR of a training that never was: seeded weights 
 standin_weights     deterministic stand-in weights for the published detectors
 fake_hub            weights from a seed, in a Hugging Face cache folder as the hub fills it
 detections          made-up detections for the sample data
+clips               little videos
 damaged_files       files that are damaged or unusual, made byte by byte
 zoo_model           Detectron2's zoo: its YAML files, a model of one made small, images for it
 recorded_config     a config that notes who reads which of its keys
@@ -23,6 +24,7 @@ data/coco_files     small annotation files, registered and evaluated
 data/fuzzing        examples at random, the same in every run
 data/layouts        small data in the layouts of COCO, LVIS, VOC, Cityscapes and ADE20k
 data/evaluating     made-up outputs of a model on a registered data set, and their evaluation
+data/label_files  data sets in the formats of other tools
 data/loaders        a training loader of made-up records
 
 models/exporting    config, names and pictures for exported files

@@ -16,6 +16,7 @@ from rsb_d2.checkpoint import zoo
 from rsb_d2.data import make_sample_data
 from rsb_d2.data.sample import CLASS_NAMES, make_sample_objects
 
+from .clips import make_clip
 from .fake_hub import add_to_cache, make_weights
 from .pages import find_blocks, read
 from .paths import CONFIGS, ROOT
@@ -118,6 +119,7 @@ class Clones:
         make_sample_data(str(sample), num_train=6, num_val=4)
         image = Image.open(sample / "val" / "000001.jpg")
         image.resize((160, 120)).save(folder / "image.jpg")
+        make_clip(folder / "clip.mp4", num_frames=4)
         self._add_coco(folder, sample)
         self._add_own_data(folder, sample)
         if "configs/pretrain" in read(page):

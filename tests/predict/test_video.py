@@ -19,24 +19,9 @@ from rsb_d2.predict import video, video_reader
 from rsb_d2.predict.files import find_images
 from rsb_d2.predict.video import predict_video
 from rsb_d2.predict.video_reader import VideoReader, check_video, find_videos
+from tests.helpers.clips import NUM_FRAMES, RATE, WIDTH, make_clip
 from tests.helpers.runs.programs import load_tool
 from tests.helpers.seeded_run import make_seeded_run
-
-NUM_FRAMES, WIDTH, HEIGHT = 20, 161, 120
-RATE = 10.0
-
-
-def make_clip(path, num_frames=NUM_FRAMES, codec="mp4v"):
-    """A red square that moves 4 pixels a frame, on noise below, which makes frames large."""
-    size, rng = (WIDTH, HEIGHT), np.random.default_rng(0)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), RATE, size)
-    for index in range(num_frames):
-        frame = np.full((HEIGHT, WIDTH, 3), 40, dtype=np.uint8)
-        frame[80:] = rng.integers(0, 120, frame[80:].shape)
-        frame[20:60, 4 * index : 4 * index + 40] = (0, 0, 255)  # BGR
-        writer.write(frame)
-    writer.release()
-    return path
 
 
 def damage(path, frame, start=0):
