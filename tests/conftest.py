@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks at it, and for wha
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
+from PIL import Image
 
 from rsb_d2.data.sample import make_sample_data
 from tests.helpers.catalogs import catalogs_kept
@@ -151,3 +152,11 @@ def tool(seeded_run, monkeypatch, capsys):
         return status, captured.out, captured.err.strip().splitlines()
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def size_limit_of_images():
+    """Pillow's limit of an image's pixels, which sahi takes away when it is imported."""
+    before = Image.MAX_IMAGE_PIXELS
+    yield
+    Image.MAX_IMAGE_PIXELS = before

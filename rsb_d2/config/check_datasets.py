@@ -81,7 +81,7 @@ def _check_files(split: str, name: str) -> None:
         ("folder of panoptic pictures", metadata.get("panoptic_root")),
     ]
     for what, path in files:
-        is_there = PathManager.exists if what == "annotation file" else is_image_folder
+        is_there = PathManager.exists if what.endswith("file") else is_image_folder
         if path and "://" not in path and not is_there(path):
             raise UserError(
                 f"DATASETS.{split}: {name} has its {what} at {path}, where there is none; put the "

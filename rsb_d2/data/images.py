@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError, printable
 from .masks import is_finite, is_polygon, is_rle
-from .stock.augmentation import build_augmentation
+from .stock.augmentation import build_augmentation, uses_large_scale_jitter
 from .storage.opening import open_file as storage_open
 from .storage.remote import RemoteError, is_remote
 
@@ -242,7 +242,7 @@ class CheckedDatasetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
         ret = super().from_config(cfg, is_train)
-        if is_train and cfg.INPUT.LSJ.ENABLED:
+        if is_train and uses_large_scale_jitter(cfg):
             ret["augmentations"] = build_augmentation(cfg, is_train)
             # As where Detectron2 crops: the boxes of what is left of the masks.
             ret["recompute_boxes"] = cfg.MODEL.MASK_ON

@@ -168,7 +168,7 @@ STOPS = [
         "INPUT.CLASSIFIER.REPEATS is 3, but GeneralizedRCNN is no image classifier",
     ),
     Case("a detector's key", opts("INPUT.MIN_SIZE_TEST", "64"), "there is INPUT.CLASSIFIER.TEST_S"),
-    Case("a detector's metric", opts("SOLVER.BEST_METRIC", "bbox/AP"), "no bbox/AP; did you mean"),
+    Case("a detector's metric", opts("SOLVER.BEST_METRIC", "bbox/AP50"), "no bbox/AP50; did you"),
     # Values.
     Case("an unknown model", opts("MODEL.TIMM.NAME", "resnet51"), "no model 'resnet51'; did you"),
     Case(

@@ -29,7 +29,7 @@ from ..coco_check import check_image_files
 from ..storage.arrays import Arrays, UnusableFile, gather_arrays, read_arrays, write_arrays
 from ..storage.fingerprint import fingerprint, is_unchanged
 from ..storage.tar import split_tar_path
-from .checked import check_coco_json
+from .checked import CheckedCocoJson, check_coco_json
 from .records import PackedRecords
 from .stock import read_coco_json
 
@@ -256,3 +256,23 @@ def _folders_file(path: str) -> str:
 def _remember_folders(path: str, folders: Dict[str, int]) -> None:
     with contextlib.suppress(UserError), whole_file(_folders_file(path)) as f:
         f.write(json.dumps(folders).encode())
+
+
+def check_coco_json_alone(json_file: str, image_root: str) -> CheckedCocoJson:
+    """Check a COCO-format file as its registration does, keeping nothing of it.
+
+    Args:
+        json_file (str): annotation file.
+        image_root (str): image folder.
+
+    Returns:
+        CheckedCocoJson: what to read, and what is in it.
+
+    Raises:
+        UserError: as :func:`rsb_d2.data.cache.checked.check_coco_json`.
+    """
+    with tempfile.TemporaryFile() as spool:
+        checked, messages, _ = check_coco_json(json_file, image_root, with_masks=False, spool=spool)
+    for level, message in messages:
+        logger.log(level, message)
+    return checked

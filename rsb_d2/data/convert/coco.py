@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, Dict, List
 
 from ...errors import UserError
-from ..coco_check import check_coco_json
+from ..cache.annotation_cache import check_coco_json_alone
 from ..images import image_size
 from .records import DataSet, Object, Picture, Problems, progress
 from .shapes import area_of
@@ -45,7 +45,7 @@ def read_coco(paths: List[str], images: List[str], problems: Problems) -> DataSe
 
 def _load(path: str, folder: str, notes: Counter) -> tuple:
     try:
-        checked = check_coco_json(path, folder, with_masks=False)
+        checked = check_coco_json_alone(path, folder)
         with open(path, encoding="utf-8") as f:
             count = len(json.load(f)["annotations"])
         with open(checked.json_file, encoding="utf-8") as f:

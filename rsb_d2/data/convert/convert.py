@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Iterator, List, Sequence
 
 from ...errors import UserError, first
-from ..coco_check import check_coco_json
+from ..cache.annotation_cache import check_coco_json_alone
 from .coco import read_coco, write_coco
 from .labelme import read_labelme
 from .records import DataSet, Problems, common_folder, files_in
@@ -248,7 +248,7 @@ def _check(files: List[str], root: str, output: str) -> None:
     """What training will check when it registers the files."""
     for file in files:
         try:
-            check_coco_json(file, root, with_masks=False)
+            check_coco_json_alone(file, root)
         except UserError as e:
             shutil.rmtree(output)
             raise UserError(f"{file}: {e}") from None

@@ -36,7 +36,7 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> List[T.Augmentation]:
     Returns:
         list[Augmentation]
     """
-    if not (is_train and cfg.INPUT.LSJ.ENABLED):
+    if not (is_train and uses_large_scale_jitter(cfg)):
         return utils.build_augmentation(cfg, is_train)
     lsj, flip = cfg.INPUT.LSJ, cfg.INPUT.RANDOM_FLIP
     augmentations = [
@@ -53,3 +53,8 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> List[T.Augmentation]:
             T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")
         )
     return augmentations
+
+
+def uses_large_scale_jitter(cfg: CfgNode) -> bool:
+    """Whether ``INPUT.LSJ.ENABLED`` is set; it is not in a config without this project's keys."""
+    return "LSJ" in cfg.INPUT and cfg.INPUT.LSJ.ENABLED
