@@ -10,6 +10,7 @@ from typing import Any, Callable, Tuple
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as launch_detectron2
 from detectron2.engine.launch import _distributed_worker
 
@@ -47,7 +48,7 @@ def launch(main: Callable[..., Any], args: argparse.Namespace) -> Any:
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
+            dist_url=_address(args),
             args=(main, args, args.num_gpus),
         )
     except mp.ProcessExitedException as e:
@@ -109,3 +110,9 @@ def _forward(number: int, frame: Any) -> None:
     if not children:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def _address(args: argparse.Namespace) -> str:
+    """Where the processes meet: Detectron2's default is one port for all jobs of a user."""
+    is_default = args.dist_url == default_argument_parser().get_default("dist_url")
+    return "auto" if is_default and args.num_machines == 1 else args.dist_url
