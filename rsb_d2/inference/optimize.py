@@ -28,7 +28,7 @@ from ..modeling.retinanet import LastLevelP6P7WithoutReLU
 from .blocks import InferenceFPN, replace_blocks
 from .conv import InferenceConv2d, fuse_all, has_fused_kernels
 from .fold import fold_graph, replace_convs, replace_rows
-from .roi_align import ChannelsLastROIPooler
+from .roi_align import ChannelsLastROIPooler, UnsplitROIPooler
 from .roi_heads import flatten_channels_last, replace_predictor
 from .rpn import InferenceRPN, InferenceRPNHead
 
@@ -298,6 +298,9 @@ def _optimize_pooler(
     if is_head_known and device.type == "cpu" and ChannelsLastROIPooler.takes(pooler):
         pooler.__class__ = ChannelsLastROIPooler
         return True
+    if device.type != "cpu" and UnsplitROIPooler.takes(pooler):
+        pooler.__class__ = UnsplitROIPooler
+        return False
     if dtype != torch.float32 and type(pooler) is ROIPooler:
         pooler.__class__ = Float32ROIPooler
     return False
