@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..inference import optimize_for_inference
+from ..inference.conv import fuse_all
 from . import arguments
 from .gpu.closeness import compare_shares
 from .gpu.precision import tf32
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         choices=list(_COMPILE),
         help="ours with torch.compile; or, on a GPU, with CUDA graphs",
+    )
+    parser.add_argument(
+        "--no-fuse", action="store_true", help="ours without kernels for several layers at once"
     )
     parser.add_argument(
         "--weights",
@@ -84,6 +88,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
             "batch": args.batch,
             "dtype of ours": args.dtype,
             "compiled": args.compile or False,
+            "fused": not args.no_fuse,
             "device": str(device),
             "runs": args.runs,
         },
@@ -97,7 +102,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
             report["comparison"] = compare_ap(args.weights, dtype, compile, device)
         if not report["comparison"]["passed"]:
             return report
-        fast = optimize_for_inference(ours, dtype, compile)
+        fast = _ours(args, ours)
         del ours
         contenders = {"stock": Parts(stock, images)}
         if device.type == "cuda":
@@ -307,6 +312,12 @@ def _prepare(args: argparse.Namespace, name: str) -> Callable[[], Any]:
     images = make_images(arguments.find_size(args.image_size), args.batch)
     model = build_both(device)[name == "ours"]
     if name == "ours":
-        dtype = arguments.DTYPES[args.dtype]
-        model = optimize_for_inference(model, dtype, _COMPILE[args.compile])
+        model = _ours(args, model)
     return torch.no_grad()(lambda: model(images))
+
+
+def _ours(args: argparse.Namespace, model: nn.Module) -> nn.Module:
+    fast = optimize_for_inference(model, arguments.DTYPES[args.dtype], _COMPILE[args.compile])
+    if args.no_fuse:
+        fuse_all(fast, False)
+    return fast

@@ -72,10 +72,12 @@ def _inference(device: str, weights: List[str]) -> List[Row]:
         "bfloat16": low,
         "bfloat16, graphs": [*low, *graphs],
         "float16, graphs": ["--dtype", "float16", *weights, *graphs],
+        "bfloat16, graphs, not fused": [*low, *graphs, "--no-fuse"],
         "bfloat16, compiled": [*low, "--compile"],
     }
     # What the goals are of comes first.
-    order = ["bfloat16, graphs", "bfloat16", "float16, graphs", "float32", "bfloat16, compiled"]
+    order = ["bfloat16, graphs", "bfloat16, graphs, not fused", "bfloat16", "float32"]
+    order += ["float16, graphs", "bfloat16, compiled"]
     return [
         _benchmark(
             f"inference {kind} x{batch}",

@@ -20,6 +20,7 @@ from .rows import Row, rows_of_parts
 from .table import format_table
 
 _LAST_LINES = 25  # of the output of a row that failed
+_PART_SECONDS = 480  # of all rows of a part together
 _ROOT = os.path.dirname(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 )
@@ -79,7 +80,7 @@ def run_all(
     """Run rows, each in a process of its own with its time limit; one that fails stops no other.
 
     Args:
-        rows (dict[str, list[Row]]): by part.
+        rows (dict[str, list[Row]]): by part, which has 8 minutes.
         json_file (str): what is known of other rows stays in it; the table is beside it, with the
             suffix ``.md``.
         device (str): that is measured.
@@ -93,10 +94,11 @@ def run_all(
     total = sum(map(len, rows.values()))
     done, is_good = 0, True
     for part, of_part in rows.items():
+        end = time.perf_counter() + _PART_SECONDS
         for row in of_part:
             done += 1
             say(f"[{done}/{total}] {row.name}: {shlex.join(row.words)}")
-            result = {"part": part, "command": shlex.join(row.words), **_run(row)}
+            result = {"part": part, "command": shlex.join(row.words), **_run(row, end)}
             found["rows"][row.name] = result
             _write(json_file, found)
             is_good &= result["status"] == "done"
@@ -129,13 +131,16 @@ def _write(json_file: str, found: Dict[str, Any]) -> None:
             f.write(text.encode())
 
 
-def _run(row: Row) -> Dict[str, Any]:
+def _run(row: Row, end: float) -> Dict[str, Any]:
     """``status``, ``seconds`` and ``report``, or the last lines of the ``output``."""
     start = time.perf_counter()
+    limit = min(row.seconds, int(end - start))
+    if limit < 1:
+        return {"status": "not run: the time of its part is over", "seconds": 0.0, "output": []}
     with tempfile.TemporaryDirectory() as folder:
         report = os.path.join(folder, "report.json")
         words = [sys.executable, *row.words, *(["--json", report] if row.has_report else [])]
-        status, output = _call(words, row.seconds)
+        status, output = _call(words, limit)
         result = {"status": status, "seconds": time.perf_counter() - start}
         lines = [line for line in re.split(r"[\r\n]+", output) if line.strip()]
         if os.path.exists(report):
