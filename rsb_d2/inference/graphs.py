@@ -6,11 +6,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .rpn import InferenceRPN
-
-# Of as many sizes kernels are recorded; what has another one then is launched kernel by kernel.
-# Images of COCO, their shorter side 800 pixels, have about 40 sizes when padded to 32.
-MAX_SIZES = 64
+from .rpn import MAX_SIZES, InferenceRPN
 
 # Before the kernels are recorded, what is prepared at the first calls is: handles, workspaces.
 _WARM_UP_CALLS = 2
@@ -50,7 +46,8 @@ class CudaGraphs:
                     function()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Other threads may go on: a loader that pins memory, say.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = function()
         return graph.replay, outputs
 

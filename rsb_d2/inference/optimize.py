@@ -65,13 +65,14 @@ def optimize_for_inference(
             head stay in float32, as do anchors, boxes, scores and NMS.
         compile (bool or str): True to compile backbone and dense heads with ``torch.compile``, at
             the first call and for images of all sizes; a few sizes, such as a batch or a feature
-            map of 1, are compiled anew, up to torch's limit of recompilations. Without a compiler there is a
-            warning, and nothing is compiled. ``"reduce-overhead"``, on a GPU: nothing is compiled,
-            but their kernels, and those of the RPN up to its candidates, are recorded as a CUDA
-            graph at the first call with a batch of each size, as padded to 32, and then replayed,
-            which costs the processor next to nothing: the same kernels, so the same results. There
-            are 64 sizes at most. What the backbone returns is overwritten by its next call. In
-            either way a copy of the result is as without.
+            map of 1, are compiled anew, up to torch's limit of recompilations. Without a compiler
+            there is a warning, and nothing is compiled.
+            ``"reduce-overhead"``, on a GPU: nothing is compiled, but their kernels, and those of
+            the RPN up to its candidates, are recorded as a CUDA graph at the first call with a
+            batch of each size, as padded to 32, and then replayed, which costs the processor next
+            to nothing: the same kernels, so the same results. There are 64 sizes at most. What the
+            backbone returns is overwritten by its next call. In either way a copy of the result is
+            as without.
 
     Returns:
         nn.Module: called as ``model`` is, with the same outputs.
