@@ -9,6 +9,8 @@ import os
 import shutil
 import sys
 
+# Before cuBLAS starts, for tests that compare bits.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks at it, and for what is started
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -5,6 +5,7 @@ is one. ``RSB_TEST_DEVICE=cpu`` lets the marked ones run on the CPU instead.
 """
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -66,3 +67,22 @@ def compute_exactly() -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def reproducible(device: str):
+    """Let two runs on a GPU give the same bits, as they do on the CPU.
+
+    torch then adds up gradients in a fixed order, and torchvision computes RoIAlign by formulas,
+    as its own kernel's backward pass adds atomically. What has no such kernel says so in a warning.
+    cuBLAS needs CUBLAS_WORKSPACE_CONFIG as well, which tests/conftest.py sets before it starts.
+    """
+    if torch.device(device).type == "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

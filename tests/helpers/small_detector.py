@@ -8,9 +8,7 @@ from detectron2.modeling import build_model
 from rsb_d2 import TimmBackbone, add_rsb_config
 
 
-def make_config(
-    name="resnet18", meta_architecture="GeneralizedRCNN", device="cpu", **timm_keys
-):
+def make_config(name="resnet18", meta_architecture="GeneralizedRCNN", device="cpu", **timm_keys):
     cfg = get_cfg()
     add_rsb_config(cfg)
     cfg.MODEL.DEVICE = device

@@ -37,7 +37,9 @@ def cascade_by_hand(detector, boxes):
                 F.linear(x, layers[f"shared_fcs.{i}.weight"], layers[f"shared_fcs.{i}.bias"])
             )
         all_logits.append(F.linear(x, layers["fc_cls.weight"], layers["fc_cls.bias"]))
-        d = F.linear(x, layers["fc_reg.weight"], layers["fc_reg.bias"]) * torch.tensor(stds).to(boxes)
+        d = F.linear(x, layers["fc_reg.weight"], layers["fc_reg.bias"]) * torch.tensor(stds).to(
+            boxes
+        )
         size = boxes[:, 2:] - boxes[:, :2]
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + d[:, :2] * size
         half = size * d[:, 2:].exp() / 2
@@ -87,7 +89,9 @@ def test_cascade_averages_the_masks_of_three_heads(cascade, device):
         x = F.conv2d(x, layers["conv_logits.weight"], layers["conv_logits.bias"])
         masks.append(x[classes, classes].sigmoid())
     assert len(boxes) > 3
-    assert torch.allclose(instances.pred_masks[:, 0], sum(masks) / 3, atol=tolerance(device)["atol"])
+    assert torch.allclose(
+        instances.pred_masks[:, 0], sum(masks) / 3, atol=tolerance(device)["atol"]
+    )
 
 
 @pytest.fixture
@@ -113,7 +117,9 @@ def make_proposals(count=300, device="cpu"):
     return proposals.to(device)
 
 
-def test_every_stage_of_the_cascade_samples_and_trains(cascade, training_cascade, monkeypatch, device):
+def test_every_stage_of_the_cascade_samples_and_trains(
+    cascade, training_cascade, monkeypatch, device
+):
     heads, sampled = training_cascade, []
     original = heads.label_and_sample_proposals
 
@@ -126,7 +132,9 @@ def test_every_stage_of_the_cascade_samples_and_trains(cascade, training_cascade
     targets = make_targets(masks=True, device=device)
     with EventStorage() as storage:
         torch.manual_seed(0)
-        _, losses = heads(cascade.images, cascade.features, [make_proposals(device=device)], [targets])
+        _, losses = heads(
+            cascade.images, cascade.features, [make_proposals(device=device)], [targets]
+        )
     names = [
         f"{name}_stage{i}" for i in range(3) for name in ("loss_cls", "loss_box_reg", "loss_mask")
     ]
@@ -145,7 +153,9 @@ def test_every_stage_of_the_cascade_samples_and_trains(cascade, training_cascade
     heads.stage_loss_weights = [2.0, 0.0, 1.0]
     with EventStorage():
         torch.manual_seed(0)
-        _, weighted = heads(cascade.images, cascade.features, [make_proposals(device=device)], [targets])
+        _, weighted = heads(
+            cascade.images, cascade.features, [make_proposals(device=device)], [targets]
+        )
     for name, loss in losses.items():
         factor = {"0": 2, "1": 0, "2": 4}[name[-1]]  # published: 1, 0.5, 0.25
         assert weighted[name].item() == pytest.approx(factor * loss.item(), rel=1e-4)

@@ -54,11 +54,18 @@ def test_folded_norms_have_the_same_features_and_gradients(name, number, device)
     features, grads = run_backbone(plain.double(), x.double())
     folded_features, folded_grads = run_backbone(folded.double(), x.double())
     for f in features:
-        torch.testing.assert_close(folded_features[f], features[f], **tolerance(device, torch.float64))
+        torch.testing.assert_close(
+            folded_features[f], features[f], **tolerance(device, torch.float64)
+        )
     assert all(grad is not None for grad in grads.values())
     for n in grads:
         scale = grads[n].abs().max()
-        torch.testing.assert_close(folded_grads[n], grads[n], rtol=0, atol=tolerance(device, torch.float64)["atol"] * scale.item())
+        torch.testing.assert_close(
+            folded_grads[n],
+            grads[n],
+            rtol=0,
+            atol=tolerance(device, torch.float64)["atol"] * scale.item(),
+        )
 
 
 def test_architectures_whose_norms_are_of_another_kind_stay_as_they_are():
