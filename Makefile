@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo demo-scratch test test-all lint install clean
+.PHONY: demo demo-scratch test test-all lint gpu install clean
 
 # The paper's way: pretrain the ResNet-50, then train the detector from it.
 demo: install
@@ -21,6 +21,11 @@ test-all: install lint
 lint: install
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+
+# On a machine with a GPU: the tests for it, then every row of BENCHMARKS.md that needs it. With
+# .venv where there is one, else with what the machine has. PART=inference runs a part.
+gpu:
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/gpu.py $(PART)
 
 install: .venv/installed
 

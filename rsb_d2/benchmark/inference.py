@@ -6,8 +6,8 @@ model that was trained on the sample data, --weights, must reach the same AP.
 """
 
 import argparse
-from contextlib import nullcontext
-from typing import Any, Callable, Dict, List
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Dict, Iterator, List
 
 import torch
 from detectron2.structures import Instances
@@ -15,7 +15,10 @@ from torch import nn
 
 from ..errors import UserError
 from ..inference import optimize_for_inference
+from ..inference.conv import fuse_all
 from . import arguments
+from .gpu.closeness import compare_shares
+from .gpu.precision import tf32
 from .profiling import operator_table, peak_memory_alone
 from .stock import build_both, make_images
 from .timing import measure
@@ -27,6 +30,7 @@ AP_TOLERANCE = 0.1  # points of 100
 _LEAST_AP = 10.0
 
 _PROPOSALS, _DETECTIONS = 1000, 100
+_COMPILE = {"": False, "default": True, "reduce-overhead": "reduce-overhead"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_image_arguments(parser)
     arguments.add_dtype_argument(parser)
     arguments.add_profile_argument(parser)
-    parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        default="",
+        choices=list(_COMPILE),
+        help="ours with torch.compile; or, on a GPU, with CUDA graphs",
+    )
+    parser.add_argument(
+        "--no-fuse", action="store_true", help="ours without kernels for several layers at once"
+    )
     parser.add_argument(
         "--weights",
         default="",
         metavar="FILE",
-        help="trained on the sample data; needed for --dtype other than float32",
+        help="trained on the sample data; needed for --dtype other than float32 on the CPU",
     )
 
 
@@ -59,7 +73,8 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
     device, size = arguments.find_device(args.device), arguments.find_size(args.image_size)
     dtype = arguments.DTYPES[args.dtype]
     arguments.check_at_least_one(args, "batch")
-    if dtype != torch.float32 and not args.weights:
+    compile = _COMPILE[args.compile]
+    if dtype != torch.float32 and not args.weights and device.type == "cpu":
         raise UserError(
             f"--dtype {args.dtype} is compared with float32 by AP: name with --weights a model "
             "that was trained on the sample data, as output/frcnn_rsb_sample/model_final.pth"
@@ -72,35 +87,47 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
             "image size": args.image_size,
             "batch": args.batch,
             "dtype of ours": args.dtype,
-            "compiled": args.compile,
+            "compiled": args.compile or False,
+            "fused": not args.no_fuse,
             "device": str(device),
             "runs": args.runs,
         },
     }
     with torch.no_grad():
-        report["comparison"] = compare(
-            stock, optimize_for_inference(ours, compile=args.compile), images
-        )
-        if report["comparison"]["passed"] and dtype != torch.float32:
-            report["comparison"] = compare_ap(args.weights, dtype, args.compile, device)
+        with tf32(False):
+            plain = optimize_for_inference(ours, compile=compile)
+            report["comparison"] = compare(stock, plain, images)
+        del plain
+        if report["comparison"]["passed"] and args.weights and dtype != torch.float32:
+            report["comparison"] = compare_ap(args.weights, dtype, compile, device)
         if not report["comparison"]["passed"]:
             return report
-        fast = optimize_for_inference(ours, dtype, args.compile)
+        fast = _ours(args, ours)
         del ours
         contenders = {"stock": Parts(stock, images)}
+        if device.type == "cuda":
+            contenders["stock, TF32"] = Parts(stock, images, tf32=True)
         if dtype != torch.float32:
             contenders["stock, autocast"] = Parts(stock, images, dtype)
+        elif device.type == "cuda":
+            contenders["stock, autocast"] = Parts(stock, images, torch.float16)
         contenders["ours"] = Parts(fast, images)
+        if dtype != torch.float32 and not args.weights:
+            found = (contenders[n].detections for n in ("stock", "stock, autocast", "ours"))
+            report["comparison"] = compare_shares(*found, dtype)
+            if not report["comparison"]["passed"]:
+                return report
         report["settings"] |= _load(contenders)
         report["rows"] = _time(contenders, args.runs, device)
-        report["memory"] = {
-            name: peak_memory_alone(_prepare, args, name, device=device)
-            for name in ("stock", "ours")
-        }
         if args.profile:
             report["profiles"] = {
                 name: operator_table(parts.end_to_end, device) for name, parts in contenders.items()
             }
+        del stock, fast, contenders
+        report["memory"] = {
+            name: peak_memory_alone(_prepare, args, name, device=device)
+            for name in ("stock", "ours")
+        }
     return report
 
 
@@ -150,14 +177,14 @@ def _difference(a: Instances, b: Instances) -> tuple:
 
 
 def compare_ap(
-    weights: str, dtype: torch.dtype, compile: bool, device: torch.device
+    weights: str, dtype: torch.dtype, compile: bool | str, device: torch.device
 ) -> Dict[str, Any]:
     """Compare the AP on the sample val split in a lower precision with that in float32.
 
     Args:
         weights (str): of a model trained with ``configs/frcnn_rsb_sample.yaml``.
         dtype (torch.dtype): of the optimized model.
-        compile (bool): whether it is compiled.
+        compile (bool or str): as :func:`rsb_d2.optimize_for_inference` takes it.
         device (torch.device): of both.
 
     Returns:
@@ -190,19 +217,29 @@ def compare_ap(
 class Parts:
     """A detector's parts as functions without arguments, on what comes before them."""
 
-    def __init__(self, model: nn.Module, images: List[dict], autocast: torch.dtype | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        images: List[dict],
+        autocast: torch.dtype | None = None,
+        tf32: bool = False,
+    ):
         """
         Args:
             model (nn.Module): Faster R-CNN.
             images (list[dict]): as it takes them.
             autocast (torch.dtype or None): to run it in automatic mixed precision.
+            tf32 (bool): compute float32 in TF32 on a GPU.
         """
         self.model = model
         self.batch = images
         self.autocast = autocast
+        self.tf32 = tf32
         with self._context():
             self.images = model.preprocess_image(images)
-            self.features = model.backbone(self.images.tensor)
+            # Copied, as the next call of a CUDA graph writes into the same memory.
+            features = model.backbone(self.images.tensor)
+            self.features = {name: f.clone() for name, f in features.items()}
             self.proposals, _ = model.proposal_generator(self.images, self.features, None)
             heads = model.roi_heads
             self._pooler_inputs = (
@@ -211,10 +248,13 @@ class Parts:
             )
             self.detections = [r["instances"] for r in model(images)]
 
-    def _context(self):
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.model.device.type, self.autocast)
+    @contextmanager
+    def _context(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(tf32(self.tf32))
+            if self.autocast is not None:
+                stack.enter_context(torch.autocast(self.model.device.type, self.autocast))
+            yield
 
     def end_to_end(self) -> None:
         with self._context():
@@ -272,5 +312,12 @@ def _prepare(args: argparse.Namespace, name: str) -> Callable[[], Any]:
     images = make_images(arguments.find_size(args.image_size), args.batch)
     model = build_both(device)[name == "ours"]
     if name == "ours":
-        model = optimize_for_inference(model, arguments.DTYPES[args.dtype], args.compile)
+        model = _ours(args, model)
     return torch.no_grad()(lambda: model(images))
+
+
+def _ours(args: argparse.Namespace, model: nn.Module) -> nn.Module:
+    fast = optimize_for_inference(model, arguments.DTYPES[args.dtype], _COMPILE[args.compile])
+    if args.no_fuse:
+        fuse_all(fast, False)
+    return fast

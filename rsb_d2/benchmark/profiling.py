@@ -1,6 +1,7 @@
 """What is measured beside the time: the operators, and the peak memory of a fresh process."""
 
 import argparse
+import gc
 import multiprocessing
 import re
 import resource
@@ -10,6 +11,8 @@ from typing import Any, Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from .gpu.waits import kernel_table, waits_table
 
 _ROWS = 15  # of the table of operators
 _WIDTH = 45  # of their names
@@ -26,15 +29,22 @@ def operator_table(call: Callable[[], Any], device: torch.device) -> str:
         device (torch.device): where its tensors are; on a GPU its kernels' time is what counts.
 
     Returns:
-        str: a table of the operators that take the longest by themselves.
+        str: a table of the operators that take the longest by themselves; on a GPU one of its
+        kernels, and :func:`rsb_d2.benchmark.gpu.waits.waits_table`.
     """
+    if device.type == "cuda":
+        call()  # so that what is done once is not in the table
     activities, key = [ProfilerActivity.CPU], "self_cpu_time_total"
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         key = "self_device_time_total"
     with profile(activities=activities) as found:
         call()
-    return found.key_averages().table(sort_by=key, row_limit=_ROWS, max_name_column_width=_WIDTH)
+    averages = found.key_averages()
+    table = averages.table(sort_by=key, row_limit=_ROWS, max_name_column_width=_WIDTH)
+    if device.type != "cuda":
+        return table
+    return "\n".join([table, kernel_table(found.events()), waits_table(call, found.events())])
 
 
 def peak_memory_alone(
@@ -51,27 +61,41 @@ def peak_memory_alone(
         prepare (callable): a function of a module, as it is looked up there by the process.
         args (Namespace): its first argument.
         name (str): its second.
-        device (str or torch.device): of a GPU, what is prepared counts as far as it is kept; on
-            the CPU the whole process counts.
+        device (str or torch.device): on a GPU the process is this one, which the allocator knows
+            enough of: what is prepared counts as far as it is kept, and what was there before does
+            not. On the CPU the whole process counts.
         calls (int): how often what it returns is called.
 
     Returns:
         int: bytes.
     """
+    if torch.device(device).type == "cuda":
+        return _peak_memory_on_gpu(prepare, args, name, device, calls)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak_memory_of, prepare, args, name, str(device), calls).result()
+        return pool.submit(_peak_memory_of, prepare, args, name, calls).result()
 
 
-def _peak_memory_of(
-    prepare: Prepare, args: argparse.Namespace, name: str, device: str, calls: int
-) -> int:
-    call, is_gpu = prepare(args, name), torch.device(device).type == "cuda"
-    if is_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
+def _peak_memory_of(prepare: Prepare, args: argparse.Namespace, name: str, calls: int) -> int:
+    call = prepare(args, name)
     for _ in range(calls):
         call()
-    return torch.cuda.max_memory_allocated(device) if is_gpu else peak_memory()
+    return peak_memory()
+
+
+def _peak_memory_on_gpu(
+    prepare: Prepare, args: argparse.Namespace, name: str, device: str | torch.device, calls: int
+) -> int:
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    call = prepare(args, name)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(calls):
+        call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def peak_memory() -> int:

@@ -9,6 +9,10 @@ from typing import Any, Callable, Dict, List
 
 import torch
 
+# When a GPU's clock and caches are warm: the median of so many calls changes by less than this part
+# of it, but for at most so long.
+_STEADY_CALLS, _STEADY_CHANGE, _WARM_UP_SECONDS = 5, 0.02, 15.0
+
 
 def measure(
     contenders: Dict[str, Callable[[], Any]],
@@ -24,20 +28,48 @@ def measure(
     Args:
         contenders (dict[str, callable]): by name; called without arguments.
         runs (int): timed calls of each, 1 or more.
-        warmup (int): calls of each before them, which are not timed.
+        warmup (int): calls of each before them, which are not timed; at least so many on a GPU,
+            where they go on until :func:`are_steady`, for at most 15 seconds.
         device (str or torch.device): a GPU is timed with events, so that it is waited for.
 
     Returns:
-        dict[str, dict]: for each contender what :func:`summarise` says of its seconds.
+        dict[str, dict]: for each contender what :func:`summarise` says of its seconds; on a GPU
+        with ``"warmup"`` (int), the calls before them, and ``"steady"`` (bool), whether they were
+        steady in the end.
     """
-    for _ in range(warmup):
-        for call in contenders.values():
-            seconds_of(call, device)
+    is_gpu = torch.device(device).type == "cuda"
+    before: Dict[str, List[float]] = {name: [] for name in contenders}
+    start, is_steady = time.perf_counter(), False
+    while not is_steady:
+        calls = min(map(len, before.values()))
+        late = time.perf_counter() - start > _WARM_UP_SECONDS
+        if calls >= warmup and (not is_gpu or late):
+            break
+        for name, call in contenders.items():
+            before[name].append(seconds_of(call, device))
+        is_steady = is_gpu and calls + 1 >= warmup and all(map(are_steady, before.values()))
     seconds: Dict[str, List[float]] = {name: [] for name in contenders}
     for _ in range(runs):
         for name, call in contenders.items():
             seconds[name].append(seconds_of(call, device))
-    return {name: summarise(values) for name, values in seconds.items()}
+    found = {name: summarise(values) for name, values in seconds.items()}
+    if is_gpu:
+        for name, values in before.items():
+            found[name] |= {"warmup": len(values), "steady": are_steady(values)}
+    return found
+
+
+def are_steady(values: List[float]) -> bool:
+    """Whether the median of the last five calls is within 2 % of that of the five before.
+
+    Args:
+        values (list[float]): seconds of calls, in order.
+    """
+    if len(values) < 2 * _STEADY_CALLS:
+        return False
+    last = statistics.median(values[-_STEADY_CALLS:])
+    before = statistics.median(values[-2 * _STEADY_CALLS : -_STEADY_CALLS])
+    return abs(last - before) < _STEADY_CHANGE * before
 
 
 def seconds_of(call: Callable[[], Any], device: str | torch.device = "cpu") -> float:
@@ -118,6 +150,7 @@ def machine(device: str | torch.device = "cpu") -> Dict[str, Any]:
     }
     if torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"], found["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
     return found
 
 

@@ -4,6 +4,8 @@ Stock is Detectron2's zoo config with its own backbone, frozen batch norm and SG
 configs/frcnn_rsb_1x.yaml with AdamW and the switches of this project. Both start from the same
 seeded weights and take the same images, from memory. Their losses before the first step must agree;
 they have the same layers, the first two stages frozen, but batch norm trains in ours alone.
+
+On a GPU stock is in float32 with TF32 off, in TF32 and in Detectron2's AMP.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from ..engine import Trainer
 from ..engine.speed import prepare_for_training
 from ..solver import build_optimizer
 from . import arguments
+from .gpu.precision import tf32
 from .profiling import operator_table, peak_memory_alone
 from .stock import make_images, our_config, seed_weights, stock_config, to_stock
 from .timing import measure, summarise
@@ -42,7 +45,7 @@ LOSS_TOLERANCE_LOW = 0.03
 
 _OBJECTS = 7  # of an image, as in COCO
 _FILES, _LOADED_BATCHES = 64, 20
-_STOCK, _STOCK_AMP, _OURS = "stock", "stock, AMP", "ours"
+_STOCK, _STOCK_TF32, _STOCK_AMP, _OURS = "stock", "stock, TF32", "stock, AMP", "ours"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
     arguments.find_size(args.image_size)
     arguments.check_at_least_one(args, "batch")
     is_low = args.dtype != "float32"
-    names = [_STOCK, *([_STOCK_AMP] if is_low and device.type == "cuda" else []), _OURS]
+    names = [_STOCK, *([_STOCK_TF32, _STOCK_AMP] if device.type == "cuda" else []), _OURS]
     report = {
         "title": "Training of Faster R-CNN, ResNet-50 and FPN",
         "settings": {
@@ -94,7 +97,8 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
         },
     }
     runs = {name: _Run(args, name) for name in names}
-    report["comparison"] = _compare({name: r.losses() for name, r in runs.items()}, is_low)
+    losses = {name: runs[name].losses() for name in (_STOCK, _OURS)}
+    report["comparison"] = _compare(losses, is_low)
     if not report["comparison"]["passed"]:
         return report
     calls = {name: r.step for name, r in runs.items()}
@@ -124,6 +128,7 @@ class _Run:
             for seed, image in enumerate(make_images(size, args.batch))
         ]
         self.dtype = None
+        self.tf32 = name == _STOCK_TF32
         cfg = our_config(device)
         if name == _OURS:
             cfg.MODEL.CHANNELS_LAST = not args.nchw
@@ -154,10 +159,12 @@ class _Run:
             return self.model(self.batch)
 
     def losses(self) -> Dict[str, float]:
-        return {name: loss.item() for name, loss in self.forward().items()}
+        with tf32(self.tf32):
+            return {name: loss.item() for name, loss in self.forward().items()}
 
     def step(self) -> None:
-        self._finish(sum(self.forward().values()))
+        with tf32(self.tf32):
+            self._finish(sum(self.forward().values()))
 
     def _finish(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad()

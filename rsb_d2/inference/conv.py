@@ -1,17 +1,23 @@
 """Convolutions and linear layers for inference, with what follows them fused in."""
 
+import logging
 from typing import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+logger = logging.getLogger(__name__)
+
 
 def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch has oneDNN's fused kernels for a device and a dtype.
+    """Whether torch has fused kernels for a device and a dtype: oneDNN's, or on a GPU cuDNN's.
 
-    They are what ``torch.compile`` calls on the CPU. For float16 there are none that are faster.
+    The first are what ``torch.compile`` calls on the CPU. For float16 there are none that are
+    faster. cuDNN's compute float32 in TF32, so they are for lower precision alone.
     """
+    if device.type == "cuda":
+        return dtype != torch.float32 and torch.backends.cudnn.is_available()
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     names = ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise")
@@ -32,7 +38,7 @@ class _InferenceLayer(nn.Module):
 
     Attributes:
         output_dtype (torch.dtype): of the output; ``dtype`` by default.
-        is_fused (bool): whether oneDNN's fused kernels are called; see :func:`has_fused_kernels`.
+        is_fused (bool): whether fused kernels are called; see :func:`has_fused_kernels`.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype):
@@ -117,7 +123,11 @@ class InferenceConv2d(_InferenceLayer):
         Returns:
             Tensor: of the output's shape.
         """
-        if not self.is_fused or not x.numel() or self.relu or self.has_more:
+        if self.is_fused and x.is_cuda and relu and not self.relu and not self.has_more:
+            y = self._cudnn(x, other)
+            if y is not None:
+                return y
+        if not self.is_fused or x.is_cuda or not x.numel() or self.relu or self.has_more:
             total = self.forward(x).add_(other)
             return total.relu_() if relu else total
         x, mine = self._to_mine(x), self._to_mine(other)
@@ -134,9 +144,29 @@ class InferenceConv2d(_InferenceLayer):
     def _arguments(self) -> tuple:
         return self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
 
-    def _convolve(self, x: torch.Tensor, relu: bool) -> torch.Tensor:
+    def _cudnn(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor | None:
+        """``relu(conv(x) + other)`` by one kernel of cuDNN's; None if it has none."""
+        weight, bias, padding, stride, dilation, groups = self._arguments()
+        more = (bias, stride, padding, dilation, groups)
         x = self._to_mine(x)
-        if self.is_fused and x.numel():
+        try:
+            if other is None:
+                return torch.cudnn_convolution_relu(x, weight, *more)
+            return torch.cudnn_convolution_add_relu(x, weight, self._to_mine(other), 1.0, *more)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as e:  # before anything is computed
+            logger.info(f"cuDNN has no fused kernel for {tuple(weight.shape)}: {e}")
+            self.is_fused = False
+        return None
+
+    def _convolve(self, x: torch.Tensor, relu: bool) -> torch.Tensor:
+        if self.is_fused and relu and x.is_cuda and x.numel():
+            y = self._cudnn(x)
+            if y is not None:
+                return y
+        x = self._to_mine(x)
+        if self.is_fused and not x.is_cuda and x.numel():
             return torch.ops.mkldnn._convolution_pointwise(
                 x, *self._arguments(), "relu" if relu else "none", [], ""
             )
@@ -167,7 +197,7 @@ class InferenceLinear(_InferenceLayer):
             Tensor: (N, C'), of ``output_dtype``.
         """
         x = x.to(self.weight.dtype)
-        if self.is_fused and x.numel():
+        if self.is_fused and not x.is_cuda and x.numel():
             y = torch.ops.mkldnn._linear_pointwise(
                 x.contiguous(), self.weight, self.bias, "relu" if self.relu else "none", [], ""
             )
@@ -177,12 +207,13 @@ class InferenceLinear(_InferenceLayer):
         return y.to(self.output_dtype)
 
 
-def fuse_all(root: nn.Module) -> None:
-    """Let all layers of this module's classes call oneDNN's fused kernels.
+def fuse_all(root: nn.Module, fused: bool = True) -> None:
+    """Let all layers of this module's classes call fused kernels.
 
     Args:
         root (nn.Module): changed in place.
+        fused (bool): or not.
     """
     for module in root.modules():
         if isinstance(module, _InferenceLayer):
-            module.is_fused = True
+            module.is_fused = fused

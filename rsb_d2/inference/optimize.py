@@ -28,7 +28,8 @@ from ..modeling.retinanet import LastLevelP6P7WithoutReLU
 from .blocks import InferenceFPN, replace_blocks
 from .conv import InferenceConv2d, fuse_all, has_fused_kernels
 from .fold import fold_graph, replace_convs, replace_rows
-from .roi_align import ChannelsLastROIPooler
+from .graphs import CudaGraphs, replay_dense_parts
+from .roi_align import ChannelsLastROIPooler, UnsplitROIPooler
 from .roi_heads import flatten_channels_last, replace_predictor
 from .rpn import InferenceRPN, InferenceRPNHead
 
@@ -40,7 +41,7 @@ _MARK = "_optimized_for_inference"
 
 
 def optimize_for_inference(
-    model: nn.Module, dtype: torch.dtype = torch.float32, compile: bool = False
+    model: nn.Module, dtype: torch.dtype = torch.float32, compile: bool | str = False
 ) -> nn.Module:
     """Make a faster copy of a detector for inference, which computes the same.
 
@@ -62,18 +63,23 @@ def optimize_for_inference(
         dtype (torch.dtype): ``torch.float32``; or ``torch.bfloat16`` or ``torch.float16``, in
             which the convolutions and linear layers then compute. The last layers of RPN and box
             head stay in float32, as do anchors, boxes, scores and NMS.
-        compile (bool): compile backbone and dense heads with ``torch.compile``, at the first call
-            and for images of all sizes; a few sizes, such as a batch or a feature map of 1, are
-            compiled anew, up to torch's limit of recompilations. Without a compiler there is a
-            warning, and nothing is compiled. A copy of the result is not compiled.
+        compile (bool or str): True to compile backbone and dense heads with ``torch.compile``, at
+            the first call and for images of all sizes; a few sizes, such as a batch or a feature
+            map of 1, are compiled anew, up to torch's limit of recompilations. Without a compiler there is a
+            warning, and nothing is compiled. ``"reduce-overhead"``, on a GPU: nothing is compiled,
+            but their kernels, and those of the RPN up to its candidates, are recorded as a CUDA
+            graph at the first call with a batch of each size, as padded to 32, and then replayed,
+            which costs the processor next to nothing: the same kernels, so the same results. There
+            are 64 sizes at most. What the backbone returns is overwritten by its next call. In
+            either way a copy of the result is as without.
 
     Returns:
         nn.Module: called as ``model`` is, with the same outputs.
 
     Raises:
         UserError: if ``model`` is no detector with a backbone or has other weights than float32,
-            if ``dtype`` is another one, or if the model was optimized in another way. Calling
-            ``train()`` on the result raises one, too.
+            if ``dtype`` or ``compile`` is another one, or if the model was optimized in another
+            way. Calling ``train()`` on the result raises one, too.
     """
     if isinstance(model, (DistributedDataParallel, DataParallel)):
         model = model.module
@@ -88,7 +94,9 @@ def optimize_for_inference(
             )
         return model
     device = _check_model(model)
-    compile = compile and _has_compiler(device)
+    _check_compile(compile, device)
+    asked = compile
+    compile = compile is True and _has_compiler(device)
 
     result = copy.deepcopy(model).eval().requires_grad_(False)
     unfold_norms(result)  # where it comes from a trainer
@@ -101,7 +109,9 @@ def optimize_for_inference(
         _compile(result)
     elif has_fused_kernels(device, dtype):
         fuse_all(result)
-    setattr(result, _MARK, (dtype, compile))
+    if asked == "reduce-overhead":
+        replay_dense_parts(result, CudaGraphs(device))
+    setattr(result, _MARK, (dtype, asked))
     result.train = _EvaluationOnly(result)
     return result
 
@@ -120,6 +130,15 @@ def _check_model(model: nn.Module) -> torch.device:
             "leave the casting to its argument dtype"
         )
     return parameters[0].device
+
+
+def _check_compile(compile: bool | str, device: torch.device) -> None:
+    if compile not in (False, True, "reduce-overhead"):
+        raise UserError(f'compile is {compile!r}; write True, False or "reduce-overhead"')
+    if compile == "reduce-overhead" and device.type != "cuda":
+        raise UserError(
+            f'compile is "reduce-overhead", which is for a GPU, not {device}; write True'
+        )
 
 
 class _EvaluationOnly:
@@ -298,6 +317,9 @@ def _optimize_pooler(
     if is_head_known and device.type == "cpu" and ChannelsLastROIPooler.takes(pooler):
         pooler.__class__ = ChannelsLastROIPooler
         return True
+    if device.type != "cpu" and UnsplitROIPooler.takes(pooler):
+        pooler.__class__ = UnsplitROIPooler
+        return False
     if dtype != torch.float32 and type(pooler) is ROIPooler:
         pooler.__class__ = Float32ROIPooler
     return False

@@ -160,3 +160,41 @@ class ChannelsLastROIPooler(ROIPooler):
                 of_level = (levels == level).nonzero()[:, 0]
                 roi_align_channels_last(x[level], boxes[of_level], pooler, pooled, of_level)
         return pooled.permute(0, 3, 1, 2)
+
+
+# Where no feature map has a cell, so that nothing is pooled there.
+_NOWHERE = -1e6
+
+
+class UnsplitROIPooler(ROIPooler):
+    """``ROIPooler`` for a GPU, which pools every region from every level and adds.
+
+    On the levels that are not its own a region is put where there are no features, which takes no
+    time and gives zeros. So no list of regions is split by levels, for which the stock one waits
+    for the GPU six times. Features of any dtype; the output is float32.
+    """
+
+    @staticmethod
+    def takes(pooler: ROIPooler) -> bool:
+        """Whether a pooler is a stock one of this kind."""
+        return ChannelsLastROIPooler.takes(pooler)
+
+    def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
+        """As the stock method."""
+        boxes = torch.cat([b.tensor for b in box_lists])
+        images = [b.tensor.new_full((len(b), 1), i) for i, b in enumerate(box_lists)]
+        levels = assign_boxes_to_levels(
+            box_lists,
+            self.min_level,
+            self.max_level,
+            self.canonical_box_size,
+            self.canonical_level,
+        )
+        images, levels = torch.cat(images), levels[:, None]
+        pooled = None
+        for level, pooler in enumerate(self.level_poolers):
+            features = x[level].to(torch.float32, memory_format=torch.contiguous_format)
+            rois = torch.cat([images, boxes.where(levels == level, _NOWHERE)], dim=1)
+            of_level = pooler(features, rois)
+            pooled = of_level if pooled is None else pooled.add_(of_level)
+        return pooled

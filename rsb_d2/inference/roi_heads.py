@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from .conv import InferenceLinear
+from .rpn import clip
 
 
 class FlattenChannelsLast(nn.Module):
@@ -53,41 +54,56 @@ def replace_predictor(predictor: FastRCNNOutputLayers) -> None:
 
 
 class InferenceOutputLayers(FastRCNNOutputLayers):
-    """``FastRCNNOutputLayers`` that decodes boxes of scores above the threshold alone."""
+    """``FastRCNNOutputLayers`` that decodes boxes of scores above the threshold alone.
+
+    Of all images together; the NMS is of each.
+    """
 
     def inference(
         self, predictions: Tuple[torch.Tensor, torch.Tensor], proposals: List[Instances]
     ) -> Tuple[List[Instances], List[torch.Tensor]]:
         """As the stock method."""
         logits, deltas = predictions
-        is_finite = logits.isfinite().all() and deltas.isfinite().all()
-        if not is_finite or not proposals or proposals[0].proposal_boxes.tensor.shape[1] != 4:
+        if not proposals or proposals[0].proposal_boxes.tensor.shape[1] != 4:
             return super().inference(predictions, proposals)
+        if not (logits.isfinite().all() & deltas.isfinite().all()):
+            return super().inference(predictions, proposals)
+        probabilities = self.predict_probs(predictions, proposals)
+        above = torch.cat(probabilities)[:, :-1] > self.test_score_thresh
+        rows, classes = above.nonzero().unbind(1)
+        scores = torch.cat(probabilities)[rows, classes]
+        deltas = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
+        chosen = deltas[rows, classes if deltas.shape[1] > 1 else 0]
+        anchors = torch.cat([p.proposal_boxes.tensor for p in proposals])[rows]
+        boxes = self.box2box_transform.apply_deltas(chosen, anchors)
+
         sizes = [len(p) for p in proposals]
-        results = [
-            self._choose(scores, d.view(len(d), d.shape[1] // 4, 4), p)
-            for scores, d, p in zip(
-                self.predict_probs(predictions, proposals), deltas.split(sizes), proposals
-            )
-        ]
+        numbers = [len(rows)]
+        if len(proposals) > 1:
+            numbers = torch.stack([a.sum() for a in above.split(sizes)]).tolist()
+        results, start = [], 0
+        parts = zip(*(x.split(numbers) for x in (boxes, scores, classes, rows)))
+        for p, size, part in zip(proposals, sizes, parts):
+            results.append(self._choose(*part, p.image_size, start))
+            start += size
         return [r[0] for r in results], [r[1] for r in results]
 
     def _choose(
-        self, scores: torch.Tensor, deltas: torch.Tensor, proposals: Instances
+        self,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        classes: torch.Tensor,
+        rows: torch.Tensor,
+        image_size: Tuple[int, int],
+        first_row: int,
     ) -> Tuple[Instances, torch.Tensor]:
-        """As the stock ``fast_rcnn_inference_single_image``, decoding after the threshold."""
-        is_above = scores[:, :-1] > self.test_score_thresh
-        rows, classes = is_above.nonzero().unbind(1)
-        scores = scores[rows, classes]
-        chosen = deltas[rows, classes if deltas.shape[1] > 1 else 0]
-        boxes = self.box2box_transform.apply_deltas(chosen, proposals.proposal_boxes.tensor[rows])
-        boxes = Boxes(boxes)
-        boxes.clip(proposals.image_size)
-        keep = batched_nms(boxes.tensor, scores, classes, self.test_nms_thresh)
+        """The end of the stock ``fast_rcnn_inference_single_image``."""
+        boxes = clip(boxes, image_size)
+        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
         if self.test_topk_per_image >= 0:
             keep = keep[: self.test_topk_per_image]
-        result = Instances(proposals.image_size)
-        result.pred_boxes = boxes[keep]
+        result = Instances(image_size)
+        result.pred_boxes = Boxes(boxes[keep])
         result.scores = scores[keep]
         result.pred_classes = classes[keep]
-        return result, rows[keep]
+        return result, rows[keep] - first_row

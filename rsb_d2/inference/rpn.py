@@ -1,12 +1,12 @@
 """The RPN: proposals are chosen before they are decoded."""
 
-from typing import List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
+from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from .conv import InferenceConv2d
@@ -49,43 +49,105 @@ class InferenceRPNHead(nn.Module):
 class InferenceRPN(RPN):
     """``RPN`` that decodes the best anchors of each level alone, not all and then chooses.
 
-    A stock ``RPN`` becomes one by setting its class; it has the same attributes.
+    A stock ``RPN`` becomes one by setting its class; it has the same attributes. On a GPU it waits
+    once for all images and once for each; the stock one does four times for each.
+
+    Attributes:
+        replayed (callable or None): in the place of :meth:`candidates`; a copy has none.
     """
+
+    replayed: Callable[..., Any] | None = None
 
     @staticmethod
     def takes(rpn: nn.Module) -> bool:
         """Whether a proposal generator is the stock one, of boxes that are not rotated."""
         return type(rpn) is RPN and isinstance(rpn.box2box_transform, type(Box2BoxTransform(_ONES)))
 
-    def predict_proposals(
+    def __getstate__(self) -> Dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "replayed"}
+
+    def forward(
         self,
-        anchors: List[Boxes],
-        pred_objectness_logits: List[torch.Tensor],
-        pred_anchor_deltas: List[torch.Tensor],
+        images: ImageList,
+        features: Dict[str, torch.Tensor],
+        gt_instances: List[Instances] | None = None,
+    ) -> Tuple[List[Instances], Dict[str, torch.Tensor]]:
+        """As the stock method at inference."""
+        candidates = self.candidates if self.replayed is None else self.replayed
+        boxes, logits, levels = candidates([features[f] for f in self.in_features])
+        return self._choose(boxes, logits, levels, images.image_sizes), {}
+
+    def candidates(
+        self, features: List[torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the proposals are chosen from: of fixed size, without waiting for a GPU.
+
+        Args:
+            features (list[Tensor]): of each level, (N, C, H, W).
+
+        Returns:
+            Tensor, Tensor, Tensor: boxes (N, M, 4) in pixels, best first in each level, logits
+            (N, M) and each one's level (M,).
+        """
+        num = self.pre_nms_topk[False]
+        anchors = self.anchor_generator(features)
+        chosen_logits, chosen_deltas, chosen_anchors, levels = [], [], [], []
+        for level, (logits, deltas) in enumerate(zip(*self.rpn_head(features))):
+            logits, index = best(logits.permute(0, 2, 3, 1).flatten(1), num)
+            size, where = len(deltas), index[:, :, None].expand(-1, -1, 4)
+            # (N, A * 4, H, W) -> (N, H * W * A, 4)
+            deltas = deltas.permute(0, 2, 3, 1).reshape(size, -1, 4)
+            chosen_logits.append(logits)
+            chosen_deltas.append(deltas.gather(1, where))
+            chosen_anchors.append(anchors[level].tensor[index])
+            levels.append(torch.full_like(index[0], level))
+        deltas, of_deltas = torch.cat(chosen_deltas, 1), torch.cat(chosen_anchors, 1)
+        boxes = self.box2box_transform.apply_deltas(deltas.view(-1, 4), of_deltas.view(-1, 4))
+        return boxes.view(deltas.shape), torch.cat(chosen_logits, 1), torch.cat(levels)
+
+    def _choose(
+        self,
+        boxes: torch.Tensor,
+        logits: torch.Tensor,
+        levels: torch.Tensor,
         image_sizes: List[Tuple[int, int]],
     ) -> List[Instances]:
-        """As the stock method."""
-        num = self.pre_nms_topk[False]
-        all_logits, all_boxes = [], []
-        for level, logits, deltas in zip(anchors, pred_objectness_logits, pred_anchor_deltas):
-            logits, index = best(logits, num)
-            deltas = deltas.gather(1, index[:, :, None].expand(-1, -1, 4)).view(-1, 4)
-            boxes = self.box2box_transform.apply_deltas(deltas, level.tensor[index.view(-1)])
-            all_logits.append(logits)
-            all_boxes.append(boxes.view(*index.shape, 4))
-        return find_top_rpn_proposals(
-            all_boxes,
-            all_logits,
-            image_sizes,
-            self.nms_thresh,
-            num,
-            self.post_nms_topk[False],
-            self.min_box_size,
-            False,
-        )
+        """As the stock ``find_top_rpn_proposals``."""
+        is_good = boxes.isfinite().all(dim=2) & logits.isfinite()
+        boxes = torch.stack([clip(b, size) for b, size in zip(boxes, image_sizes)])
+        sides = boxes[..., 2:] - boxes[..., :2]
+        is_good &= (sides > self.min_box_size).all(dim=2)
+        image, index = is_good.nonzero().unbind(1)
+        boxes, logits, levels = boxes[image, index], logits[image, index], levels[index]
+        numbers = [len(boxes)] if len(image_sizes) == 1 else is_good.sum(1).tolist()
+        proposals = []
+        for size, b, scores, of_level in zip(
+            image_sizes, boxes.split(numbers), logits.split(numbers), levels.split(numbers)
+        ):
+            keep = batched_nms(b, scores, of_level, self.nms_thresh)[: self.post_nms_topk[False]]
+            found = Instances(size)
+            found.proposal_boxes = Boxes(b[keep])
+            found.objectness_logits = scores[keep]
+            proposals.append(found)
+        return proposals
 
 
 _ONES = (1.0, 1.0, 1.0, 1.0)
+
+
+def clip(boxes: torch.Tensor, image_size: Tuple[int, int]) -> torch.Tensor:
+    """As ``Boxes.clip``, without looking whether they are finite, for which a GPU is waited for.
+
+    Args:
+        boxes (Tensor): (N, 4), x0, y0, x1, y1 in pixels.
+        image_size (tuple[int, int]): height and width.
+
+    Returns:
+        Tensor: (N, 4).
+    """
+    height, width = image_size
+    x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
+    return torch.stack([x, y], dim=2).flatten(1)
 
 
 def best(values: torch.Tensor, num: int) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -97,9 +159,11 @@ def best(values: torch.Tensor, num: int) -> Tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         Tensor, Tensor: values and indices, (N, min(num, M)), best first; of equal values those
-        with the lowest index.
+        with the lowest index, but on a GPU any of them, as by Detectron2's own sort.
     """
-    if values.shape[1] <= num or values.device.type != "cpu" or not values.isfinite().all():
+    if values.device.type != "cpu":
+        return values.topk(min(num, values.shape[1]), dim=1)
+    if values.shape[1] <= num or not values.isfinite().all():
         values, index = values.sort(dim=1, descending=True, stable=True)
         return values[:, :num], index[:, :num]
     thresholds = values.topk(num, dim=1, sorted=False).values.amin(dim=1)

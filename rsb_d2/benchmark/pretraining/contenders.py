@@ -19,6 +19,7 @@ from ...engine import Trainer
 from ...engine.speed import prepare_for_training
 from ...solver import build_optimizer
 from .. import arguments
+from ..gpu.precision import tf32
 from ..stock import make_images
 
 TIMM, OURS = "timm", "ours"
@@ -61,6 +62,7 @@ class Step:
         cfg = make_config(args)
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.dtype = arguments.DTYPES[args.dtype]
+        self.tf32 = args.tf32
         size, classes = cfg.INPUT.CLASSIFIER.TRAIN_SIZE, cfg.MODEL.CLASSIFIER.NUM_CLASSES
         images = [x["image"] for x in make_images((size, size), args.batch)]
         labels = np.random.default_rng(0).integers(0, classes, args.batch).tolist()
@@ -130,15 +132,17 @@ class Step:
     def first_loss(self) -> float:
         """The loss, with the random numbers of stochastic depth from a seed."""
         torch.manual_seed(1)
-        return self.forward().item()
+        with tf32(self.tf32):
+            return self.forward().item()
 
     def __call__(self) -> None:
         """One step of training."""
-        loss = self.forward()
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with tf32(self.tf32):
+            loss = self.forward()
+            self.optimizer.zero_grad()
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
 
 def our_batches(cfg: CfgNode) -> Iterator[List[dict]]:

@@ -1,0 +1,120 @@
+"""CUDA graphs: the kernels of a function recorded once for each size, and then replayed."""
+
+from typing import Any, Callable, Dict, List, Tuple
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .rpn import InferenceRPN
+
+# Of as many sizes kernels are recorded; what has another one then is launched kernel by kernel.
+# Images of COCO, their shorter side 800 pixels, have about 40 sizes when padded to 32.
+MAX_SIZES = 64
+
+# Before the kernels are recorded, what is prepared at the first calls is: handles, workspaces.
+_WARM_UP_CALLS = 2
+
+# From a function without arguments to one that does the same, and the outputs that it writes to.
+Record = Callable[[Callable[[], Any]], Tuple[Callable[[], Any], Any]]
+
+
+class CudaGraphs:
+    """Records the kernels of functions, whose intermediate results share their memory.
+
+    They must be replayed one after the other, and what one returns is used up before the next is
+    called that was recorded earlier.
+    """
+
+    def __init__(self, device: torch.device):
+        """
+        Args:
+            device (torch.device): a GPU.
+        """
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Any]) -> Tuple[Callable[[], Any], Any]:
+        """
+        Args:
+            function (callable): of no arguments; it must not wait for the GPU.
+
+        Returns:
+            callable, object: replays the kernels, and the outputs that they write to.
+        """
+        with torch.cuda.device(self._device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP_CALLS):
+                    function()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                outputs = function()
+        return graph.replay, outputs
+
+
+class Replayed:
+    """A function of tensors that is recorded for each size of them, and then replayed.
+
+    What it returns is overwritten by its next call.
+    """
+
+    def __init__(self, function: Callable[..., Any], record: Record):
+        """
+        Args:
+            function (callable): of tensors, or lists and dicts of them, and so is what it returns.
+            record (callable): as :class:`CudaGraphs`.
+        """
+        self.function = function
+        self._record = record
+        self._recordings: Dict[Any, Tuple[List[torch.Tensor], Callable[[], Any], Any]] = {}
+
+    # In neither of torch's modes: what is recorded in one must not be written to in the other.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __call__(self, *inputs: Any) -> Any:
+        leaves, structure = pytree.tree_flatten(inputs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        others = [leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)]
+        sizes = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+        key = (str(structure), str(others), *sizes)
+        if key not in self._recordings:
+            if len(self._recordings) >= MAX_SIZES:
+                return self.function(*inputs)
+            self._recordings[key] = self._recorded(leaves, structure)
+        mine, replay, outputs = self._recordings[key]
+        for own, given in zip(mine, tensors):
+            own.copy_(given)
+        replay()
+        return outputs
+
+    def _recorded(
+        self, leaves: List[Any], structure: Any
+    ) -> Tuple[List[torch.Tensor], Callable[[], Any], Any]:
+        mine = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        arguments = pytree.tree_unflatten(mine, structure)
+        replay, outputs = self._record(lambda: self.function(*arguments))
+        return [m for m in mine if isinstance(m, torch.Tensor)], replay, outputs
+
+
+def replay_dense_parts(model: nn.Module, record: Record) -> None:
+    """Replay backbone, FPN, dense heads and the RPN's candidates.
+
+    A copy of the model does not: it has its own weights.
+
+    Args:
+        model (nn.Module): of :func:`rsb_d2.optimize_for_inference`; changed in place.
+        record (callable): as :class:`CudaGraphs`.
+    """
+    rpn = getattr(model, "proposal_generator", None)
+    dense = [model.backbone, getattr(model, "head", None), getattr(model, "sem_seg_head", None)]
+    if isinstance(rpn, InferenceRPN):
+        rpn.replayed = Replayed(rpn.candidates, record)
+    else:
+        dense.append(getattr(rpn, "rpn_head", None))
+    for module in dense:
+        if module is not None:
+            # As nn.Module.compile does, which a copy is made without as well.
+            module._compiled_call_impl = Replayed(module._call_impl, record)
