@@ -9,6 +9,8 @@ import os
 import shutil
 import sys
 
+# Before cuBLAS starts, for tests that compare bits.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks at it, and for what is started
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -21,6 +23,7 @@ from rsb_d2.data.sample import make_sample_data
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.damaged_files import jpeg
 from tests.helpers.data import bad_input
+from tests.helpers.devices import compute_exactly, device_params
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.programs import load_program, load_tool
 from tests.helpers.runs.resumable_run import make_config, train
@@ -28,9 +31,28 @@ from tests.helpers.seeded_run import make_seeded_run
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Two processes for the whole suite; to start them for a file would take longer than it."""
+    """Two processes for the whole suite; to start them for a file would take longer than it.
+
+    Tests on a GPU start kernels most of the time, which takes a core each.
+    """
     tests = str(ROOT / "tests")
-    return 2 if [os.path.abspath(name) for name in config.args] == [tests] else 0
+    if [os.path.abspath(name) for name in config.args] != [tests]:
+        return 0
+    return max(2, min(8, (os.cpu_count() or 1) // 2)) if config.option.markexpr == "gpu" else 2
+
+
+@pytest.fixture(scope="session", params=device_params())
+def device(request):
+    """``"cpu"``, and ``"cuda"`` where there is a GPU: then the test is marked ``gpu``."""
+    compute_exactly()
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def exact_arithmetic(request):
+    """What one test has switched on does not change the numbers of another on a GPU."""
+    if "device" in request.fixturenames:
+        compute_exactly()
 
 
 @pytest.fixture(autouse=True, scope="module")

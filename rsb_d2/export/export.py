@@ -23,6 +23,7 @@ from .dataflow import make_dataflow, smallest_side
 from .running import (
     Detector,
     import_onnx,
+    on_cpu,
     run_model,
     run_onnx,
     run_torch_export,
@@ -64,8 +65,8 @@ def export_detector(
 
     Args:
         cfg (CfgNode): of the model.
-        model (nn.Module): in evaluation mode, on the CPU; its parameters will not require
-            gradients any more.
+        model (nn.Module): in evaluation mode; its parameters will not require gradients any
+            more. Of one on a GPU a copy on the CPU is exported, for files that run anywhere.
         classes (ClassNames): of the model.
         path (str): ends in ``.onnx``, in ``.pt2`` for ``torch.export``, or in ``.ts`` for
             TorchScript.
@@ -82,6 +83,7 @@ def export_detector(
             and a file that was there before is left.
     """
     wrap, write, load = _format_of(path)
+    model = on_cpu(model)
     traceable = wrap(model.requires_grad_(False))
     contract = input_contract(cfg, classes)
     if wrap is make_dataflow:

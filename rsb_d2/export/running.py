@@ -1,5 +1,6 @@
 """Running an exported file, and the model that it was made from, on one image."""
 
+import copy
 from typing import Callable, Tuple
 
 import numpy as np
@@ -25,6 +26,13 @@ def import_onnx() -> Tuple:
     except ImportError as e:
         raise UserError(f"ONNX needs two packages more: pip install onnx onnxruntime ({e})") from e
     return onnx, onnxruntime
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    """A model as a file of it is made and run: itself where it is on the CPU, else a copy there."""
+    if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        return model
+    return copy.deepcopy(model).to("cpu")
 
 
 def run_onnx(path: str) -> Detector:
@@ -92,4 +100,4 @@ def _run(function: Callable, image: np.ndarray) -> Detections:
 
 
 def _detections(*outputs: torch.Tensor) -> Detections:
-    return Detections(*(output.numpy() for output in outputs))
+    return Detections(*(output.cpu().numpy() for output in outputs))

@@ -24,10 +24,10 @@ class Counting:
         self.state = state
 
 
-def test_save_and_resume(tmp_path):
-    detector = make_detector()
+def test_save_and_resume(tmp_path, device):
+    detector = make_detector(device=device)
     Checkpointer(detector, str(tmp_path), run=Counting(rate=np.float64(0.5))).save("a", iteration=4)
-    other, run = make_detector(seed=3), Counting()
+    other, run = make_detector(seed=3, device=device), Counting()
     checkpointer = Checkpointer(other, str(tmp_path), run=run)
     assert checkpointer.has_checkpoint()
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "a.pth")
@@ -39,29 +39,29 @@ def test_save_and_resume(tmp_path):
     rest = checkpointer.resume_or_load(str(tmp_path / "a.pth"), resume=False)
     assert run.state == {} and set(rest) == {"iteration", "run"}
     # Detectron2's own checkpointer reads the file, too.
-    stock = make_detector(seed=4)
+    stock = make_detector(seed=4, device=device)
     DetectionCheckpointer(stock).load(str(tmp_path / "a.pth"))
     check_unchanged(stock, state_of(detector))
 
 
-def test_a_checkpoint_of_detectron2s_own_checkpointer_is_resumed(tmp_path):
-    detector = make_detector()
+def test_a_checkpoint_of_detectron2s_own_checkpointer_is_resumed(tmp_path, device):
+    detector = make_detector(device=device)
     DetectionCheckpointer(detector, str(tmp_path), run=Counting(rate=1)).save("a", iteration=4)
-    other, run = make_detector(seed=3), Counting()
+    other, run = make_detector(seed=3, device=device), Counting()
     Checkpointer(other, str(tmp_path), run=run).resume_or_load("", resume=True)
     assert run.state == {"rate": 1}
     check_unchanged(other, state_of(detector))
 
 
-def test_optimizer_and_scheduler_are_resumed(tmp_path):
+def test_optimizer_and_scheduler_are_resumed(tmp_path, device):
     def make():
-        model = TimmBackbone("test_resnet")
+        model = TimmBackbone("test_resnet").to(device)
         optimizer = torch.optim.AdamW(model.parameters())
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])
         return model, {"optimizer": optimizer, "schedule": schedule}
 
     model, parts = make()
-    model(torch.randn(1, 3, 32, 32))["res5"].sum().backward()
+    model(torch.randn(1, 3, 32, 32).to(device))["res5"].sum().backward()
     parts["optimizer"].step()
     parts["schedule"].step()
     Checkpointer(model, str(tmp_path), **parts).save("a")
@@ -70,6 +70,7 @@ def test_optimizer_and_scheduler_are_resumed(tmp_path):
     assert other_parts["schedule"].state_dict() == parts["schedule"].state_dict()
     for a, b in zip(*(p["optimizer"].state_dict()["state"].values() for p in (parts, other_parts))):
         assert torch.equal(a["exp_avg"], b["exp_avg"]) and torch.equal(a["step"], b["step"])
+        assert b["exp_avg"].device.type == torch.device(device).type
 
 
 def test_a_run_is_resumed_with_the_same_model_or_not_at_all(tmp_path):

@@ -231,6 +231,7 @@ def test_weights_that_are_not_on_the_hub():
         locate("timm://legacy_seresnet50.in1k")
 
 
+@pytest.mark.slow
 def test_several_processes_download_once_and_go_on_where_it_broke_off(weights, tmp_path):
     """huggingface_hub itself, against a hub on this machine whose first answer breaks off."""
     content = safetensors.torch.save(weights)

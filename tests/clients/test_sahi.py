@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
-from sahi import AutoDetectionModel
-from sahi.models.detectron2 import Detectron2DetectionModel
-from sahi.predict import get_prediction, get_sliced_prediction
 
 from tests.helpers.seeded_run import CLASSES
+
+AutoDetectionModel = pytest.importorskip("sahi").AutoDetectionModel
+Detectron2DetectionModel = pytest.importorskip("sahi.models.detectron2").Detectron2DetectionModel
+sahi_predict = pytest.importorskip("sahi.predict")
+get_prediction = sahi_predict.get_prediction
+get_sliced_prediction = sahi_predict.get_sliced_prediction
 
 KINDS = ["package", "in memory"]
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 from PIL import Image
-from sahi import AutoDetectionModel
-from sahi.predict import get_sliced_prediction
 
 from rsb_d2.data.sample import draw
 from rsb_d2.predict.predictor import Predictor, load_predict_config
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.without_rsb_d2 import detect_without_rsb_d2
+
+AutoDetectionModel = pytest.importorskip("sahi").AutoDetectionModel
+get_sliced_prediction = pytest.importorskip("sahi.predict").get_sliced_prediction
 
 SLICE = 160  # pixels, as the pictures of the training have
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-import supervision as sv
 
 from rsb_d2 import UserError
 from rsb_d2.predict.bgr_predictor import BGRPredictor
+
+sv = pytest.importorskip("supervision")
 
 
 @pytest.fixture(params=["package", "in memory"])

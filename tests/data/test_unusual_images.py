@@ -157,6 +157,7 @@ def run_train_net(data, *words):
     )
 
 
+@pytest.mark.slow
 def test_the_program_with_a_bad_image(little_data):
     """Trained on the others by two workers; the evaluation at the end stops, with one line."""
     for split in ("train", "val"):

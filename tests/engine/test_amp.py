@@ -22,8 +22,9 @@ def test_the_precision_of_auto(switch_folder, monkeypatch):
         assert cfg.SOLVER.AMP.ENABLED
 
 
-def test_amp_takes_over_the_trainer_as_it_is(switch_folder):
-    cfg = make_config(switch_folder, "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16")
+def test_amp_takes_over_the_trainer_as_it_is(switch_folder, device):
+    opts = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "MODEL.DEVICE", device]
+    cfg = make_config(switch_folder, *opts)
     trainer = SwitchedTrainer(cfg)
     inner = trainer._trainer
     assert type(inner) is AMPTrainer and isinstance(inner, Detectron2AMPTrainer)
@@ -35,11 +36,11 @@ def test_amp_takes_over_the_trainer_as_it_is(switch_folder):
     trainer.train()
     assert dtypes == {torch.bfloat16}
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
-    assert not torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled(torch.device(device).type)
 
     # What a trainer with another precision has saved is taken, too, and the other way round.
     state = trainer.state_dict()
-    state["_trainer"]["grad_scaler"] = torch.amp.GradScaler("cpu", init_scale=8.0).state_dict()
+    state["_trainer"]["grad_scaler"] = torch.amp.GradScaler(device, init_scale=8.0).state_dict()
     trainer.load_state_dict(state)
     half = AMPTrainer(inner, torch.float16)
     half.load_state_dict(state["_trainer"])

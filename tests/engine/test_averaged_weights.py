@@ -12,6 +12,7 @@ import train_net
 from rsb_d2 import Trainer, UserError
 from rsb_d2.config.setup import setup
 from rsb_d2.data.sample import make_sample_data
+from tests.helpers.devices import reproducible
 from tests.helpers.kill_and_resume import SMALL, differences
 from tests.helpers.paths import CONFIGS
 
@@ -52,13 +53,16 @@ def train(*args, resume=False, **kwargs):
 
 
 def load(path):
-    return torch.load(path, weights_only=True)
+    return torch.load(path, weights_only=True, map_location="cpu")
 
 
 @pytest.fixture(scope="module")
-def run(folder):
-    train(folder, folder / "run", *ON, "SOLVER.BEST_METRIC", "ema/bbox/AP50")
-    return folder / "run"
+def run(folder, tmp_path_factory, device):
+    output = tmp_path_factory.mktemp("run")
+    opts = [*ON, "SOLVER.BEST_METRIC", "ema/bbox/AP50", "MODEL.DEVICE", device]
+    with reproducible(device):
+        train(folder, output, *opts)
+    return output
 
 
 def test_the_average_is_the_formula(run):
@@ -104,9 +108,10 @@ def evaluate(folder, output, *opts):
     return train_net.main(make_args(folder, output, *opts, eval_only=True))
 
 
-def test_evaluation_of_a_file(folder, run, tmp_path, caplog):
+def test_evaluation_of_a_file(folder, run, tmp_path, caplog, device):
     expected = json.loads((run / "metrics.json").read_text().splitlines()[-1])
     weights = ["MODEL.WEIGHTS", str(run / "model_final_ema.pth"), "TEST.OPTIMIZE", "False"]
+    weights += ["MODEL.DEVICE", device]
     alone = evaluate(folder, tmp_path, *weights)
     for name, value in alone["bbox"].items():
         assert value == pytest.approx(expected[f"ema/bbox/{name}"], nan_ok=True)
@@ -127,16 +132,17 @@ def resumable(run, folder):
     return folder
 
 
-@pytest.mark.parametrize("device", ["", "cpu"])
-def test_a_run_that_is_resumed_ends_with_the_same(folder, run, tmp_path, device):
+@pytest.mark.parametrize("kept_on", ["", "cpu"])
+def test_a_run_that_is_resumed_ends_with_the_same(folder, run, tmp_path, device, kept_on):
     output = resumable(run, tmp_path / "resumed")
-    opts = [*ON, "SOLVER.BEST_METRIC", "ema/bbox/AP50", "MODEL_EMA.DEVICE", device]
-    train(folder, output, *opts, resume=True)
+    opts = [*ON, "SOLVER.BEST_METRIC", "ema/bbox/AP50", "MODEL.DEVICE", device]
+    with reproducible(device):
+        train(folder, output, *opts, "MODEL_EMA.DEVICE", kept_on, resume=True)
     for name in ("model_final.pth", "model_final_ema.pth"):
         assert not differences(load(output / name), load(run / name))
 
 
-def test_a_checkpoint_without_an_average(folder, run, tmp_path, caplog):
+def test_a_checkpoint_without_an_average(folder, tmp_path, caplog):
     output = tmp_path / "resumed"
     train(folder, output, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
     assert "ema" not in load(output / "model_final.pth")

@@ -116,20 +116,32 @@ def test_two_processes_train_to_the_weights_of_one(one, two):
     assert len(trained) > 10
 
 
+def test_two_processes_evaluate_each_image_once(one, two):
+    expected, detections = map(read_detections, (one, two))
+    assert len(detections) == len(expected) > 50
+    assert [(d["image_id"], d["category_id"]) for d in detections] == [
+        (d["image_id"], d["category_id"]) for d in expected
+    ]
+    for a, b in zip(expected, detections):
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-2)
+        assert a["score"] == pytest.approx(b["score"], abs=1e-4)
+
+
+def read_detections(output):
+    detections = json.loads((output / "inference" / "coco_instances_results.json").read_text())
+    return sorted(detections, key=lambda d: (d["image_id"], -d["score"]))
+
+
+@pytest.mark.slow
 def test_evaluation_in_two_processes_counts_each_image_once(folder, one):
     opts = ["MODEL.WEIGHTS", str(one / "model_final.pth")]
     flags = ["--eval-only", "--num-gpus", "2"]
     again = run(folder, "evaluated", *flags, opts=opts, program=ROOT / "train_net.py")
     assert again.returncode == 0, again.stderr
-    expected = json.loads((one / "inference" / "coco_instances_results.json").read_text())
-    path = folder / "evaluated" / "inference" / "coco_instances_results.json"
-    detections = json.loads(path.read_text())
+    expected, detections = map(read_detections, (one, folder / "evaluated"))
     assert len({d["image_id"] for d in detections}) == 5
     assert len(detections) == len(expected) > 50
-    by_image = [
-        sorted(r, key=lambda d: (d["image_id"], -d["score"])) for r in (expected, detections)
-    ]
-    for a, b in zip(*by_image):
+    for a, b in zip(expected, detections):
         assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
         assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-2)
         assert a["score"] == pytest.approx(b["score"], abs=1e-4)
@@ -138,6 +150,7 @@ def test_evaluation_in_two_processes_counts_each_image_once(folder, one):
     assert f"{json.loads(metrics)['bbox/AP']:.4f}" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_which_is_resumed_with_another_number(folder, one):
     died = run(folder, "died", "--num-gpus", "2", DIE_AT="4")
     assert died.returncode == 128 + signal.SIGKILL
@@ -157,6 +170,7 @@ def test_a_process_that_dies_ends_the_job_which_is_resumed_with_another_number(f
     check_equal_weights(folder / "died", one)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_shown_in_a_line(folder):
     opts = ["SOLVER.IMS_PER_BATCH", "3"]
     result = run(folder, "none", "--num-gpus", "2", opts=opts, program=ROOT / "train_net.py")
@@ -172,6 +186,7 @@ def test_torchrun_says_how_many_processes_there_are(monkeypatch):
         launch(lambda args: pytest.fail("went on"), args)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_two_processes_with_one_checkpoint(folder):
     output = folder / "stopped"
     command = [sys.executable, str(PROGRAM), "--num-gpus", "2", *FIXED, "OUTPUT_DIR", str(output)]

@@ -9,11 +9,14 @@ import torch
 from rsb_d2 import Trainer
 from rsb_d2.checkpoint import find_newest_complete
 from rsb_d2.data.sample import make_sample_data
+from tests.helpers.devices import reproducible
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.resumable_run import load, make_config, run, train
 
 
 def check_kills(folder, *arguments):
+    for output in ("whole", "killed"):
+        shutil.rmtree(folder / output, ignore_errors=True)
     program = ROOT / "tests" / "helpers" / "kill_and_resume.py"
     result = run(folder, program, folder, *arguments)
     assert result.returncode == 0, result.stderr
@@ -21,10 +24,12 @@ def check_kills(folder, *arguments):
     assert report == {"kills": 10, "different": [], "leftovers": []}
 
 
-def test_a_run_that_is_killed_ends_as_one_that_never_stopped(run_folder):
-    check_kills(run_folder)
+def test_a_run_that_is_killed_ends_as_one_that_never_stopped(run_folder, device):
+    check_kills(run_folder, "MODEL.DEVICE", device)
     # Weights, optimizer, random states, place in the data, best AP and evaluations were compared.
     checkpoint = torch.load(run_folder / "killed" / "model_final.pth", weights_only=True)
+    has_states = bool(checkpoint["trainer"]["processes"][0]["random"]["cuda"])
+    assert has_states == (torch.device(device).type == "cuda")
     assert checkpoint["trainer"]["data"]["num_images"] == 24
     assert len(checkpoint["trainer"]["processes"]) == 1
     log = (run_folder / "killed.log").read_text()
@@ -47,23 +52,26 @@ def test_other_runs_that_are_killed(tmp_path, opts):
     check_kills(tmp_path, *opts)
 
 
-def test_the_running_normalizer_of_retinanet_is_resumed(run_folder, tmp_path):
+def test_the_running_normalizer_of_retinanet_is_resumed(run_folder, tmp_path, device):
     opts = [
         *("DATASETS.TRAIN", "('rsb_sample_train',)", "MODEL.WEIGHTS", "", "SEED", "1"),
         *("MODEL.RETINANET.NUM_CLASSES", "4", "MODEL.BACKBONE.FREEZE_AT", "0"),
         *("SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", "0"),
         *("MODEL.META_ARCHITECTURE", "RetinaNet"),  # the published one has none
+        *("MODEL.DEVICE", device),
     ]
 
     def config(name, resume=False):
         end = ["SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(tmp_path / name)]
         return make_config(run_folder, *opts, *end, resume=resume, config="retinanet_rsb_1x.yaml")
 
-    whole = train(config("whole"))
+    with reproducible(device):
+        whole = train(config("whole"))
     (tmp_path / "resumed").mkdir()
     shutil.copy(tmp_path / "whole" / "model_0000001.pth", tmp_path / "resumed")
     (tmp_path / "resumed" / "last_checkpoint").write_text("model_0000001.pth")
-    resumed = train(config("resumed", resume=True), resume=True)
+    with reproducible(device):
+        resumed = train(config("resumed", resume=True), resume=True)
     assert whole.model.loss_normalizer == resumed.model.loss_normalizer != 100
     weights = load(tmp_path / "whole" / "model_final.pth")["model"]
     others = load(tmp_path / "resumed" / "model_final.pth")["model"]

@@ -49,7 +49,10 @@ def wait_for(text, output, process, timeout=120):
     raise AssertionError(f"{text!r} is not in the log: {log[-3000:]}")
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, status",
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_the_run_with_a_checkpoint(run_folder, tmp_path, number, status):
     output = tmp_path / "run"
     process = start(run_folder, output, "DATALOADER.NUM_WORKERS", "2")

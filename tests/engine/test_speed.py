@@ -31,8 +31,8 @@ def test_a_missing_compiler_is_told_in_a_line(switch_folder, monkeypatch):
         prepare_for_training(build_model(cfg), cfg)
 
 
-def test_every_convolution_gets_its_input_channels_last(switch_folder):
-    words = ["MODEL.CHANNELS_LAST", "True", "MODEL.TIMM.NAME", "resnet18"]
+def test_every_convolution_gets_its_input_channels_last(switch_folder, device):
+    words = ["MODEL.CHANNELS_LAST", "True", "MODEL.TIMM.NAME", "resnet18", "MODEL.DEVICE", device]
     cfg = make_config(switch_folder, *words)
     detector = Trainer.build_model(cfg).eval()
     prepare_for_training(detector, cfg)

@@ -9,6 +9,7 @@ import torch
 from rsb_d2 import Trainer, UserError
 from rsb_d2.checkpoint import find_newest_complete
 from rsb_d2.config.loading import load_config
+from tests.helpers.devices import tolerance
 from tests.helpers.paths import CONFIGS
 from tests.helpers.runs.resumable_run import load, make_config, train
 
@@ -17,8 +18,8 @@ PLAIN = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "resnet18", "MODEL.WEIGHTS", 
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_channels_last_computes_the_same(training):
-    cfg = load_config(CONFIG, PLAIN)
+def test_channels_last_computes_the_same(training, device):
+    cfg = load_config(CONFIG, [*PLAIN, "MODEL.DEVICE", device])
     models = []
     for cfg.MODEL.CHANNELS_LAST in (False, True):
         torch.manual_seed(0)
@@ -27,20 +28,21 @@ def test_channels_last_computes_the_same(training):
     weight = channels_last.backbone.bottom_up.body.layer1[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
-    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(device)
     expected, found = plain.backbone(images), channels_last.backbone(images)
     for level in expected:
-        torch.testing.assert_close(found[level], expected[level], rtol=1e-3, atol=1e-5)
+        atol = tolerance(device)["atol"]
+        torch.testing.assert_close(found[level], expected[level], rtol=1e-3, atol=atol)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(run_folder, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run(run_folder, tmp_path, device):
     class Trained(Trainer):
         def run_step(self):
             if self.iter == 3:
                 self.model.roi_heads.box_predictor.cls_score.bias.data.fill_(float("nan"))
             super().run_step()
 
-    output = ["OUTPUT_DIR", str(tmp_path), "SOLVER.CHECKPOINT_PERIOD", "2"]
+    output = ["OUTPUT_DIR", str(tmp_path), "SOLVER.CHECKPOINT_PERIOD", "2", "MODEL.DEVICE", device]
     trainer = Trained(make_config(run_folder, "SOLVER.MAX_ITER", "6", *output))
     trainer.resume_or_load(resume=False)
     with pytest.raises(UserError) as e:
@@ -56,8 +58,9 @@ def test_a_loss_that_is_no_number_stops_the_run(run_folder, tmp_path):
     assert all(w.isfinite().all() for w in weights.values())
 
 
-def test_a_run_that_diverges_stops_in_a_line(run_folder, tmp_path):
+def test_a_run_that_diverges_stops_in_a_line(run_folder, tmp_path, device):
     opts = ["SOLVER.MAX_ITER", "30", "OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", "1e30"]
+    opts += ["MODEL.DEVICE", device]
     with pytest.raises(UserError, match=r"iteration \d+: .*(finite|diverged).*SOLVER.BASE_LR"):
         train(make_config(run_folder, *opts))
 

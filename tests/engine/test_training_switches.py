@@ -14,8 +14,8 @@ MEANS = {"float32": 0.05, "bfloat16": 0.1}
 
 
 @pytest.fixture(scope="module")
-def plain(switch_folder):
-    trainer, losses = train(switch_folder, plain_optimizer=True)
+def plain(switch_folder, device):
+    trainer, losses = train(switch_folder, "MODEL.DEVICE", device, plain_optimizer=True)
     assert (
         len(losses) == ITERATIONS and losses[-20:].mean() < 0.95 * losses[:20].mean()
     )  # it learns
@@ -45,10 +45,10 @@ def check_curve(losses, expected, precision):
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_the_loss_curve_is_that_of_plain_float32(switch_folder, plain, switch):
+def test_the_loss_curve_is_that_of_plain_float32(switch_folder, plain, switch, device):
     weights, expected = plain
     precision, opts = SWITCHES[switch]
-    trainer, losses = train(switch_folder, *opts)
+    trainer, losses = train(switch_folder, "MODEL.DEVICE", device, *opts)
     check_curve(losses, expected, precision)
     # The weights have the names, shapes and precision of a plain model's.
     assert {k: (v.shape, v.dtype) for k, v in trainer.model.state_dict().items()} == {
@@ -58,9 +58,9 @@ def test_the_loss_curve_is_that_of_plain_float32(switch_folder, plain, switch):
 
 
 @pytest.mark.slow
-def test_the_loss_curve_of_a_compiled_backbone(switch_folder, plain):
+def test_the_loss_curve_of_a_compiled_backbone(switch_folder, plain, device):
     weights, expected = plain
-    trainer, losses = train(switch_folder, "MODEL.COMPILE", "True")
+    trainer, losses = train(switch_folder, "MODEL.DEVICE", device, "MODEL.COMPILE", "True")
     check_curve(losses, expected, "float32")
     assert trainer.model.state_dict().keys() == weights.keys()
     build_model(make_config(switch_folder)).load_state_dict(trainer.model.state_dict())

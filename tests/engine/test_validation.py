@@ -27,13 +27,16 @@ from tests.helpers.runs.scripted_training import ScriptedTrainer, make_config
 
 
 def random_states():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    states = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state().tolist())
+    return states
 
 
 @pytest.mark.parametrize("kind", ["faster", "mask", "retinanet", "stock retinanet"])
-def test_validation_loss_is_the_loss_of_training_and_changes_nothing(sample_data, kind):
+def test_validation_loss_is_the_loss_of_training_and_changes_nothing(sample_data, kind, device):
     opts = ["MODEL.META_ARCHITECTURE", "RetinaNet"] if kind.startswith("stock") else []
-    cfg = make_config(sample_data, *opts, kind=kind.split()[-1])
+    cfg = make_config(sample_data, *opts, "MODEL.DEVICE", device, kind=kind.split()[-1])
     torch.manual_seed(0)
     model = build_model(cfg)
     model.train()
@@ -68,7 +71,8 @@ def test_validation_loss_is_the_loss_of_training_and_changes_nothing(sample_data
     assert losses["val_total_loss"] > 0
     assert ("val_loss_mask" in losses) == (kind == "mask")
     vars(model).update(numbers)
-    assert validation_losses(model, loader) == losses  # and again
+    again = validation_losses(model, loader)
+    assert again == losses if device == "cpu" else pytest.approx(losses, rel=1e-5)
 
 
 def test_validation_images_are_resized_as_for_testing_and_not_flipped(sample_data):
@@ -132,13 +136,13 @@ def test_several_processes_get_the_mean_over_all_images_and_stop_together(sample
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
-def test_the_weights_are_the_same(tmp_path, norm):
+def test_the_weights_are_the_same(tmp_path, norm, device):
     make_sample_data(str(tmp_path / "sample"), num_train=4, num_val=2)
     weights = {}
     for val_loss in (False, True):
         cfg = make_config(
             *(tmp_path / "sample", "TEST.VAL_LOSS", str(val_loss), "MODEL.TIMM.NORM", norm),
-            *("SOLVER.MAX_ITER", "3", "SOLVER.BEST_METRIC", ""),
+            *("SOLVER.MAX_ITER", "3", "SOLVER.BEST_METRIC", "", "MODEL.DEVICE", device),
             *("OUTPUT_DIR", str(tmp_path / f"run_{val_loss}")),
         )
         seed_all_rng(1)

@@ -20,8 +20,8 @@ def make_input():
 
 
 @pytest.mark.parametrize("kind", ["faster", "mask", "cascade"])
-def test_the_optimized_model_finds_the_same(kind):
-    cfg = make_seeded_config(kind, *SIZES)
+def test_the_optimized_model_finds_the_same(kind, device):
+    cfg = make_seeded_config(kind, *SIZES, "MODEL.DEVICE", device)
     model = make_seeded_model(cfg)
     with torch.no_grad():
         expected = GeneralizedRCNNWithTTA(cfg, copy.deepcopy(model))(make_input())[0]["instances"]

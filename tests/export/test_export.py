@@ -113,6 +113,20 @@ def test_an_image_without_detections(tmp_path, kind):
     assert len(run_model(model)(image)) == len(run_onnx(path)(image)) == 0
 
 
+@pytest.mark.parametrize("suffix", ["ts", "onnx"])
+def test_a_model_is_exported_from_where_it_is(tmp_path, device, suffix):
+    cfg = make_seeded_config("mask", *THRESHOLD, "MODEL.DEVICE", device)
+    model = make_seeded_model(cfg)
+    result = export_detector(cfg, model, NAMES, str(tmp_path / f"model.{suffix}"), pictures(1))
+    # Beside the model where it is, which is compared here on its own device.
+    run = run_onnx if suffix == "onnx" else run_torchscript
+    image = small(cfg, pictures(2))[1]
+    difference = compare(run_model(model)(image), run(result.path)(image), 0.3, 100)
+    assert difference.detections >= 3
+    assert difference.box < 0.1 and difference.score < 1e-3 and difference.mask < 1e-2
+    assert model.device.type == torch.device(device).type
+
+
 # ---- mistakes ----
 
 

@@ -139,6 +139,7 @@ def test_sgd_and_what_is_frozen_stay(tmp_path):
     assert trained == {"res4", "res5"}
 
 
+@pytest.mark.slow
 def test_the_names_of_the_classes_travel(packages, tmp_path):
     _, _, exported, _ = packages["faster"]
     content = json.loads(Path(exported.folder, "classes.json").read_text())

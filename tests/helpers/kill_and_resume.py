@@ -117,7 +117,10 @@ def train(output, opts, point=None, at=None, resume=False):
             ]
         )
         KilledTrainer.point, KilledTrainer.at = point, at
-        trainer = KilledTrainer(setup(args))
+        cfg = setup(args)
+        if cfg.MODEL.DEVICE != "cpu":  # where sums are in any order otherwise
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        trainer = KilledTrainer(cfg)
         trainer.resume_or_load(resume=resume)
         trainer.train()
     except BaseException:
@@ -165,6 +168,9 @@ def main():
     if args.pretraining:
         OPTIONS[:] = PRETRAINING
     os.chdir(args.folder)
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = (
+        ":4096:8"  # of a GPU, whose runs have the same bits then
+    )
     n = args.iterations
     period = n // 3
     opts = [*args.opts, "SOLVER.MAX_ITER", str(n), "SOLVER.CHECKPOINT_PERIOD", str(period)]

@@ -8,10 +8,10 @@ from detectron2.modeling import build_model
 from rsb_d2 import TimmBackbone, add_rsb_config
 
 
-def make_config(name="resnet18", meta_architecture="GeneralizedRCNN", **timm_keys):
+def make_config(name="resnet18", meta_architecture="GeneralizedRCNN", device="cpu", **timm_keys):
     cfg = get_cfg()
     add_rsb_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device
     cfg.MODEL.META_ARCHITECTURE = meta_architecture
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]

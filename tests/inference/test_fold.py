@@ -11,16 +11,17 @@ from torch import nn
 from rsb_d2 import TimmBackbone, optimize_for_inference
 from rsb_d2.inference.fold import can_fold, fold_graph, fold_norm
 from rsb_d2.modeling.fold_norm import FoldedBatchNorm2d
+from tests.helpers.devices import tolerance
 from tests.helpers.models.optimized import randomise_norms
 
 
-def test_fold_norm_leaves_the_convolution_as_it_was():
-    conv, norm = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8).eval()
+def test_fold_norm_leaves_the_convolution_as_it_was(device):
+    conv, norm = nn.Conv2d(4, 8, 3).to(device), nn.BatchNorm2d(8).eval().to(device)
     randomise_norms(nn.Sequential(norm))
     before = copy.deepcopy(conv.state_dict())
     folded = fold_norm(conv, norm)
-    x = torch.randn(1, 4, 5, 5)
-    torch.testing.assert_close(folded(x), norm(conv(x)), rtol=1e-5, atol=1e-5)
+    x = torch.randn(1, 4, 5, 5, device=device)
+    torch.testing.assert_close(folded(x), norm(conv(x)), **tolerance(device))
     assert all(torch.equal(before[k], v) for k, v in conv.state_dict().items())
 
 
@@ -66,10 +67,10 @@ def test_what_is_read_elsewhere_is_not_folded():
         *(("convnext_atto", False), ("swin_tiny_patch4_window7_224", False)),
     ],
 )
-def test_backbones_of_timm(name, all_folded):
-    backbone = TimmBackbone(name, out_features=["res3", "res4", "res5"]).eval()
+def test_backbones_of_timm(name, all_folded, device):
+    backbone = TimmBackbone(name, out_features=["res3", "res4", "res5"]).eval().to(device)
     randomise_norms(backbone)
-    x = torch.randn(1, 3, 96, 64)
+    x = torch.randn(1, 3, 96, 64, device=device)
     expected = backbone(x)
     cfg_model = nn.Module()
     cfg_model.backbone = backbone
@@ -77,7 +78,8 @@ def test_backbones_of_timm(name, all_folded):
     found = fast.backbone(x)
     for feature, values in expected.items():
         scale = values.abs().max().item()
-        torch.testing.assert_close(found[feature], values, rtol=1e-4, atol=1e-5 * scale)
+        near = tolerance(device, times=scale)
+        torch.testing.assert_close(found[feature], values, rtol=1e-4, atol=near["atol"])
     if all_folded:
         assert not any(can_fold(m) for m in fast.modules())
     reduced = optimize_for_inference(cfg_model, torch.bfloat16).backbone(x)
@@ -87,16 +89,16 @@ def test_backbones_of_timm(name, all_folded):
         assert error < 0.1
 
 
-def test_a_backbone_from_a_trainer():
+def test_a_backbone_from_a_trainer(device):
     model = nn.Module()
-    model.backbone = TimmBackbone("resnet18", ["res2", "res5"], "BN", True, 0)
+    model.backbone = TimmBackbone("resnet18", ["res2", "res5"], "BN", True, 0).to(device)
     randomise_norms(model.backbone)
     model.backbone.fold_norms_in_training()
     model.train()
     fast = optimize_for_inference(model)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
     assert any(isinstance(m, FoldedBatchNorm2d) for m in model.modules()) and model.training
-    x = torch.randn(1, 3, 96, 64)
+    x = torch.randn(1, 3, 96, 64, device=device)
     expected = model.backbone.eval()(x)
     for feature, values in fast.backbone(x).items():
         torch.testing.assert_close(values, expected[feature], rtol=1e-4, atol=1e-4)

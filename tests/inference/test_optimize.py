@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("kind", ["faster", "mask", "cascade", "retinanet"])
-def test_detectors_of_this_project(kind):
-    model = make_detector(kind)
+def test_detectors_of_this_project(kind, device):
+    model = make_detector(kind, device=device)
     fast = optimize_for_inference(model)
     # Other sizes after the first call, and images of several sizes at once.
     for images in (
@@ -37,8 +37,8 @@ def test_detectors_of_this_project(kind):
         check_detections(expected, fast(images), score=1e-3 if kind == "cascade" else 1e-4)
 
 
-def test_the_model_stays_as_it_was():
-    model = make_detector("mask").train()
+def test_the_model_stays_as_it_was(device):
+    model = make_detector("mask", device=device).train()
     before = copy.deepcopy(model.state_dict())
     modes = [m.training for m in model.modules()]
     types = [type(m) for m in model.modules()]
@@ -56,8 +56,8 @@ def test_the_model_stays_as_it_was():
     assert not shared
 
 
-def test_interface_of_the_result():
-    model = make_detector("faster")
+def test_interface_of_the_result(device):
+    model = make_detector("faster", device=device)
     fast = optimize_for_inference(model)
     images = make_images((64, 96))
     assert type(fast) is type(model) and fast.device == model.device and not fast.training
@@ -78,8 +78,8 @@ def test_interface_of_the_result():
         assert not fast(images)[0]["instances"].scores.requires_grad
 
 
-def test_copies_of_the_result():
-    fast = optimize_for_inference(make_detector("mask"))
+def test_copies_of_the_result(device):
+    fast = optimize_for_inference(make_detector("mask", device=device))
     images = make_images((64, 96))
     expected = fast(images)
     stored = io.BytesIO()
@@ -91,22 +91,22 @@ def test_copies_of_the_result():
             again.train()
 
 
-def test_no_detections():
-    model = make_detector("mask", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
+def test_no_detections(device):
+    model = make_detector("mask", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0", device=device)
     fast = optimize_for_inference(model)
     instances = fast(make_images((64, 96)))[0]["instances"]
     assert len(instances) == 0 and instances.pred_masks.shape == (0, 64, 96)
 
 
-def test_weights_that_are_not_finite_are_dealt_with_as_stock():
-    model = make_detector("faster")
+def test_weights_that_are_not_finite_are_dealt_with_as_stock(device):
+    model = make_detector("faster", device=device)
     model.roi_heads.box_predictor.bbox_pred.bias[3] = torch.inf
     images = make_images((64, 96))
     check_detections(model(images), optimize_for_inference(model)(images))
 
 
-def test_a_wrapped_model_is_unwrapped():
-    model = make_detector("retinanet")
+def test_a_wrapped_model_is_unwrapped(device):
+    model = make_detector("retinanet", device=device)
     fast = optimize_for_inference(nn.DataParallel(model))
     images = make_images((64, 96))
     check_detections(model(images), fast(images))
@@ -126,8 +126,8 @@ class _OtherRPN(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unknown_parts_stay_and_get_float32(dtype):
-    model = make_detector("faster")
+def test_unknown_parts_stay_and_get_float32(dtype, device):
+    model = make_detector("faster", device=device)
     model.proposal_generator = _OtherRPN(model.proposal_generator)
     fast = optimize_for_inference(model, dtype)
     images = make_images((64, 96))
@@ -156,8 +156,8 @@ def test_compile_without_a_compiler_is_the_plain_path(monkeypatch, caplog):
 
 
 @pytest.mark.slow
-def test_compiled_for_images_of_any_size():
-    model = make_detector("faster")
+def test_compiled_for_images_of_any_size(device):
+    model = make_detector("faster", device=device)
     torch._dynamo.utils.counters.clear()
     fast = optimize_for_inference(model, compile=True)
     for size in [(160, 192), (192, 160), (256, 320), (140, 260)]:
@@ -177,8 +177,8 @@ def test_what_it_does_not_take():
         optimize_for_inference(model.bfloat16())
 
 
-def test_backbone_without_fpn():
-    cfg = make_config("resnet18")
+def test_backbone_without_fpn(device):
+    cfg = make_config("resnet18", device=device)
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     cfg.MODEL.TIMM.OUT_FEATURES = ["res4"]
     cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]

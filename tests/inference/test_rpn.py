@@ -5,8 +5,8 @@ import torch
 from rsb_d2.inference.rpn import best
 
 
-def test_best_is_a_stable_sort():
-    values = torch.randint(0, 50, (3, 400)).float()  # with many equal ones
+def test_best_is_a_stable_sort(device):
+    values = torch.randint(0, 50, (3, 400)).float().to(device)  # with many equal ones
     values[1, 7] = -torch.inf
     values[2, 9] = torch.nan
     for num in (1, 60, 399, 400, 500):

@@ -20,12 +20,12 @@ STOCK = {
 }
 
 
-def make_stock_model(kind, *opts):
+def make_stock_model(kind, *opts, device="cpu"):
     cfg = get_cfg()
     cfg.merge_from_file(stock_zoo.get_config_file(STOCK[kind]))
     cfg.merge_from_list(
         [
-            *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.PIXEL_STD", "[57.4, 57.1, 58.4]"),
+            *("MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.PIXEL_STD", "[57.4, 57.1, 58.4]"),
             *("MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
             *("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.FPN.OUT_CHANNELS", "32"),
             *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"),
@@ -43,7 +43,8 @@ def make_stock_model(kind, *opts):
         if parameter.dim() > 1:
             std = (2 / parameter[0].numel()) ** 0.5
             is_delta = "bbox_pred" in name or "anchor_deltas" in name
-            parameter.data.normal_(0, std * (0.03 if is_delta else 0.5 if "cls" in name else 1))
+            std *= 0.03 if is_delta else 0.5 if "cls" in name else 1
+            parameter.data.copy_(torch.empty(parameter.shape).normal_(0, std))
     if kind == "retinanet":
         model.head.cls_score.bias.zero_()
     randomise_norms(model)
@@ -51,8 +52,8 @@ def make_stock_model(kind, *opts):
 
 
 @pytest.mark.parametrize("kind", STOCK)
-def test_stock_detectors(kind):
-    model = make_stock_model(kind)
+def test_stock_detectors(kind, device):
+    model = make_stock_model(kind, device=device)
     fast = optimize_for_inference(model)
     images = make_images((96, 128), (64, 100))
     expected, found = model(images), fast(images)
@@ -75,15 +76,15 @@ def test_stock_detectors(kind):
         ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "MODEL.RESNETS.NORM", "SyncBN"],
     ],
 )
-def test_options_of_the_stock_detectors(opts):
-    model = make_stock_model("mask", *opts)
+def test_options_of_the_stock_detectors(opts, device):
+    model = make_stock_model("mask", *opts, device=device)
     images = make_images((96, 128))
     check_detections(model(images), optimize_for_inference(model)(images))
 
 
 @pytest.mark.parametrize("kind", STOCK)
-def test_lower_precision_keeps_boxes_and_scores_in_float32(kind):
-    model = make_stock_model(kind)
+def test_lower_precision_keeps_boxes_and_scores_in_float32(kind, device):
+    model = make_stock_model(kind, device=device)
     fast = optimize_for_inference(model, torch.bfloat16)
     images = make_images((96, 128), (64, 100))
     expected, found = model(images), fast(images)

@@ -19,6 +19,12 @@ from tests.helpers.paths import CONFIGS
 
 FOLDER = CONFIGS
 CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
+# One of each detector; the others are of these with another backbone, schedule or augmentation.
+QUICK = {
+    *("frcnn_rsb_1x.yaml", "frcnn_rsb_resnet18_1x.yaml", "frcnn_rsb_sample.yaml"),
+    *("mask_rcnn_rsb_1x.yaml", "mask_rcnn_rsb_lsj_100ep.yaml", "cascade_mask_rcnn_rsb_1x.yaml"),
+    *("retinanet_rsb_1x.yaml", "panoptic_fpn_rsb_1x.yaml"),
+}
 
 # What stands in for COCO, a GPU and hours: nothing of the model or of its optimization.
 SMALL = [
@@ -86,7 +92,10 @@ def test_there_are_configs_of_the_whole_table():
     assert {f"{name}.yaml" for name in published.split()} < set(CONFIGS)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS],
+)
 def test_it_trains_two_iterations_and_evaluates(name, sample, request, tmp_path):
     cfg = load_config(str(FOLDER / name), [*SMALL, "OUTPUT_DIR", str(tmp_path)])
     if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":

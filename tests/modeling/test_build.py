@@ -51,8 +51,8 @@ def test_defaults_leave_stock_configs_alone():
     assert ours.dump() == stock.dump()
 
 
-def test_fpn_backbone_with_stock_heads(tmp_path):
-    model = build_model(make_cfg(tmp_path)).eval()
+def test_fpn_backbone_with_stock_heads(tmp_path, device):
+    model = build_model(make_cfg(tmp_path, "MODEL.DEVICE", device)).eval()
     shapes = model.backbone.output_shape()
     assert {name: (s.stride, s.channels) for name, s in shapes.items()} == {
         "p2": (4, 256),

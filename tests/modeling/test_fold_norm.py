@@ -12,9 +12,10 @@ from rsb_d2.modeling.fold_norm import (
     fold_norms_in_training,
     unfold_norms,
 )
+from tests.helpers.devices import check_same, tolerance
 
 
-def make_backbones(name, freeze_at=0, **kwargs):
+def make_backbones(name, freeze_at=0, device="cpu", **kwargs):
     """The same backbone twice, the second one folded, with norms of other than starting values."""
     torch.manual_seed(0)
     plain = TimmBackbone(name, freeze_at=freeze_at, **kwargs).train()
@@ -25,8 +26,14 @@ def make_backbones(name, freeze_at=0, **kwargs):
                 module.bias.normal_(0, 0.2)
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.5, 2)
+    plain.to(device)
     folded = copy.deepcopy(plain)
     return plain, folded, folded.fold_norms_in_training()
+
+
+def check_features(expected, found):
+    for feature, values in expected.items():
+        check_same(found[feature], values, feature)
 
 
 def run_backbone(backbone, x):
@@ -39,19 +46,26 @@ def run_backbone(backbone, x):
     "name, number",
     [("resnet18", 20), ("resnet50", 53), ("resnext50_32x4d", 53), ("seresnet50", 53)],
 )
-def test_folded_norms_have_the_same_features_and_gradients(name, number):
-    plain, folded, count = make_backbones(name)
+def test_folded_norms_have_the_same_features_and_gradients(name, number, device):
+    plain, folded, count = make_backbones(name, device=device)
     assert count == number
-    x = torch.randn(1, 3, 64, 64)
+    x = torch.randn(1, 3, 64, 64).to(device)
     # In float64 the two ways differ by rounding alone.
     features, grads = run_backbone(plain.double(), x.double())
     folded_features, folded_grads = run_backbone(folded.double(), x.double())
     for f in features:
-        torch.testing.assert_close(folded_features[f], features[f], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            folded_features[f], features[f], **tolerance(device, torch.float64)
+        )
     assert all(grad is not None for grad in grads.values())
     for n in grads:
         scale = grads[n].abs().max()
-        torch.testing.assert_close(folded_grads[n], grads[n], rtol=0, atol=1e-9 * scale.item())
+        torch.testing.assert_close(
+            folded_grads[n],
+            grads[n],
+            rtol=0,
+            atol=tolerance(device, torch.float64)["atol"] * scale.item(),
+        )
 
 
 def test_architectures_whose_norms_are_of_another_kind_stay_as_they_are():
@@ -59,24 +73,24 @@ def test_architectures_whose_norms_are_of_another_kind_stay_as_they_are():
         plain, folded, count = make_backbones(name)
         assert count == 0
         x = torch.randn(1, 3, 64, 64)
-        assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+        check_features(plain(x), folded(x))
 
 
-def test_norms_are_folded_in_training_alone():
-    plain, folded, _ = make_backbones("resnet18", freeze_at=2)
-    x = torch.randn(1, 3, 64, 64)
+def test_norms_are_folded_in_training_alone(device):
+    plain, folded, _ = make_backbones("resnet18", freeze_at=2, device=device)
+    x = torch.randn(1, 3, 64, 64).to(device)
     with torch.no_grad():  # bit for bit
-        assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+        check_features(plain(x), folded(x))
     plain.eval(), folded.eval()
-    assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+    check_features(plain(x), folded(x))
     assert folded.state_dict().keys() == plain.state_dict().keys()
     assert {n for n, _ in folded.named_modules()} == {n for n, _ in plain.named_modules()}
 
 
-def test_running_statistics_that_train_are_not_folded():
-    plain, folded, _ = make_backbones("resnet18", norm_eval=False)
-    x = torch.randn(2, 3, 64, 64)
-    assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+def test_running_statistics_that_train_are_not_folded(device):
+    plain, folded, _ = make_backbones("resnet18", norm_eval=False, device=device)
+    x = torch.randn(2, 3, 64, 64).to(device)
+    check_features(plain(x), folded(x))
     assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), folded.buffers()))
 
 
@@ -88,17 +102,17 @@ def test_a_copy_is_folded_within_itself():
     assert isinstance(clone.body.conv1, FoldingConv2d) and isinstance(norm, FoldedBatchNorm2d)
 
 
-def test_folding_is_undone():
-    plain, folded, _ = make_backbones("resnet18")
+def test_folding_is_undone(device):
+    plain, folded, _ = make_backbones("resnet18", device=device)
     unfold_norms(folded)
     kinds = [{n: type(m) for n, m in b.named_modules()} for b in (plain, folded)]
     assert kinds[0] == kinds[1]
     assert [vars(m).keys() for m in plain.modules()] == [vars(m).keys() for m in folded.modules()]
-    x = torch.randn(1, 3, 64, 64)
-    assert all(torch.equal(a, b) for a, b in zip(plain(x).values(), folded(x).values()))
+    x = torch.randn(1, 3, 64, 64).to(device)
+    check_features(plain(x), folded(x))
 
 
-def test_a_convolution_that_is_used_twice_is_not_folded():
+def test_a_convolution_that_is_used_twice_is_not_folded(device):
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -112,18 +126,18 @@ def test_a_convolution_that_is_used_twice_is_not_folded():
             feature = self.conv2(x)
             return [feature, self.norm3(self.conv3(self.norm2(feature)))]
 
-    net = Net()
+    net = Net().to(device)
     assert fold_norms_in_training(net) == 1
     assert isinstance(net.conv3, FoldingConv2d) and type(net.conv1) is type(net.conv2)
     # One with a bias, too.
-    x = torch.randn(1, 3, 16, 16)
+    x = torch.randn(1, 3, 16, 16).to(device)
     for norm in (net.norm1, net.norm2, net.norm3):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
         norm.eval()
     with torch.no_grad():
         expected = net(x)
-    torch.testing.assert_close(net(x), expected)
+    torch.testing.assert_close(net(x), expected, **tolerance(device))
 
 
 def saved_bytes(call):
@@ -140,9 +154,9 @@ def saved_bytes(call):
     return sum(storages.values()), output
 
 
-def test_folding_halves_what_is_kept_for_the_backward_pass():
-    plain, folded, _ = make_backbones("resnet18")
-    x = torch.randn(2, 3, 256, 256)
+def test_folding_halves_what_is_kept_for_the_backward_pass(device):
+    plain, folded, _ = make_backbones("resnet18", device=device)
+    x = torch.randn(2, 3, 256, 256).to(device)
     kept, _ = saved_bytes(lambda: plain(x))
     kept_folded, _ = saved_bytes(lambda: folded(x))
     weights = 4 * sum(p.numel() for p in folded.parameters())  # the folded ones are kept
@@ -150,11 +164,11 @@ def test_folding_halves_what_is_kept_for_the_backward_pass():
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
-def test_frozen_stages_build_no_graph(norm):
+def test_frozen_stages_build_no_graph(norm, device):
     torch.manual_seed(0)
-    backbone = TimmBackbone("resnet18", freeze_at=5, norm=norm).train()
-    kept, features = saved_bytes(lambda: backbone(torch.randn(1, 3, 64, 64)))
+    backbone = TimmBackbone("resnet18", freeze_at=5, norm=norm).train().to(device)
+    kept, features = saved_bytes(lambda: backbone(torch.randn(1, 3, 64, 64).to(device)))
     assert kept == 0 and not any(f.requires_grad for f in features.values())
-    backbone = TimmBackbone("resnet18", freeze_at=2, norm=norm).train()
-    features = backbone(torch.randn(1, 3, 64, 64))
+    backbone = TimmBackbone("resnet18", freeze_at=2, norm=norm).train().to(device)
+    features = backbone(torch.randn(1, 3, 64, 64).to(device))
     assert [f.requires_grad for f in features.values()] == [False, True, True, True]

@@ -6,15 +6,16 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
+from tests.helpers.devices import check_same, tolerance
 from tests.helpers.weights.openmmlab import Detector, build, make_targets
 
 
 @pytest.fixture(scope="module")
-def retinanet(tmp_path_factory):
-    return Detector("retinanet", tmp_path_factory.mktemp("openmmlab"))
+def retinanet(tmp_path_factory, device):
+    return Detector("retinanet", tmp_path_factory.mktemp("openmmlab"), device)
 
 
-def test_p7_has_no_relu_before_it(retinanet):
+def test_p7_has_no_relu_before_it(retinanet, device):
     weights, res5 = retinanet.weights, retinanet.res["res5"]
 
     def conv(x, i):
@@ -23,13 +24,13 @@ def test_p7_has_no_relu_before_it(retinanet):
 
     p6 = conv(res5, 3)
     assert (p6 < 0).any()
-    assert torch.equal(retinanet.features["p6"], p6)
-    assert torch.equal(retinanet.features["p7"], conv(p6, 4))
-    stock = build("retinanet", "MODEL.RETINANET.P7_RELU", True)
+    check_same(retinanet.features["p6"], p6)
+    check_same(retinanet.features["p7"], conv(p6, 4))
+    stock = build("retinanet", "MODEL.RETINANET.P7_RELU", True, device=device)
     stock.load_state_dict(retinanet.model.state_dict(), strict=False)
     with torch.no_grad():
         p7 = stock.backbone(retinanet.images.tensor)["p7"]
-    assert torch.allclose(p7, conv(p6.relu(), 4), atol=1e-5)
+    assert torch.allclose(p7, conv(p6.relu(), 4), atol=tolerance(device)["atol"])
 
 
 def mmdetection_cell_anchors(stride):
@@ -40,7 +41,7 @@ def mmdetection_cell_anchors(stride):
     return torch.stack([-w, -h, w, h], dim=1) / 2
 
 
-def test_each_anchor_has_its_own_logits_and_deltas(retinanet):
+def test_each_anchor_has_its_own_logits_and_deltas(retinanet, device):
     weights, features = retinanet.weights, retinanet.features
     order = [3 * ratio + size for size in range(3) for ratio in range(3)]
     anchors = retinanet.model.anchor_generator([features[f"p{i}"] for i in range(3, 8)])
@@ -57,15 +58,15 @@ def test_each_anchor_has_its_own_logits_and_deltas(retinanet):
         return x[0].unflatten(0, (9, -1))
 
     found = all_logits[0][0].unflatten(0, (9, -1))
-    assert torch.allclose(found, head("cls", "retina_cls")[order], atol=1e-5)
+    assert torch.allclose(found, head("cls", "retina_cls")[order], atol=tolerance(device)["atol"])
     found = all_deltas[0][0].unflatten(0, (9, -1))
-    assert torch.allclose(found, head("reg", "retina_reg")[order], atol=1e-5)
+    assert torch.allclose(found, head("reg", "retina_reg")[order], atol=tolerance(device)["atol"])
     for level, stride in enumerate((8, 16, 32, 64, 128)):
-        first_cell = anchors[level].tensor[:9]
+        first_cell = anchors[level].tensor[:9].cpu()
         assert torch.allclose(first_cell, mmdetection_cell_anchors(stride)[order], atol=1e-3)
 
 
-def test_boxes_are_clipped_before_nms(retinanet):
+def test_boxes_are_clipped_before_nms(retinanet, device):
     # Half of each is outside an image of 100 x 100. Of the whole boxes the IoU is 0.43, of what is
     # inside 0.6; and the third is outside altogether.
     anchors = Boxes(
@@ -74,7 +75,8 @@ def test_boxes_are_clipped_before_nms(retinanet):
     scores = torch.zeros(4, 80)
     scores[:3, 7] = torch.tensor([0.9, 0.8, 0.7])
     none = [Boxes(torch.zeros(0, 4)), torch.zeros(0, 80), torch.zeros(0, 4)]
-    arguments = [[anchors, none[0]], [scores, none[1]], [torch.zeros(4, 4), none[2]], (100, 100)]
+    arguments = [[anchors, none[0]], [scores, none[1]], [torch.zeros(4, 4), none[2]]]
+    arguments = [[x.to(device) for x in pair] for pair in arguments] + [(100, 100)]
     found = retinanet.model.inference_single_image(*arguments)
     assert found.pred_boxes.tensor.tolist() == [[0, 10, 50, 60]]
     assert found.scores.tolist() == pytest.approx([0.9])
@@ -82,11 +84,11 @@ def test_boxes_are_clipped_before_nms(retinanet):
     assert len(stock) == 3
 
 
-def test_retinanet_losses_are_divided_by_the_positives_of_the_batch(retinanet):
+def test_retinanet_losses_are_divided_by_the_positives_of_the_batch(retinanet, device):
     """Focal loss and L1 of MMDetection's RetinaHead, written out."""
     model = retinanet.model
     features = [retinanet.features[f"p{i}"] for i in range(3, 8)]
-    targets = make_targets()
+    targets = make_targets(device=device)
     with torch.no_grad(), EventStorage():
         logits, deltas = model.head(features)
         for _ in range(2):  # the second batch does not remember the first

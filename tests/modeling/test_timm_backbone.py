@@ -9,6 +9,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from rsb_d2 import TimmBackbone, UserError
+from tests.helpers.devices import check_same, tolerance
 
 # The architectures of timm's weights from the paper (arXiv 2110.00476), read off timm's table by
 # test_rsb_architectures_are_all_here.
@@ -46,8 +47,9 @@ OTHER_ARCHITECTURES = [
 ALL_FEATURES = ["stem", "res2", "res3", "res4", "res5"]
 
 
-def images(size=64, n=1):
-    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+def images(size=64, n=1, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(n, 3, size, size, generator=generator).to(device)
 
 
 def randomize_norms(model):
@@ -59,11 +61,11 @@ def randomize_norms(model):
                 t.data.copy_(torch.rand(t.shape, generator=generator) * 0.5 + low)
 
 
-def timm_reference(name):
+def timm_reference(name, device="cpu"):
     torch.manual_seed(0)
     reference = timm.create_model(name, features_only=True)
     randomize_norms(reference)
-    return reference.eval()
+    return reference.eval().to(device)
 
 
 def test_rsb_architectures_are_all_here():
@@ -76,17 +78,18 @@ def test_rsb_architectures_are_all_here():
 
 
 @pytest.mark.parametrize("name", RSB_ARCHITECTURES)
-def test_features_are_timms_bit_for_bit(name):
-    reference = timm_reference(name)
-    backbone = TimmBackbone(name, ALL_FEATURES, freeze_at=2).eval()
+def test_features_are_timms_bit_for_bit(name, device):
+    reference = timm_reference(name, device)
+    backbone = TimmBackbone(name, ALL_FEATURES, freeze_at=2).eval().to(device)
     backbone.body.load_state_dict(reference.state_dict())
     with torch.no_grad():
-        expected, found = reference(images()), backbone(images())
+        x = images(device=device)
+        expected, found = reference(x), backbone(x)
     for n, p in backbone.body.named_parameters():
         assert p.requires_grad != n.startswith(("conv1.", "bn1.", "layer1.")), n
     assert list(found) == ALL_FEATURES
     for feature, (key, value) in zip(expected, found.items()):
-        assert torch.equal(feature, value), key
+        check_same(value, feature, key)
         spec = backbone.output_shape()[key]
         assert value.shape == (1, spec.channels, 64 // spec.stride, 64 // spec.stride)
     assert [s.stride for s in backbone.output_shape().values()] == [2, 4, 8, 16, 32]
@@ -94,12 +97,12 @@ def test_features_are_timms_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
-def test_other_families_give_timms_features(name):
-    reference = timm_reference(name)
-    backbone = TimmBackbone(name, freeze_at=2).eval()
+def test_other_families_give_timms_features(name, device):
+    reference = timm_reference(name, device)
+    backbone = TimmBackbone(name, freeze_at=2).eval().to(device)
     missing, unexpected = backbone.body.load_state_dict(reference.state_dict(), strict=False)
     assert not missing
-    x = images(224)
+    x = images(224, device=device)
     with torch.no_grad():
         expected = dict(zip(reference.feature_info.reduction(), reference(x)))
         found = backbone(x)
@@ -108,7 +111,7 @@ def test_other_families_give_timms_features(name):
         feature = expected[stride]
         if getattr(reference, "output_fmt", None) == "NHWC":
             feature = feature.permute(0, 3, 1, 2)
-        assert torch.equal(feature, value), key
+        check_same(value, feature, key)
         assert value.shape == (
             1,
             backbone.output_shape()[key].channels,
@@ -118,27 +121,28 @@ def test_other_families_give_timms_features(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "swin_tiny_patch4_window7_224"])
-def test_any_subset_in_any_order(name):
+def test_any_subset_in_any_order(name, device):
     torch.manual_seed(0)
-    full = TimmBackbone(name).eval()
-    some = TimmBackbone(name, ["res4", "res2"]).eval()
+    full = TimmBackbone(name).eval().to(device)
+    some = TimmBackbone(name, ["res4", "res2"]).eval().to(device)
     _, unexpected = some.body.load_state_dict(full.body.state_dict(), strict=False)
     assert unexpected  # the layers above res4 are not built
-    x = images(224)
+    x = images(224, device=device)
     with torch.no_grad():
         expected, found = full(x), some(x)
     assert list(found) == list(some.output_shape()) == ["res4", "res2"]
-    assert all(torch.equal(found[key], expected[key]) for key in found)
+    for key in found:
+        check_same(found[key], expected[key], key)
     assert some.size_divisibility == 16
     # Every parameter that was built is one that res4 is computed with.
     grads = torch.autograd.grad(some(x)["res4"].sum(), list(some.parameters()), allow_unused=True)
     assert all(grad is not None for grad in grads)
 
 
-def test_inputs_that_no_stride_divides():
-    backbone = TimmBackbone("resnet18", ALL_FEATURES).eval()
+def test_inputs_that_no_stride_divides(device):
+    backbone = TimmBackbone("resnet18", ALL_FEATURES).eval().to(device)
     with torch.no_grad():
-        features = backbone(images(65))
+        features = backbone(images(65, device=device))
     assert [f.shape[-1] for f in features.values()] == [33, 17, 9, 5, 3]
 
 
@@ -183,49 +187,52 @@ def test_freeze_at_beyond_the_deepest_feature_freezes_everything():
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN", "SyncBN"])
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnety_002", "resnetv2_50"])
-def test_norm_policies_compute_the_same(name, norm):
+def test_norm_policies_compute_the_same(name, norm, device):
     """efficientnet, regnety and resnetv2 have norm layers with a fused activation."""
-    reference = timm_reference(name)
-    backbone = TimmBackbone(name, norm="BN", norm_eval=True)
+    reference = timm_reference(name, device)
+    backbone = TimmBackbone(name, norm="BN", norm_eval=True).to(device)
     backbone.body.load_state_dict(reference.state_dict(), strict=False)
-    expected = backbone.eval()(images())
-    other = TimmBackbone(name, norm=norm, norm_eval=True)
+    expected = backbone.eval()(images(device=device))
+    other = TimmBackbone(name, norm=norm, norm_eval=True).to(device)
     other.load_state_dict(backbone.state_dict(), strict=False)
     with torch.no_grad():
-        found = other.eval()(images())
+        found = other.eval()(images(device=device))
     for key in expected:
-        assert torch.equal(expected[key], found[key])
+        check_same(found[key], expected[key].detach(), key)
     kinds = {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d, "SyncBN": nn.SyncBatchNorm}
     norms = [m for m in other.modules() if isinstance(m, tuple(kinds.values()))]
     assert norms and all(isinstance(m, kinds[norm]) for m in norms)
 
 
-def test_frozen_bn_copies_the_layers_it_replaces():
+def test_frozen_bn_copies_the_layers_it_replaces(device):
     from rsb_d2.modeling.norm import apply_norm_policy
 
-    model = timm_reference("efficientnet_b0")
+    model = timm_reference("efficientnet_b0", device)
     frozen = copy.deepcopy(model)
     apply_norm_policy(frozen, "FrozenBN")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
     with torch.no_grad():
-        for a, b in zip(model(images()), frozen(images())):
-            assert torch.equal(a, b)
+        for a, b in zip(model(images(device=device)), frozen(images(device=device))):
+            check_same(b, a)
     # In training Detectron2's layer computes an affine instead, to save memory.
-    for a, b in zip(model(images()), frozen.train()(images().requires_grad_())):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    x = images(device=device)
+    for a, b in zip(model(x), frozen.train()(x.clone().requires_grad_())):
+        near = tolerance(device)["atol"] * a.abs().max().clamp(min=1).item()
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=near)
 
 
 def train_step(backbone):
     """One forward and backward pass in training mode; returns what changed in the norm layers."""
     before = {n: b.clone() for n, b in backbone.named_buffers()}
-    features = backbone.train()(images(64, n=2))
+    device = next(backbone.parameters()).device
+    features = backbone.train()(images(64, n=2, device=device))
     sum(f.square().mean() for f in features.values() if f.requires_grad).backward()
     return features, {n for n, b in backbone.named_buffers() if not torch.equal(b, before[n])}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
-def test_norm_eval_fixes_statistics_and_trains_weights(name):
-    backbone = TimmBackbone(name, norm_eval=True, freeze_at=2)
+def test_norm_eval_fixes_statistics_and_trains_weights(name, device):
+    backbone = TimmBackbone(name, norm_eval=True, freeze_at=2).to(device)
     randomize_norms(backbone)  # timm starts some at zero, which lets no gradient through
     features, changed = train_step(backbone)
     assert not changed
@@ -239,8 +246,8 @@ def test_norm_eval_fixes_statistics_and_trains_weights(name):
 
 
 @pytest.mark.parametrize("norm", ["BN", "SyncBN"])
-def test_frozen_stages_keep_their_statistics_whatever_the_policy(norm):
-    backbone = TimmBackbone("resnet18", norm=norm, norm_eval=False, freeze_at=2)
+def test_frozen_stages_keep_their_statistics_whatever_the_policy(norm, device):
+    backbone = TimmBackbone("resnet18", norm=norm, norm_eval=False, freeze_at=2).to(device)
     features, changed = train_step(backbone)
     frozen_prefixes = ("body.bn1.", "body.layer1.")
     assert changed and not any(n.startswith(frozen_prefixes) for n in changed)
@@ -248,8 +255,8 @@ def test_frozen_stages_keep_their_statistics_whatever_the_policy(norm):
     assert not features["res2"].requires_grad
 
 
-def test_frozen_bn_trains_the_convolutions_only():
-    backbone = TimmBackbone("resnet18", norm="FrozenBN", freeze_at=0)
+def test_frozen_bn_trains_the_convolutions_only(device):
+    backbone = TimmBackbone("resnet18", norm="FrozenBN", freeze_at=0).to(device)
     _, changed = train_step(backbone)
     assert not changed
     assert not [n for n, _ in backbone.named_parameters() if "bn" in n]

@@ -53,8 +53,10 @@ def read_results(output):
     return json.loads((Path(output) / "results.json").read_text())
 
 
-def test_a_run_and_a_folder(folder, predict):
-    status, out, err = predict("--run", "run", "sample/val", "--threshold", "0.3")
+def test_a_run_and_a_folder(folder, predict, device):
+    status, out, err = predict(
+        "--run", "run", "sample/val", "--threshold", "0.3", "--device", device
+    )
     assert status == 0
     output = folder / "run" / "predictions"
     assert sorted(p.name for p in (output / "pictures").iterdir()) == [
@@ -81,19 +83,20 @@ def test_a_run_and_a_folder(folder, predict):
     assert "4/4" in err  # progress
 
 
-def test_the_same_as_detectron2s_evaluation(folder, predict):
-    predict("--run", "run", "sample/val/000002.jpg", "--threshold", "0.3", "--output", "one")
-    cfg = load_predict_config(run=str(folder / "run"), threshold=0.3)
+def test_the_same_as_detectron2s_evaluation(folder, predict, device):
+    one = ("--run", "run", "sample/val/000002.jpg", "--threshold", "0.3", "--output", "one")
+    predict(*one, "--device", device)
+    cfg = load_predict_config(run=str(folder / "run"), threshold=0.3, device=device)
     predictor = Predictor.from_config(cfg)
     record = {"file_name": str(folder / "sample/val/000002.jpg"), "image_id": 1}
     with torch.no_grad():
         output = predictor.model([DatasetMapper(cfg, is_train=False)(record)])
-    expected = predictor.to_coco(output[0]["instances"], 1)
+    expected = predictor.to_coco(output[0]["instances"].to("cpu"), 1)
     assert read_results(folder / "one") == expected and len(expected) >= 3
 
 
-def test_masks_batches_and_bfloat16(folder, predict):
-    mask = ("--run", "mask_run", "--threshold", "0.9")
+def test_masks_batches_and_bfloat16(folder, predict, device):
+    mask = ("--run", "mask_run", "--threshold", "0.9", "--device", device)
     status, *_ = predict(*mask, "sample/val", "--output", "by_1")
     status_3, *_ = predict(*mask, "sample/val", "--output", "by_3", "--batch", "3")
     # Small, as it is slow where the CPU has no instructions for it.
@@ -141,9 +144,10 @@ def test_unreadable_images_are_named_and_skipped(folder, predict, tmp_path):
     assert [p.name for p in (tmp_path / "out" / "pictures").iterdir()] == ["whole.jpg"]
 
 
-def test_nothing_detected(folder, predict):
+def test_nothing_detected(folder, predict, device):
     status, out, _ = predict(
-        "--run", "run", "sample/val/000001.jpg", "--threshold", "1", "--output", "none"
+        *("--run", "run", "sample/val/000001.jpg", "--threshold", "1", "--output", "none"),
+        *("--device", device),
     )
     assert status == 0 and "1 image, 0 objects" in out
     assert read_results(folder / "none") == []

@@ -81,11 +81,11 @@ def test_shares_of_a_batch_keep_partners_together(world_size, group):
 
 @pytest.mark.parametrize("world_size, parts", [(2, 1), (1, 2), (2, 2)])
 def test_what_is_mixed_is_the_same_in_any_number_of_processes_and_parts(
-    data, monkeypatch, world_size, parts
+    data, monkeypatch, world_size, parts, device
 ):
     opts = ("SOLVER.IMS_PER_BATCH", "16", "INPUT.CLASSIFIER.MIX_GROUP", "8")
     whole_config = small_config(data, *opts)
-    model = ImageClassifier(whole_config)
+    model = ImageClassifier(whole_config).to(device)
 
     def mixed(batch):
         images, targets = model.mix(model.normalise(batch), batch)

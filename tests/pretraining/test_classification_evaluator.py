@@ -18,13 +18,13 @@ def evaluate(scores, labels, classes, output_dir="", batch=7):
     return evaluator.evaluate()
 
 
-def test_it_counts_as_timm_does(tmp_path):
+def test_it_counts_as_timm_does(tmp_path, device):
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(20, (300,), generator=generator)
     scores = torch.randn(300, 20, generator=generator)
     scores[torch.arange(300), labels] += 1.5
     classes = [f"class {i}" for i in range(20)]
-    found = evaluate(scores, labels, classes, str(tmp_path))["cls"]
+    found = evaluate(scores.to(device), labels, classes, str(tmp_path))["cls"]
     top1, top5 = (x.item() for x in accuracy(scores, labels, topk=(1, 5)))
     assert 20 < top1 < top5 < 95
     assert found["top1"] == pytest.approx(top1, rel=1e-6)

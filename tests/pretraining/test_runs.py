@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -52,9 +53,11 @@ def run(folder, *words):
     ],
     ids=["plain", "in parts"],
 )
-def test_a_pretraining_that_is_killed_ends_as_one_that_never_stopped(folder, flags, opts):
-    program = ROOT / "tests" / "helpers" / "kill_and_resume.py"
-    report = run(folder, program, "--pretraining", *flags, folder, *opts)
+def test_a_pretraining_that_is_killed_ends_as_one_that_never_stopped(folder, flags, opts, device):
+    for output in ("whole", "killed"):
+        shutil.rmtree(folder / output, ignore_errors=True)
+    program, on_device = ROOT / "tests" / "helpers" / "kill_and_resume.py", ("MODEL.DEVICE", device)
+    report = run(folder, program, "--pretraining", *flags, folder, *opts, *on_device)
     report = json.loads(report.splitlines()[-1])
     assert report == {"kills": 10, "different": [], "leftovers": []}
 

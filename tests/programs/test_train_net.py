@@ -93,6 +93,7 @@ def test_eval_only_with_the_optimized_model_gives_the_same_detections(run_folder
     assert np.mean(distance.min(axis=0) < 0.01) > 0.99
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_says_so_in_a_line(run_folder):
     result = run(
         run_folder, *SMALL, "MODEL.TIMM.NAMES", "resnet18", "OUTPUT_DIR", str(run_folder / "none")

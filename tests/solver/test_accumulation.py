@@ -88,9 +88,9 @@ def make_trainers(model, batches, num_parts, lr=1e-3):
 
 @pytest.mark.parametrize("num_parts", [2, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradients_of_a_detector(kind, num_parts):
+def test_the_gradients_of_a_detector(kind, num_parts, device):
     config, opts = KINDS[kind]
-    cfg = make_seeded_config(config, *NO_STATISTICS, *opts)
+    cfg = make_seeded_config(config, *NO_STATISTICS, *opts, "MODEL.DEVICE", device)
     model = make_seeded_model(cfg).train()
     sizes = [(64, 96), (50, 70), (96, 64), (96, 96)]  # each part would be padded otherwise
     whole, in_parts = make_trainers(model, make_batches(sizes), num_parts)
@@ -113,8 +113,9 @@ class Classifier(nn.Module):
 
     def forward(self, batch):
         self.batch_sizes.append(len(batch))
-        scores = self.layers(torch.stack([item["image"] for item in batch]))
-        labels = torch.tensor([item["label"] for item in batch])
+        device = self.layers[0].weight.device
+        scores = self.layers(torch.stack([item["image"] for item in batch]).to(device))
+        labels = torch.tensor([item["label"] for item in batch], device=device)
         return {"loss_cls": nn.functional.cross_entropy(scores, labels)}
 
 
@@ -126,20 +127,20 @@ def make_classifier_batches(num_batches=3, size=8):
     ]
 
 
-def test_the_gradients_of_a_classifier():
+def test_the_gradients_of_a_classifier(device):
     torch.manual_seed(0)
-    whole, in_parts = make_trainers(Classifier(), make_classifier_batches(), 4, lr=0.1)
+    whole, in_parts = make_trainers(Classifier().to(device), make_classifier_batches(), 4, lr=0.1)
     check_equal_steps(steps(in_parts, 3), steps(whole, 3))
     assert whole.model.batch_sizes == [8] * 3 and in_parts.model.batch_sizes == [2] * 12
 
 
-def test_clipping_is_of_the_whole_gradient():
+def test_clipping_is_of_the_whole_gradient(device):
     opts = ["SOLVER.OPTIMIZER", "LAMB", "SOLVER.LAMB.MAX_GRAD_NORM", "0.01"]
     opts += ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.05"]
     weights = []
     for num_parts in (1, 4):
         torch.manual_seed(0)
-        model = Classifier()
+        model = Classifier().to(device)
         optimizer = build_optimizer(load_config("", opts), model)
         trainer = AccumulatingTrainer(SimpleTrainer(model, make_classifier_batches(), optimizer))
         trainer.accumulate(num_parts)
@@ -162,14 +163,14 @@ class OverflowsOnce(Classifier):
         return losses
 
 
-def test_an_overflow_in_one_part_skips_the_step():
+def test_an_overflow_in_one_part_skips_the_step(device):
     torch.manual_seed(0)
-    model = OverflowsOnce()
+    model = OverflowsOnce().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = AMPTrainer(SimpleTrainer(model, make_classifier_batches(), optimizer), torch.float16)
     trainer.accumulate(4)
     trainer.dtype = torch.bfloat16  # to compute in, as not all processors do in float16
-    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    trainer.grad_scaler = torch.amp.GradScaler(device, init_scale=1024.0)
     vectors, scales = [nn.utils.parameters_to_vector(model.parameters()).clone()], []
     for trainer.iter in range(3):
         with EventStorage(trainer.iter):
@@ -180,19 +181,19 @@ def test_an_overflow_in_one_part_skips_the_step():
     assert [torch.equal(a, b) for a, b in zip(vectors, vectors[1:])] == [False, True, False]
 
 
-def test_gradients_are_unscaled_before_they_are_clipped():
+def test_gradients_are_unscaled_before_they_are_clipped(device):
     """AdamW's fused step, which can take scaled gradients, must not have them clipped so."""
     opts = ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.CLIP_GRADIENTS.ENABLED", "True"]
     opts += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "100.0"]
     gradients = []
     for scale in (None, 65536.0):
         torch.manual_seed(0)
-        model = Classifier()
+        model = Classifier().to(device)
         optimizer = build_optimizer(load_config("", opts), model)
         inner = SimpleTrainer(model, make_classifier_batches(), optimizer)
         trainer = AMPTrainer(inner, torch.bfloat16)
         if scale:
-            trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            trainer.grad_scaler = torch.amp.GradScaler(device, init_scale=scale)
         gradients.append(steps(trainer, 1)[0][0])
     for name, gradient in gradients[0].items():  # far below the limit, so none is changed
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)

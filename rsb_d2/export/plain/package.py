@@ -20,6 +20,7 @@ from ...errors import UserError
 from ...predict.predictor import Predictor
 from ..comparison import Difference
 from ..contract import score_threshold
+from ..running import on_cpu
 from .config import dataset_names, dump_differences, plain_config
 from .reasons import check_is_plain
 from .rounding import without_order
@@ -77,7 +78,7 @@ def export_package(
 
     Args:
         cfg (CfgNode): of the model.
-        model (nn.Module): in evaluation mode, on the CPU.
+        model (nn.Module): in evaluation mode; one on a GPU is copied to the CPU.
         classes (ClassNames): of the model.
         folder (str): where nothing is yet, or an empty folder.
         images (list[ndarray]): to compare on: uint8 (H, W, 3), channels as in ``INPUT.FORMAT``.
@@ -90,6 +91,7 @@ def export_package(
             written, if the two differ, or if nothing is detected, so that nothing can be
             compared. There is no folder then.
     """
+    model = on_cpu(model)
     check_is_plain(cfg, model)
     check_folder(folder)
     datasets = dataset_names(cfg, classes, f"{os.path.basename(os.path.abspath(folder))}_classes")

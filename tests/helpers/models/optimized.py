@@ -7,8 +7,8 @@ from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
 
 
 @torch.enable_grad()
-def make_detector(kind, *opts):
-    model = make_seeded_model(make_seeded_config(kind, *opts))
+def make_detector(kind, *opts, device="cpu"):
+    model = make_seeded_model(make_seeded_config(kind, "MODEL.DEVICE", device, *opts))
     randomise_norms(model, last="bn2")
     if kind == "retinanet":  # scores that are not all 1
         model.head.cls_score.weight.data *= 0.3
@@ -24,11 +24,13 @@ def randomise_norms(model, last=("bn3", "conv3.norm")):
         for name, norm in model.named_modules():
             if not can_fold(norm):
                 continue
-            norm.running_mean.normal_(0, 0.1)
-            norm.running_var.uniform_(0.5, 1.5)
+            # Drawn on the CPU, so that the numbers are those of any device.
+            empty = torch.empty(norm.running_mean.shape)
+            norm.running_mean.copy_(empty.normal_(0, 0.1))
+            norm.running_var.copy_(empty.uniform_(0.5, 1.5))
             size = 0.3 if name.endswith(last) else 1.0
-            norm.weight.copy_(torch.empty_like(norm.weight).uniform_(0.7 * size, 1.3 * size))
-            norm.bias.copy_(torch.empty_like(norm.bias).normal_(0, 0.1))
+            norm.weight.copy_(empty.uniform_(0.7 * size, 1.3 * size))
+            norm.bias.copy_(empty.normal_(0, 0.1))
 
 
 def make_images(*sizes):

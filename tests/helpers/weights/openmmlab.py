@@ -29,20 +29,21 @@ def save_as_openmmlab(path, weights):
     return str(path)
 
 
-def build(name, *opts):
+def build(name, *opts, device="cpu"):
     cfg = model_zoo.get_config(CONFIGS[name])
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+    cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", *opts])
     return build_model(cfg).eval()
 
 
 class Detector:
     """A detector with its stand-in weights, and what it computes of the image."""
 
-    def __init__(self, name, folder):
+    def __init__(self, name, folder, device="cpu"):
         self.name, self.weights = name, standin(name)
-        self.model = build(name)
+        self.model = build(name, device=device)
         checkpointer = Checkpointer(self.model)
         checkpointer.load(save_as_openmmlab(folder / f"{name}.pth", self.weights))
+        self.weights = {key: weight.to(device) for key, weight in self.weights.items()}
         self.report = checkpointer.report
         image = torch.from_numpy(make_image().transpose(2, 0, 1).copy())
         inputs = [{"image": image, "height": 256, "width": 320}]
@@ -56,7 +57,7 @@ class Detector:
         return np.load(DATA / f"{self.name}.npz")
 
 
-def make_targets(masks=False):
+def make_targets(masks=False, device="cpu"):
     """An image's objects: two boxes, of classes 3 and 5."""
     targets = Instances((256, 320))
     targets.gt_boxes = Boxes(torch.tensor([[40.0, 60, 150, 140], [200.0, 100, 290, 220]]))
@@ -66,4 +67,4 @@ def make_targets(masks=False):
         bitmap[0, 60:140, 40:150] = True
         bitmap[1, 100:220, 200:290] = True
         targets.gt_masks = BitMasks(bitmap)
-    return targets
+    return targets.to(device)
