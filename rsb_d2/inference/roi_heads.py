@@ -3,14 +3,13 @@
 from typing import List, Tuple
 
 import torch
-from detectron2.layers import batched_nms
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from .conv import InferenceLinear
-from .rpn import clip
+from .nms import clip, nms_of_groups
 
 
 class FlattenChannelsLast(nn.Module):
@@ -99,7 +98,7 @@ class InferenceOutputLayers(FastRCNNOutputLayers):
     ) -> Tuple[Instances, torch.Tensor]:
         """The end of the stock ``fast_rcnn_inference_single_image``."""
         boxes = clip(boxes, image_size)
-        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
+        keep = nms_of_groups(boxes, scores, classes, self.test_nms_thresh)
         if self.test_topk_per_image >= 0:
             keep = keep[: self.test_topk_per_image]
         result = Instances(image_size)

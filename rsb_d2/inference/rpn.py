@@ -3,15 +3,15 @@
 from typing import Any, Callable, Dict, List, Tuple
 
 import torch
-from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from .conv import InferenceConv2d
+from .nms import clip, nms_of_groups
 
-# Of as many sizes of images a GPU keeps what depends on the size alone. Images of COCO, their shorter
+# Of as many sizes of images a GPU keeps what depends on it alone. Images of COCO, their shorter
 # side 800 pixels, have about 40 when padded to 32.
 MAX_SIZES = 64
 
@@ -144,7 +144,7 @@ class InferenceRPN(RPN):
         for size, b, scores, of_level in zip(
             image_sizes, boxes.split(numbers), logits.split(numbers), levels.split(numbers)
         ):
-            keep = batched_nms(b, scores, of_level, self.nms_thresh)[: self.post_nms_topk[False]]
+            keep = nms_of_groups(b, scores, of_level, self.nms_thresh)[: self.post_nms_topk[False]]
             found = Instances(size)
             found.proposal_boxes = Boxes(b[keep])
             found.objectness_logits = scores[keep]
@@ -153,21 +153,6 @@ class InferenceRPN(RPN):
 
 
 _ONES = (1.0, 1.0, 1.0, 1.0)
-
-
-def clip(boxes: torch.Tensor, image_size: Tuple[int, int]) -> torch.Tensor:
-    """As ``Boxes.clip``, without looking whether they are finite, for which a GPU is waited for.
-
-    Args:
-        boxes (Tensor): (N, 4), x0, y0, x1, y1 in pixels.
-        image_size (tuple[int, int]): height and width.
-
-    Returns:
-        Tensor: (N, 4).
-    """
-    height, width = image_size
-    x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
-    return torch.stack([x, y], dim=2).flatten(1)
 
 
 def best(values: torch.Tensor, num: int) -> Tuple[torch.Tensor, torch.Tensor]:
