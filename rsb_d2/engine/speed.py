@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config.check_device import check_compiler
 from ..modeling import ImageClassifier, TimmBackbone, TimmLastStage
+from ..modeling.proposals import ChoosingRPN
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     """Set a model up as ``MODEL.TIMM.FOLD_NORM`` and ``MODEL.COMPILE`` say.
 
+    A stock RPN chooses its proposals before it decodes them then; they are the same.
     The names and values of the weights are what they were. ``MODEL.CHANNELS_LAST``, which matters
     for an evaluation alone as well, is :meth:`rsb_d2.Trainer.build_model`'s.
 
@@ -27,6 +29,9 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
+    rpn = getattr(model, "proposal_generator", None)
+    if ChoosingRPN.takes(rpn):
+        rpn.__class__ = ChoosingRPN  # the same proposals
     if cfg.MODEL.TIMM.FOLD_NORM:
         for module in list(model.modules()):
             if isinstance(module, (TimmBackbone, TimmLastStage)) and module.norm_eval:

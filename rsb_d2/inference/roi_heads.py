@@ -8,8 +8,8 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from ..modeling.proposals import clip, nms_of_groups
 from .conv import InferenceLinear
-from .nms import clip, nms_of_groups
 
 
 class FlattenChannelsLast(nn.Module):

@@ -3,13 +3,12 @@
 from typing import Any, Callable, Dict, List, Tuple
 
 import torch
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
+from ..modeling.proposals import ChoosingRPN
 from .conv import InferenceConv2d
-from .nms import clip, nms_of_groups
 
 # Of as many sizes of images a GPU keeps what depends on it alone. Images of COCO, their shorter
 # side 800 pixels, have about 40 when padded to 32.
@@ -50,11 +49,8 @@ class InferenceRPNHead(nn.Module):
         ]
 
 
-class InferenceRPN(RPN):
-    """``RPN`` that decodes the best anchors of each level alone, not all and then chooses.
-
-    A stock ``RPN`` becomes one by setting its class; it has the same attributes. On a GPU it waits
-    once for all images and once for each; the stock one does four times for each.
+class InferenceRPN(ChoosingRPN):
+    """:class:`ChoosingRPN` whose candidates can be replayed, with an :class:`InferenceRPNHead`.
 
     Attributes:
         replayed (callable or None): in the place of :meth:`candidates`; a copy has none.
@@ -62,11 +58,6 @@ class InferenceRPN(RPN):
 
     replayed: Callable[..., Any] | None = None
     _anchors: Dict[Any, List[Boxes]] | None = None  # by the sizes of the features
-
-    @staticmethod
-    def takes(rpn: nn.Module) -> bool:
-        """Whether a proposal generator is the stock one, of boxes that are not rotated."""
-        return type(rpn) is RPN and isinstance(rpn.box2box_transform, type(Box2BoxTransform(_ONES)))
 
     def __getstate__(self) -> Dict[str, Any]:
         dropped = ("replayed", "_anchors")
@@ -124,35 +115,6 @@ class InferenceRPN(RPN):
                 return anchors
             self._anchors[key] = anchors
         return self._anchors[key]
-
-    def _choose(
-        self,
-        boxes: torch.Tensor,
-        logits: torch.Tensor,
-        levels: torch.Tensor,
-        image_sizes: List[Tuple[int, int]],
-    ) -> List[Instances]:
-        """As the stock ``find_top_rpn_proposals``."""
-        is_good = boxes.isfinite().all(dim=2) & logits.isfinite()
-        boxes = torch.stack([clip(b, size) for b, size in zip(boxes, image_sizes)])
-        sides = boxes[..., 2:] - boxes[..., :2]
-        is_good &= (sides > self.min_box_size).all(dim=2)
-        image, index = is_good.nonzero().unbind(1)
-        boxes, logits, levels = boxes[image, index], logits[image, index], levels[index]
-        numbers = [len(boxes)] if len(image_sizes) == 1 else is_good.sum(1).tolist()
-        proposals = []
-        for size, b, scores, of_level in zip(
-            image_sizes, boxes.split(numbers), logits.split(numbers), levels.split(numbers)
-        ):
-            keep = nms_of_groups(b, scores, of_level, self.nms_thresh)[: self.post_nms_topk[False]]
-            found = Instances(size)
-            found.proposal_boxes = Boxes(b[keep])
-            found.objectness_logits = scores[keep]
-            proposals.append(found)
-        return proposals
-
-
-_ONES = (1.0, 1.0, 1.0, 1.0)
 
 
 def best(values: torch.Tensor, num: int) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Batch norm with fixed statistics as part of the convolution before it, while it trains."""
 
 from collections import Counter
-from typing import List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from torch import nn
@@ -51,6 +51,7 @@ def unfold_norms(net: nn.Module) -> None:
         elif isinstance(module, FoldedBatchNorm2d):
             module.__class__ = nn.BatchNorm2d
             del module.conv_before
+            module.__dict__.pop("_known", None)
 
 
 def _is_folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
@@ -74,16 +75,37 @@ class FoldingConv2d(nn.Conv2d):
         (norm,) = self.norm_behind
         if not _is_folded(self, norm):
             return super().forward(x)
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        mean = norm.running_mean if self.bias is None else norm.running_mean - self.bias
+        factor, offset = norm.fixed_statistics()
+        scale = norm.weight * factor
+        if self.bias is not None:
+            offset = offset + self.bias
         weight = self.weight * scale[:, None, None, None]
-        return self._conv_forward(x, weight, norm.bias - mean * scale)
+        return self._conv_forward(x, weight, torch.addcmul(norm.bias, offset, scale))
 
 
 class FoldedBatchNorm2d(nn.BatchNorm2d):
     """A batch norm that leaves its work to the convolution before it in training."""
 
     conv_before: Tuple[nn.Conv2d]
+
+    def fixed_statistics(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        """``1 / sqrt(running_var + eps)`` and ``-running_mean``, (C,) each.
+
+        They are kept until the statistics are other ones, so that a step does not launch the same
+        little kernels for each layer again.
+        """
+        mean, var = self.running_mean, self.running_var
+        if torch.compiler.is_compiling() or mean.is_inference() or var.is_inference():
+            return (var + self.eps).rsqrt(), -mean
+        key = (id(mean), mean._version, id(var), var._version, var.device, var.dtype, self.eps)
+        if self.__dict__.get("_known", (None,))[0] != key:
+            with torch.no_grad():
+                # With the tensors themselves, so that no others take their ids.
+                self._known = key, (mean, var), ((var + self.eps).rsqrt(), -mean)
+        return self._known[2]
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_known"}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (conv,) = self.conv_before

@@ -172,3 +172,29 @@ def test_frozen_stages_build_no_graph(norm, device):
     backbone = TimmBackbone("resnet18", freeze_at=2, norm=norm).train().to(device)
     features = backbone(torch.randn(1, 3, 64, 64).to(device))
     assert [f.requires_grad for f in features.values()] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("how", ["in place", "loaded", "replaced", "averaged"])
+def test_statistics_that_change_later_count(how):
+    plain, folded, _ = make_backbones("resnet18")
+    x = torch.randn(1, 3, 64, 64)
+    folded(x)  # with the ones of before
+    with torch.no_grad():
+        for name, buffer in list(plain.named_buffers()):
+            if name.endswith("running_var"):
+                buffer.mul_(3)
+        if how == "loaded":
+            folded.load_state_dict(plain.state_dict())
+        for module, other in zip(folded.modules(), plain.modules()):
+            if isinstance(module, FoldedBatchNorm2d) and how != "loaded":
+                if how == "in place":
+                    module.running_var.mul_(3)
+                elif how == "averaged":
+                    torch._foreach_lerp_([module.running_var], [other.running_var], 1.0)
+                else:
+                    module.running_var = other.running_var.clone()
+    found = folded(x)
+    for name, expected in plain(x).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
+    (norm,) = copy.deepcopy(folded).body.conv1.norm_behind
+    assert "_known" in vars(folded.body.bn1) and "_known" not in vars(norm)

@@ -4,7 +4,7 @@ import torch
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes
 
-from rsb_d2.inference.nms import _at_once, clip
+from rsb_d2.modeling.proposals.nms import _at_once, clip
 
 
 def random_boxes(number):

@@ -1,0 +1,68 @@
+"""The RPN that chooses before it decodes, beside the stock one."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.modeling.proposal_generator.rpn import RPN
+
+from rsb_d2.modeling.proposals import ChoosingRPN
+from tests.helpers.small_detector import make_config
+
+
+@pytest.fixture(scope="module")
+def stock():
+    from detectron2.modeling import build_model
+
+    cfg = make_config("resnet18")
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 60, 40
+    torch.manual_seed(0)
+    rpn = build_model(cfg).proposal_generator
+    assert type(rpn) is RPN
+    return rpn
+
+
+def outputs(rpn, number, dtype, seed=1):
+    """Anchors, and logits and deltas of the shapes that the RPN has them in."""
+    torch.manual_seed(seed)
+    sizes = [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)][: len(rpn.in_features)]
+    features = [torch.zeros(number, 1, h, w) for h, w in sizes]
+    anchors = rpn.anchor_generator(features)
+    logits = [torch.randn(number, len(a)).to(dtype) for a in anchors]
+    deltas = [torch.randn(number, len(a), 4).to(dtype) for a in anchors]
+    return anchors, logits, deltas
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [[(64, 96)], [(64, 96), (50, 70), (60, 30)]])
+def test_the_proposals_of_the_stock_one(stock, training, dtype, sizes):
+    ours = copy.deepcopy(stock)
+    assert ChoosingRPN.takes(ours)
+    ours.__class__ = ChoosingRPN
+    anchors, logits, deltas = outputs(stock, len(sizes), dtype)
+    for rpn in (stock, ours):
+        rpn.train(training)
+        rpn.min_box_size = 4.0
+    with torch.autocast("cpu", enabled=dtype != torch.float32):
+        expected = stock.predict_proposals(anchors, logits, deltas, sizes)
+        found = ours.predict_proposals(anchors, logits, deltas, sizes)
+    assert [f.image_size for f in found] == sizes
+    for a, b in zip(expected, found):
+        assert len(a) > 5
+        assert torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+        assert torch.equal(a.objectness_logits, b.objectness_logits)
+
+
+def test_what_is_not_finite(stock):
+    ours = copy.deepcopy(stock)
+    ours.__class__ = ChoosingRPN
+    anchors, logits, deltas = outputs(stock, 1, torch.float32)
+    logits[0][0, 5], deltas[1][0, 3, 1] = torch.inf, torch.nan
+    logits[1][0, 3] = 9.0  # so that it is among the best
+    sizes = [(64, 96)]
+    with pytest.raises(FloatingPointError, match="Training has diverged"):
+        ours.train().predict_proposals(anchors, logits, deltas, sizes)
+    expected = stock.eval().predict_proposals(anchors, logits, deltas, sizes)[0]
+    found = ours.eval().predict_proposals(anchors, logits, deltas, sizes)[0]
+    assert torch.equal(expected.proposal_boxes.tensor, found.proposal_boxes.tensor)
