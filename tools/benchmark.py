@@ -27,6 +27,7 @@ from _program import make_parser, tells_mistakes
 from rsb_d2.benchmark import evaluation, inference, pretraining, startup, training
 from rsb_d2.benchmark.data_sets import starts
 from rsb_d2.benchmark.report import add_ratios, format_report
+from rsb_d2.benchmark.running import trainer
 from rsb_d2.benchmark.timing import machine
 
 SUB_COMMANDS = {
@@ -36,6 +37,7 @@ SUB_COMMANDS = {
     "evaluation": evaluation,
     "startup": startup,
     "datasets": starts,
+    "trainer": trainer,
 }
 
 

@@ -237,12 +237,12 @@ def _prepare(args: argparse.Namespace, name: str) -> Callable[[], None]:
 
 
 def _measure_loader(args: argparse.Namespace, iteration: float) -> str:
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         cfg = our_config(args.device)
         cfg.SOLVER.IMS_PER_BATCH = args.batch
         mapper = CheckedDatasetMapper(cfg, is_train=True)
         loader = TrainLoader(
-            _make_files(folder),
+            make_files(folder),
             mapper,
             lambda seed: TrainingSampler(_FILES, seed=seed),
             total_batch_size=args.batch,
@@ -263,7 +263,8 @@ def _measure_loader(args: argparse.Namespace, iteration: float) -> str:
     )
 
 
-def _make_files(folder: str) -> List[dict]:
+def make_files(folder: str) -> List[dict]:
+    """Make JPEG files with noise in them, and objects; their records, in Detectron2's format."""
     records = []
     for i, image in enumerate(make_images((480, 640), _FILES)):
         path = os.path.join(folder, f"{i}.jpg")
@@ -286,13 +287,11 @@ def _make_files(folder: str) -> List[dict]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("detectron2", "rsb_d2")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
+def quiet() -> Iterator[None]:
+    """Only warnings are logged until the block ends."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+        logging.disable(before)

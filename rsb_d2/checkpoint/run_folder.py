@@ -130,9 +130,18 @@ def _identity(path: str) -> Tuple[Any, ...]:
 
 
 def remove_leftovers(output_dir: str) -> None:
-    """Remove what processes that were killed while they wrote a file of a run have left."""
+    """Remove what processes that were killed while they wrote a file of a run have left.
+
+    These are files under temporary names, and half of the last line of ``metrics.json``.
+    """
     for name in filter(_LEFTOVER.fullmatch, os.listdir(output_dir)):
         os.remove(os.path.join(output_dir, name))
+    metrics = os.path.join(output_dir, "metrics.json")
+    if os.path.isfile(metrics):
+        with open(metrics, "rb+") as f:
+            text = f.read()
+            if not text.endswith(b"\n"):
+                f.truncate(text.rfind(b"\n") + 1)
 
 
 def remove_old_checkpoints(output_dir: str, iteration: int, num_kept: int) -> None:

@@ -1,7 +1,6 @@
 """The training loader: every batch is a function of the seed and of its number."""
 
 import itertools
-import logging
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from ..modeling import is_classifier
 from ..modeling.mixing import mix_seeds
+from .bad_images import BadImages
 from .cache.annotation_cache import cache_folder
 from .cache.records import PackedRecords
 from .cache.selection import JoinedRecords, detection_records
@@ -20,8 +20,6 @@ from .images import BadImageError, CheckedDatasetMapper
 from .order import Place, Replacements, TrainingOrder, are_high, build_sampler
 from .random_state import random_state_kept, seed_cpu
 from .workers import leave_signals_to_training, signals_wait
-
-logger = logging.getLogger(__name__)
 
 # So many images are drawn for one place before the data is taken to be gone.
 _MAX_DRAWN = 10
@@ -58,6 +56,7 @@ class TrainLoader:
         mapper (callable): as given.
         num_records (int): how many there are.
         last_files (list[str]): the image files of the batch that was taken last, of this process.
+        bad_images (BadImages): those that were skipped.
 
     Raises:
         UserError: if there is no record, or if the batch cannot be shared out evenly.
@@ -89,10 +88,9 @@ class TrainLoader:
         self._mix_group = mix_group
         self._num_parts = num_parts
         self._num_workers = num_workers
-        self._max_bad_images = max_bad_images
         self._seed = seed
         self._num_batches = 0
-        self._bad_images: Dict[str, str] = {}
+        self.bad_images = BadImages(max_bad_images)
         self.last_files: List[str] = []
         self._order()  # a batch that cannot be shared out is an error now
 
@@ -101,7 +99,7 @@ class TrainLoader:
         return {
             "seed": self._seed,
             "num_images": self._num_batches * self._total_batch_size,
-            "bad_images": dict(self._bad_images),
+            "bad_images": dict(self.bad_images.reasons),
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
@@ -112,7 +110,7 @@ class TrainLoader:
         """
         self._seed = state["seed"]
         self._num_batches = -(-state["num_images"] // self._total_batch_size)
-        self._bad_images = dict(state["bad_images"])
+        self.bad_images.reasons = dict(state["bad_images"])
 
     def __iter__(self) -> Iterator[List[dict]]:
         order = self._order()
@@ -131,16 +129,25 @@ class TrainLoader:
             images = iter(images)
         while True:
             loaded = [self._next(images) for _ in range(batch_size)]
-            self._report_bad_images([bad for _, bad_images in loaded for bad in bad_images])
+            for _, bad_images in loaded:
+                self.bad_images.add(bad_images)
+            if self.bad_images.counted_by_loader:
+                self.bad_images.count(comm.all_gather(self.bad_images.take()))
             batch = [image for image, _ in loaded]
             if None in batch:
-                raise UserError(
-                    f"{_MAX_DRAWN} images, drawn in the place of one another, cannot be used"
-                )
+                self._raise_unusable(loaded[batch.index(None)][1])
             self._set_mix_seeds(batch)
             self.last_files = [image["file_name"] for image in batch if "file_name" in image]
             self._num_batches += 1
             yield batch
+
+    def _raise_unusable(self, bad_images: List[Tuple[str, str]]) -> None:
+        self.bad_images.count([self.bad_images.take()])  # logs them, if that is still to be done
+        why = ": ".join(bad_images[-1]) if bad_images else "the mapper returned None"
+        raise UserError(
+            f"{_MAX_DRAWN} images, drawn in the place of one another, cannot be used; the last "
+            f"one: {' '.join(why.split())}"
+        )
 
     def first_images(self, num_images: int) -> List[dict]:
         """Load some of the first images, as training does, in this process.
@@ -202,23 +209,6 @@ class TrainLoader:
             self._mix_group,
             self._num_parts,
         )
-
-    def _report_bad_images(self, bad_images: Sequence[tuple]) -> None:
-        """Log and count the bad images of this batch, those of all processes alike."""
-        found = {}
-        for found_by_one in comm.all_gather(list(bad_images)):
-            found.update(found_by_one)
-        for path in sorted(found.keys() - self._bad_images.keys()):
-            self._bad_images[path] = found[path]
-            logger.warning(
-                f"Skipped a bad image, number {len(self._bad_images)} of at most "
-                f"{self._max_bad_images}: {path}: {found[path]}"
-            )
-        if len(self._bad_images) > self._max_bad_images:
-            raise UserError(
-                f"more than {self._max_bad_images} images are bad, the last one is "
-                f"{list(self._bad_images)[-1]}: mend the data, or raise DATALOADER.MAX_BAD_IMAGES"
-            )
 
 
 class _MappedRecords(Dataset):

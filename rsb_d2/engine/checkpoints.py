@@ -32,7 +32,7 @@ class CheckpointWriter(HookBase):
             num_kept (int): how many periodic checkpoints to keep; 0 keeps all.
             eval_period (int): of the evaluations, in iterations; 0 for none. Several processes
                 write a checkpoint before each, as they cannot agree on one in its middle.
-            signals (SignalWatch): of this process.
+            signals (SignalWatch): of this process, told of those of the others in each step.
         """
         self._period = period
         self._num_kept = num_kept
@@ -41,7 +41,7 @@ class CheckpointWriter(HookBase):
 
     def after_step(self):
         num_done = self.trainer.iter + 1
-        received = [number for number in comm.all_gather(self._signals.received) if number]
+        received = self._signals.received_by_any
         is_last = num_done >= self.trainer.max_iter
         is_due = any(p > 0 and num_done % p == 0 for p in (self._period, self._eval_period))
         if is_due or (received and not is_last):
@@ -53,7 +53,7 @@ class CheckpointWriter(HookBase):
             self.trainer.save_checkpoint("model_final")
         if received:
             comm.synchronize()  # with a process that ends, its launcher ends the others
-            raise Interrupted(received[0])
+            raise Interrupted(received)
 
 
 class EvaluationWriter(HookBase):

@@ -5,14 +5,17 @@ import multiprocessing
 import os
 import signal
 import sys
-from typing import Any, Callable, Tuple
+import time
+import uuid
+from typing import Any, Callable, Iterator, Tuple
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as launch_detectron2
-from detectron2.engine.launch import _distributed_worker
+from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker
+from torch.distributed.rendezvous import register_rendezvous_handler
 
 from ..errors import UserError
 
@@ -74,9 +77,54 @@ def _join_torchrun(main: Callable[..., Any], args: argparse.Namespace) -> Any:
         return main(args)
     _check_gpus(local_size)
     machine_rank = (rank - local_rank) // local_size
+    # torchrun's store, where it has one; otherwise the main process starts one.
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    url = f"{_MEETING}://" if has_store else "env://"
     _distributed_worker(
-        local_rank, _work, world_size, local_size, machine_rank, "env://", (main, args, local_size)
+        local_rank, _work, world_size, local_size, machine_rank, url, (main, args, local_size)
     )
+
+
+_MEETING = "rsb-d2"
+
+
+def _meet(url: str, **kwargs: Any) -> Iterator[Tuple[dist.Store, int, int]]:
+    """A rendezvous as of ``env://``, but in a part of torchrun's store that nobody was in before.
+
+    Processes that torchrun starts in the place of others find the addresses of those in its store,
+    and would wait for them: so the main process makes up a name, and tells it to all that are here
+    now.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size, False, timeout=DEFAULT_TIMEOUT)
+    yield dist.PrefixStore(_name_of_meeting(store, rank, world_size), store), rank, world_size
+
+
+def _name_of_meeting(store: dist.Store, rank: int, world_size: int) -> str:
+    """A new name, the same in all processes."""
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"{_MEETING}/{rank}", own)
+        name = store.get(f"{_MEETING}/{own}").decode()  # waits for it
+        store.set(f"{name}/{rank}", "here")
+        return name
+    name, missing = f"{_MEETING}/{own}", set(range(1, world_size))
+    end = time.monotonic() + DEFAULT_TIMEOUT.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{name}/{other}"]):
+                missing.remove(other)
+            elif store.check([f"{_MEETING}/{other}"]):  # of now, or left by one before
+                other_own = store.get(f"{_MEETING}/{other}").decode()
+                store.set(f"{_MEETING}/{other_own}", name)
+        if time.monotonic() > end:
+            raise TimeoutError(f"the processes {sorted(missing)} of {world_size} have not come")
+        time.sleep(0.01)
+    return name
+
+
+register_rendezvous_handler(_MEETING, _meet)
 
 
 def _check_gpus(num_processes: int) -> None:

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from typing import ContextManager, Iterator
+from typing import ContextManager, Iterator, Sequence
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_SECONDS = 0.5
@@ -48,11 +48,15 @@ class SignalWatch:
 
     Attributes:
         received (int or None): number of the first signal since :meth:`start`.
+        received_by_any (int or None): of the first that any process of the job is known to have
+            received, the same in all; of a single process the first.
     """
 
     def __init__(self, num_processes: int = 1):
         self.received: int | None = None
-        self._grace = _GRACE_SECONDS if num_processes > 1 else None
+        self._told: int | None = None
+        self._is_alone = num_processes <= 1
+        self._grace = None if self._is_alone else _GRACE_SECONDS
         self._before = {}
         self._raises = False
         self._exits = False
@@ -62,7 +66,7 @@ class SignalWatch:
         global _active
         if threading.current_thread() is not threading.main_thread():
             return
-        self.received = None
+        self.received = self._told = None
         # Python calls handlers between two of its own instructions, which may be seconds apart in
         # training; the system writes to this socket at once.
         self._reader, self._writer = socket.socketpair()
@@ -85,6 +89,14 @@ class SignalWatch:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup_fd)
+
+    @property
+    def received_by_any(self) -> int | None:
+        return self.received if self._is_alone else self._told
+
+    def tell(self, received: Sequence[int | None]) -> None:
+        """Say what all processes have in :attr:`received`, the same to each of them."""
+        self._told = next(filter(None, received), None)
 
     def raised_at_once(self) -> ContextManager[None]:
         """Raise :class:`Interrupted` in the middle of what the block does, or before it."""

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import math
 import os
 import sys
 from contextlib import contextmanager, suppress
@@ -31,6 +30,7 @@ from ..solver.epochs import check_resolved
 from .amp import use_amp
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
 from .checkpoints import CheckpointWriter, EvaluationWriter, save_average
+from .exchange import LossNotFinite, use_exchange
 from .pictures import build_picture_writer
 from .resume import gather_process_states, set_process_state
 from .signals import Interrupted, SignalWatch
@@ -67,7 +67,7 @@ class Trainer(DefaultTrainer):
         prepare_for_training(self.model, cfg)
         use_amp(self, cfg)
         use_accumulation(self, cfg)
-        self.model.register_forward_hook(_check_losses)
+        use_exchange(self, self.signals)
 
     def build_hooks(self) -> List[hooks.HookBase]:
         """The stock hooks and this project's, with checkpoints by this project's checkpointer.
@@ -284,7 +284,8 @@ class Trainer(DefaultTrainer):
         """One line: the iteration, the losses, the images, and what is left."""
         latest = self.storage.latest()
         losses = [f"{name} {latest[name][0]:.4g}" for name in latest if "loss" in name]
-        images = ", ".join(getattr(self.data_loader, "last_files", ())) or "unknown"
+        files = getattr(self.data_loader, "last_files", ())
+        images = ", ".join(error.files if isinstance(error, LossNotFinite) else files) or "unknown"
         parts = [f"iteration {self.iter}: {' '.join(str(error).split())}", f"images: {images}"]
         if losses:
             parts.append(f"losses in the last iteration before: {', '.join(losses)}")
@@ -338,13 +339,3 @@ class _Failed(BaseException):
     def __init__(self, error: UserError):
         super().__init__(error)
         self.error = error
-
-
-def _check_losses(model: torch.nn.Module, batch: Any, losses: Any) -> None:
-    """Stop before a step is taken with a loss that is no number; in the process that has it."""
-    if not (model.training and torch.is_grad_enabled() and isinstance(losses, dict)):
-        return
-    values = {name: loss.detach().item() for name, loss in losses.items()}
-    if not all(map(math.isfinite, values.values())):
-        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        raise FloatingPointError(f"the loss is not finite: {text}")

@@ -2,7 +2,7 @@
 
 import time
 from contextlib import nullcontext
-from typing import ContextManager, Dict, List
+from typing import Callable, ContextManager, Dict, List
 
 import torch
 from detectron2.config import CfgNode
@@ -59,6 +59,11 @@ class AccumulatingTrainer(SimpleTrainer):
     sampling come in: batch norm that is not fixed sees a part at a time, and the heads of an R-CNN
     average over the proposals that they sampled in a part. Several processes synchronise their
     gradients in the last part alone. What is logged is the mean over the parts.
+
+    Attributes:
+        write_losses (callable or None): takes the losses and the seconds that the batch was waited
+            for, between the backward pass and the step, in place of Detectron2's
+            ``_write_metrics``; what it raises prevents the step.
     """
 
     def __init__(self, trainer: SimpleTrainer):
@@ -69,6 +74,7 @@ class AccumulatingTrainer(SimpleTrainer):
         # Not by the parent's constructor, which would start a second pass over the data.
         vars(self).update(vars(trainer))
         self.num_parts = 1
+        self.write_losses: Callable[[Losses, float], None] | None = None
 
     def accumulate(self, num_parts: int) -> None:
         """Compute each batch in parts from now on.
@@ -147,7 +153,9 @@ class AccumulatingTrainer(SimpleTrainer):
             torch._foreach_mul_(gradients, factor)
 
     def _log(self, losses: Losses, data_time: float) -> None:
-        if getattr(self, "async_write_metrics", False):  # Detectron2's main
+        if self.write_losses is not None:
+            self.write_losses(losses, data_time)
+        elif getattr(self, "async_write_metrics", False):  # Detectron2's main
             executor = self.concurrent_executor
             executor.submit(self._write_metrics, losses, data_time, iter=self.iter)
         else:

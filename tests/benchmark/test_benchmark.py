@@ -183,7 +183,7 @@ def test_report_of_startup(monkeypatch):
     report = startup.run(parse(startup))
     add_ratios(report)
     assert report["comparison"]["passed"]
-    assert [row["what"] for row in report["rows"]] == ["whole process", "import", "build"]
+    assert [row["what"] for row in report["rows"]] == startup._WHAT
     for row in report["rows"]:
         check_summary(row["stock"], 1)
         assert "ours" in row["ratio"]

@@ -7,7 +7,7 @@ import torch
 from detectron2.engine import default_argument_parser
 
 from rsb_d2 import Checkpointer, Trainer, UserError
-from rsb_d2.checkpoint import remove_old_checkpoints
+from rsb_d2.checkpoint import remove_leftovers, remove_old_checkpoints
 from rsb_d2.checkpoint.run_folder import find_newest_complete, read_newest_entry, take_found
 from rsb_d2.config.setup import setup
 from rsb_d2.data.sample import make_sample_data
@@ -183,3 +183,13 @@ def test_a_resumed_training_reads_its_checkpoint_once(tmp_path, loaded, monkeypa
     loaded.clear()
     assert train(2, "--resume").start_iter == 1
     assert loaded == ["model_final.pth"]
+
+
+@pytest.mark.parametrize("half", ["", '{"iteration": 2, "lo'])
+def test_half_a_line_of_a_process_that_was_killed_is_removed(half, tmp_path):
+    whole = '{"iteration": 0}\n{"iteration": 1}\n'
+    (tmp_path / "metrics.json").write_text(whole + half)
+    (tmp_path / "model_0000001.pth.17.tmp").write_text("half")
+    remove_leftovers(str(tmp_path))
+    assert (tmp_path / "metrics.json").read_text() == whole
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.engine import default_argument_parser
 
 from rsb_d2 import UserError
 from rsb_d2.data.sample import make_sample_data
 from rsb_d2.engine import launch
+from rsb_d2.engine.launch import _name_of_meeting
 from tests.helpers import two_processes
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.programs import as_in_a_process_of_its_own
@@ -184,6 +187,23 @@ def test_torchrun_says_how_many_processes_there_are(monkeypatch):
     args = default_argument_parser().parse_args(["--num-gpus", "2"])
     with pytest.raises(UserError, match="torchrun says how many processes there are"):
         launch(lambda args: pytest.fail("went on"), args)
+
+
+def test_processes_that_are_started_anew_meet_one_another_and_not_those_before():
+    """torchrun has one store for all of them, with the addresses of those that were killed."""
+    server = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+
+    def meet(rank, late):
+        store = dist.TCPStore("127.0.0.1", server.port, None, False)
+        time.sleep(0.2 * (rank == late))
+        return _name_of_meeting(store, rank, 3)
+
+    names = []
+    for late in (0, 1, 2):
+        with ThreadPoolExecutor(3) as pool:
+            names.append(set(pool.map(meet, range(3), [late] * 3)))
+    assert [len(of_one) for of_one in names] == [1, 1, 1]
+    assert len(set.union(*names)) == 3
 
 
 @pytest.mark.slow

@@ -1,12 +1,4 @@
-"""What each of two gloo processes does in tests of accumulation: trains, and counts all-reduces.
-
-    torchrun --nproc_per_node=2 tests/helpers/counted_reductions.py FILE NUM_PARTS ...
-
-The main process writes {NUM_PARTS: [all-reduces of each step, weights at the end], ...} to FILE.
-"""
-
-import json
-import sys
+"""What each of two gloo processes does in tests of accumulation: trains, counts all-reduces."""
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -64,16 +56,3 @@ def train_distributed(num_parts):
     for _ in train(model, [batch[rank * 4 : rank * 4 + 4] for batch in make_batches()], num_parts):
         counts.append(0)
     return counts, nn.utils.parameters_to_vector(model.parameters()).tolist()
-
-
-def main(path, *numbers_of_parts):
-    dist.init_process_group("gloo")
-    found = {number: train_distributed(int(number)) for number in numbers_of_parts}
-    if dist.get_rank() == 0:
-        with open(path, "w") as f:
-            json.dump(found, f)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

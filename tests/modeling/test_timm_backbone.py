@@ -9,6 +9,11 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from rsb_d2 import TimmBackbone, UserError
+from rsb_d2.modeling.timm_backbone import (
+    build_feature_net,
+    parameters_by_graph,
+    parameters_by_modules,
+)
 from tests.helpers.devices import check_same, tolerance
 
 # The architectures of timm's weights from the paper (arXiv 2110.00476), read off timm's table by
@@ -161,6 +166,24 @@ def test_frozen_is_what_the_stage_is_computed_with(name, freeze_at):
         expected = {n for n, grad in zip(names, grads) if grad is not None}
     assert frozen == expected
     assert bool(frozen) == bool(freeze_at)
+
+
+BY_MODULES = [
+    *("resnet18", "resnext50_32x4d", "seresnet50", "resnetv2_50", "convnext_atto", "regnety_002"),
+    "efficientnet_b0",
+]
+
+
+@pytest.mark.parametrize("name", BY_MODULES)
+def test_modules_and_the_graph_say_the_same_parameters(name):
+    with torch.device("meta"):
+        net = build_feature_net(name, ["res5"])
+    says_modules = name != "efficientnet_b0"
+    for index in range(len(net.feature_info.out_indices)):
+        by_modules = parameters_by_modules(net, index)
+        assert (by_modules is not None) == says_modules
+        if says_modules:
+            assert by_modules == parameters_by_graph(net, index, 3)
 
 
 def test_freezing_by_the_names_of_resnet50():

@@ -41,6 +41,10 @@ PLAIN_RESNETS = {
 }
 
 
+# The keys of MODEL.RESNETS that say which network it is.
+RESNETS_KEYS = ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS")
+
+
 @cache
 def resnets_keys(name: str) -> Dict[str, int | None]:
     """A timm model in the words of ``MODEL.RESNETS``, read from the model itself.
@@ -49,8 +53,7 @@ def resnets_keys(name: str) -> Dict[str, int | None]:
         name (str): timm's name of a model that there is, with or without a tag.
 
     Returns:
-        dict[str, int or None]: ``DEPTH``, ``NUM_GROUPS``, ``WIDTH_PER_GROUP``,
-        ``RES2_OUT_CHANNELS`` and ``STEM_OUT_CHANNELS``; ``None`` where the word means nothing for
+        dict[str, int or None]: of :data:`RESNETS_KEYS`; ``None`` where the word means nothing for
         the architecture.
     """
     architecture = name.partition(".")[0]

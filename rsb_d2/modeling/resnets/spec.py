@@ -24,7 +24,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from ...errors import UserError
 from ..norm import NORM_POLICIES
 from ..timm_backbone import check_model_name
-from .shape import PLAIN_RESNETS, ResNetShape, resnets_keys
+from .shape import PLAIN_RESNETS, RESNETS_KEYS, ResNetShape, resnets_keys
 
 PLAIN, C4 = "build_timm_backbone", "build_timm_c4_backbone"
 FPN, RETINANET_FPN = "build_timm_fpn_backbone", "build_timm_retinanet_fpn_backbone"
@@ -144,6 +144,8 @@ def _name_of(resnets: CfgNode) -> str:
 
 
 def _check_agreement(cfg: CfgNode, name: str, said: Collection[str]) -> None:
+    if not any(key in said or cfg.MODEL.RESNETS[key] != _RESNETS[key] for key in RESNETS_KEYS):
+        return  # nobody has written one; it takes a model to know what they should be
     for key, actual in resnets_keys(name).items():
         value = cfg.MODEL.RESNETS[key]
         # Nobody can write less than the default where the word means nothing.
