@@ -49,12 +49,13 @@ def to_ir(onnx_graph: bytes) -> Tuple[bytes, bytes]:
             return xml.read(), weights.read()
 
 
-def run_openvino(path: str, weights: str = "") -> Detector:
+def run_openvino(path: str, weights: str = "", threads: int = 0) -> Detector:
     """Load an IR or an ONNX file into OpenVINO, on the CPU, in float32.
 
     Args:
         path (str): of the ``.xml`` or ``.onnx`` file.
         weights (str): of an IR's weights, if they are not in the ``.bin`` file beside it.
+        threads (int): to compute with; as many as OpenVINO thinks best by default.
 
     Returns:
         callable: from a uint8 image (H, W, 3) to its :class:`Detections`.
@@ -65,7 +66,7 @@ def run_openvino(path: str, weights: str = "") -> Detector:
             model = core.read_model(xml.read(), f.read())
     else:
         model = core.read_model(path)
-    compiled = core.compile_model(model, "CPU", IN_FLOAT32)
+    compiled = core.compile_model(model, "CPU", {**IN_FLOAT32, "INFERENCE_NUM_THREADS": threads})
     request = compiled.create_infer_request()
 
     def run(image: np.ndarray) -> Detections:

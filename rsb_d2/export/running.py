@@ -27,11 +27,12 @@ def import_onnx() -> Tuple:
     return onnx, onnxruntime
 
 
-def run_onnx(path: str) -> Detector:
+def run_onnx(path: str, threads: int = 0) -> Detector:
     """Load an ONNX file into onnxruntime, on the CPU.
 
     Args:
         path (str): of an exported file.
+        threads (int): to compute with; as many as onnxruntime thinks best by default.
 
     Returns:
         callable: from a uint8 image (H, W, 3) to its :class:`Detections`.
@@ -39,6 +40,7 @@ def run_onnx(path: str) -> Detector:
     _, onnxruntime = import_onnx()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda image: Detections(*session.run(None, {"image": image}))
 
