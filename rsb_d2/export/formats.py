@@ -64,8 +64,9 @@ def format_of(path: str) -> Format:
             kind.check()
             return kind
     raise UserError(
-        f"--output: {path} must end in {ONNX}, in {OPENVINO} for OpenVINO, in {TORCH_EXPORT} for "
-        f"torch.export or in {TORCHSCRIPT} for TorchScript; --format detectron2 makes a folder"
+        f"--output: {path} must end in {ONNX}, in {TORCH_EXPORT} for torch.export, in "
+        f"{TORCHSCRIPT} for TorchScript or in {OPENVINO} for OpenVINO; --format detectron2 makes "
+        "a folder"
     )
 
 

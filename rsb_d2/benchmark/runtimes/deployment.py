@@ -112,7 +112,7 @@ def compare_and_time(
 
 def _time(detectors: Dict[str, Detector], image: np.ndarray, runs: int) -> List[Dict[str, Any]]:
     """Wall clock and processor time of the same calls, in turn, after one more of each."""
-    clocks = {"an image": time.perf_counter, "of all cores": time.process_time}
+    clocks = {"an image": time.perf_counter, "processor time": time.process_time}
     seconds = {what: {name: [] for name in detectors} for what in clocks}
     for number in range(runs + 1):
         for name, detect in detectors.items():
