@@ -1,0 +1,1 @@
+"""One detector in several runtimes."""
