@@ -52,6 +52,7 @@ setup(
     packages=find_packages(include=["rsb_d2", "rsb_d2.*"]),
     extras_require={
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],
+        "openvino": ["onnx>=1.16", "openvino>=2026.4"],
         # Names the frames of a video that FFmpeg has mended, too.
         "video": ["av>=14"],
         "masks": ["shapely>=2.0"],

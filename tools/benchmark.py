@@ -5,6 +5,7 @@ tools/benchmark.py inference
 tools/benchmark.py inference --dtype bfloat16 --weights output/frcnn_rsb_sample/model_final.pth
 tools/benchmark.py pretraining --loader-workers 2
 tools/benchmark.py startup --json startup.json
+tools/benchmark.py deployment --threads 2
 
 Both have the same weights and images, and run in turn, A B A B, after a warm-up; medians, the
 spread in brackets, and the ratios pair by pair are printed. First it is checked that both compute
@@ -27,7 +28,7 @@ from _program import make_parser, tells_mistakes
 from rsb_d2.benchmark import evaluation, inference, pretraining, startup, training
 from rsb_d2.benchmark.data_sets import starts
 from rsb_d2.benchmark.report import add_ratios, format_report
-from rsb_d2.benchmark.running import trainer
+from rsb_d2.benchmark.running import deployment, trainer
 from rsb_d2.benchmark.timing import machine
 
 SUB_COMMANDS = {
@@ -38,6 +39,7 @@ SUB_COMMANDS = {
     "startup": startup,
     "datasets": starts,
     "trainer": trainer,
+    "deployment": deployment,
 }
 
 

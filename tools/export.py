@@ -6,6 +6,8 @@ tools/export.py --run output/frcnn_rsb_sample --output model.onnx
 tools/export.py --config-file configs/mask_rcnn_rsb_1x.yaml --weights zoo://mask_rcnn_rsb_1x \\
         --output model.pt2 --images a.jpg b.jpg
     by torch.export, for torch and torchvision; model.ts: TorchScript, which torch gives up
+tools/export.py --run output/frcnn_rsb_sample --output model.xml --format openvino
+    OpenVINO's model.xml and model.bin; --image-size 640x853 makes these or ONNX for one size
 tools/export.py --run output/frcnn_rsb_sample --output package --format detectron2
     a folder for Detectron2 without this project, and for what is built on it; docs/ecosystem.md
 
@@ -21,12 +23,13 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from _program import make_parser, tells_mistakes
 
+from rsb_d2 import UserError
 from rsb_d2.export.export import Exported, check_output, export_detector
-from rsb_d2.export.images import comparison_images
+from rsb_d2.export.images import comparison_images, read_size
 from rsb_d2.export.plain import Package, check_folder, export_package
 from rsb_d2.predict.predictor import load_detector, load_predict_config
 
-FORMATS = ("detectron2",)
+FORMATS = ("detectron2", "openvino")
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,9 +38,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config-file", default="", help="a YAML file, or a name in the model zoo")
     parser.add_argument("--weights", default="", help="a file, zoo://NAME, ...")
     parser.add_argument(
-        "--output", required=True, help="NAME.onnx, NAME.pt2 or NAME.ts; with --format, a folder"
+        "--output",
+        required=True,
+        help="NAME.onnx, NAME.xml, NAME.pt2 or NAME.ts; with --format detectron2, a folder",
     )
-    parser.add_argument("--format", default="", choices=FORMATS, help="of a folder")
+    parser.add_argument("--format", default="", choices=FORMATS, help="openvino: NAME.xml, .bin")
+    parser.add_argument(
+        "--image-size", default="", metavar="HxW", help="the only one, of .onnx and .xml (any)"
+    )
     parser.add_argument(
         "--images", nargs="+", default=[], help="to compare on; default: the first of the test data"
     )
@@ -49,18 +57,25 @@ def parse_args() -> argparse.Namespace:
 @tells_mistakes
 def main() -> int:
     args = parse_args()
-    check = check_folder if args.format else check_output
-    check(args.output)
+    size = read_size(args.image_size)
+    is_package = args.format == "detectron2"
+    if is_package:
+        if size:
+            raise UserError("--image-size: Detectron2 resizes images; .onnx and .xml can fix it")
+        check_folder(args.output)
+    else:
+        if args.format == "openvino" and not args.output.endswith(".xml"):
+            raise UserError(f"--output: {args.output} must end in .xml with --format openvino")
+        check_output(args.output, size)
     cfg = load_predict_config(
         args.config_file, args.weights, args.run, args.opts, "cpu", args.threshold
     )
     images = comparison_images(cfg, args.images)
     model, classes = load_detector(cfg)
-    if args.format:
+    if is_package:
         print(_package_summary(export_package(cfg, model, classes, args.output, images)))
-        return 0
-    exported = export_detector(cfg, model, classes, args.output, images)
-    print(_summary(exported))
+    else:
+        print(_summary(export_detector(cfg, model, classes, args.output, images, size)))
     return 0
 
 
@@ -68,8 +83,9 @@ def _summary(exported: Exported) -> str:
     difference = exported.difference
     sizes = ", ".join(f"{width} x {height}" for height, width in exported.sizes)
     contract = "\n".join(f"  {key}: {value}" for key, value in exported.contract.items())
+    files = "\n".join(f"{file}: {os.path.getsize(file) / 1e6:.1f} MB" for file in exported.files)
     return (
-        f"{exported.path}: {os.path.getsize(exported.path) / 1e6:.1f} MB\n{contract}\n"
+        f"{files}\n{contract}\n"
         f"compared with the model on images of {sizes}: the same {difference.detections} "
         f"detections, boxes within {difference.box:.1g} pixels, scores within "
         f"{difference.score:.1g}"

@@ -1,9 +1,10 @@
-"""A trained detector as one file that runs without Detectron2: ONNX, torch.export, TorchScript."""
+"""A trained detector in files that run without Detectron2: ONNX, OpenVINO, torch.export, ..."""
 
 from .comparison import Detections, Difference, compare
 from .contract import input_contract
 from .dataflow import make_dataflow
 from .export import Exported, export_detector
+from .openvino_ir import run_openvino
 from .running import run_onnx, run_torch_export, run_torchscript
 from .traceable import make_traceable
 
@@ -17,6 +18,7 @@ __all__ = [
     "make_dataflow",
     "make_traceable",
     "run_onnx",
+    "run_openvino",
     "run_torch_export",
     "run_torchscript",
 ]

@@ -90,7 +90,7 @@ def compare(
         paired += pairs
     borders = [score_threshold]
     if max_detections is not None and max(len(expected), len(found)) >= max_detections:
-        borders += [d.scores.min() for d in (expected, found)]
+        borders += [d.scores.min() for d in (expected, found) if len(d)]
     for what, detections, indices in (("missing", expected, lonely), ("new", found, extra)):
         for i in indices:
             if min(abs(detections.scores[i] - b) for b in borders) > score_tolerance:

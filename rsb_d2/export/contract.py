@@ -1,7 +1,7 @@
 """What an exported file says of itself: its input, its outputs and its classes."""
 
 import json
-from typing import Dict
+from typing import Dict, Tuple
 
 import detectron2
 import torch
@@ -14,12 +14,15 @@ from ..errors import UserError
 MIN_SIDE = 32
 
 
-def input_contract(cfg: CfgNode, classes: ClassNames) -> Dict[str, str]:
+def input_contract(
+    cfg: CfgNode, classes: ClassNames, size: Tuple[int, int] | None = None
+) -> Dict[str, str]:
     """The metadata of an exported file.
 
     Args:
         cfg (CfgNode): of the model.
         classes (ClassNames): of the model.
+        size (tuple[int, int] or None): height and width, of a file that takes no others.
 
     Returns:
         dict[str, str]: as ``docs/deployment.md`` describes it.
@@ -34,9 +37,7 @@ def input_contract(cfg: CfgNode, classes: ClassNames) -> Dict[str, str]:
         "input_dtype": "uint8",
         "input_channels": cfg.INPUT.FORMAT,
         "input_normalization": "inside the model",
-        "input_min_side": str(MIN_SIDE),
-        "resize_short_side": str(cfg.INPUT.MIN_SIZE_TEST),
-        "resize_long_side_max": str(cfg.INPUT.MAX_SIZE_TEST),
+        **(_free_size(cfg) if size is None else _fixed_size(cfg, size)),
         "resize_filter": "bilinear, as of Pillow, before the model",
         "boxes": "x0, y0, x1, y1 in pixels of the input",
         "classes": "index into class_names",
@@ -50,6 +51,34 @@ def input_contract(cfg: CfgNode, classes: ClassNames) -> Dict[str, str]:
     if cfg.MODEL.MASK_ON and not _is_retinanet(cfg):
         contract["masks"] = "probabilities in the box, to be pasted; see docs/deployment.md"
     return contract
+
+
+def pad_color(cfg: CfgNode) -> Tuple[int, ...]:
+    """The color that normalising makes nearly 0, which is what Detectron2 pads with.
+
+    Args:
+        cfg (CfgNode): of the model.
+
+    Returns:
+        tuple[int, ...]: in 0 ... 255, channels as in ``INPUT.FORMAT``.
+    """
+    return tuple(min(max(round(mean), 0), 255) for mean in cfg.MODEL.PIXEL_MEAN)
+
+
+def _free_size(cfg: CfgNode) -> Dict[str, str]:
+    return {
+        "input_min_side": str(MIN_SIDE),
+        "resize_short_side": str(cfg.INPUT.MIN_SIZE_TEST),
+        "resize_long_side_max": str(cfg.INPUT.MAX_SIZE_TEST),
+    }
+
+
+def _fixed_size(cfg: CfgNode, size: Tuple[int, int]) -> Dict[str, str]:
+    return {
+        "input_height": str(size[0]),
+        "input_width": str(size[1]),
+        "pad_color": json.dumps(pad_color(cfg)),
+    }
 
 
 def score_threshold(cfg: CfgNode) -> float:

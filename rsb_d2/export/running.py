@@ -35,11 +35,12 @@ def on_cpu(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to("cpu")
 
 
-def run_onnx(path: str) -> Detector:
+def run_onnx(path: str, threads: int = 0) -> Detector:
     """Load an ONNX file into onnxruntime, on the CPU.
 
     Args:
         path (str): of an exported file.
+        threads (int): to compute with; as many as onnxruntime thinks best by default.
 
     Returns:
         callable: from a uint8 image (H, W, 3) to its :class:`Detections`.
@@ -47,6 +48,7 @@ def run_onnx(path: str) -> Detector:
     _, onnxruntime = import_onnx()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda image: Detections(*session.run(None, {"image": image}))
 

@@ -3,12 +3,14 @@
 from contextlib import contextmanager
 from functools import partial
 from typing import Dict, Iterator, List, Tuple
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from ..errors import UserError
@@ -48,7 +50,7 @@ class _Traceable(nn.Module):
 
     def forward(self, image: torch.Tensor) -> Tuple[torch.Tensor, ...]:
         batch = [{"image": image.permute(2, 0, 1).float()}]
-        with patch_builtin_len(), traceable_nms():
+        with patch_builtin_len(), traceable_nms(), traceable_padding():
             instances = self.detect(batch)
         # As Detectron2's postprocessing, which is left out as it resizes to another size, too.
         instances.pred_boxes.clip(instances.image_size)
@@ -75,6 +77,31 @@ class _TraceableRetinaNet(_Traceable):
         features = [features[name] for name in model.head_in_features]
         with _decoding_for_any_number(model):
             return model.forward_inference(images, features, model.head(features))[0]
+
+
+@contextmanager
+def traceable_padding() -> Iterator[None]:
+    """Have Detectron2's ``ImageList.from_tensors`` traced without a division of integers.
+
+    It rounds a side up by ``(side + 31) // 32 * 32``. OpenVINO multiplies by 1 / 32 and lets the
+    two products cancel out, so that what is padded is no multiple of 32.
+    """
+    stock = ImageList.from_tensors
+
+    def from_tensors(
+        tensors: List[torch.Tensor], size_divisibility: int = 0, pad_value: float = 0.0, **more
+    ) -> ImageList:
+        # Detectron2's main also has padding_constraints, which are empty but for a ViT's.
+        if size_divisibility < 2 or len(tensors) != 1 or any(more.values()):
+            return stock(tensors, size_divisibility, pad_value, **more)
+        size = torch.stack([torch.as_tensor(side) for side in tensors[0].shape[-2:]])
+        last = size_divisibility - 1
+        missing = last - (size + last) % size_divisibility
+        padded = F.pad(tensors[0], [0, missing[1], 0, missing[0]], value=pad_value)
+        return ImageList(padded[None], [size])
+
+    with mock.patch.object(ImageList, "from_tensors", staticmethod(from_tensors)):
+        yield
 
 
 @contextmanager

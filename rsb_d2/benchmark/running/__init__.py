@@ -1,1 +1,1 @@
-"""Measurements of whole runs: iterations as users get them, hooks and data included."""
+"""Measurements of whole runs: a training with its hooks and data, predictions, exported files."""
