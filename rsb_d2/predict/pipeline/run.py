@@ -78,13 +78,23 @@ def predict_files(
         UserError: for a folder that cannot be written to, and a run that cannot be gone on with.
     """
     folder = RunFolder(output_dir)
-    settings = {**images_setting(images), **(settings or {}), "--batch": options.batch_size}
-    settings["pictures"] = options.pictures
-    begin = processes.first_does(lambda: folder.begin(settings, len(images), options))
+    classes = predictor.classes
+    settings = {
+        **images_setting(images),
+        **(settings or {}),
+        "the classes": dict(zip(map(str, classes.ids), classes.names)),
+        "--batch": options.batch_size,
+        "pictures": options.pictures,
+    }
+    resume, pictures = options.resume, options.pictures
+    begin = processes.first_does(
+        lambda: folder.begin(settings, len(images), resume=resume, pictures=pictures)
+    )
     if isinstance(begin, dict):
         return Summary.of_json(begin)
-    processes.agree(lambda: _predict(predictor, images, folder, options, begin, processes))
-    finished = processes.first_does(lambda: folder.finish(settings, len(images), predictor.classes))
+    _predict(predictor, images, folder, options, begin, processes)
+    processes.any()  # waits for the others
+    finished = processes.first_does(lambda: folder.finish(settings, len(images), classes))
     return Summary.of_json(finished)
 
 
