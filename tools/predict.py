@@ -7,6 +7,8 @@ tools/predict.py --config-file configs/frcnn_rsb_1x.yaml --weights zoo://frcnn_r
 tools/predict.py --run output/mine 'photos/**/*.jpg' --threshold 0.3 --batch 8 --dtype bfloat16
 tools/predict.py --run output/mine clip.mp4 --every 5
     an annotated clip without sound, and detections by frame
+torchrun --nproc_per_node=8 tools/predict.py --run output/mine photos --no-pictures --resume
+    on eight GPUs; a run that was killed goes on where it was
 
 The exit status is 0, or 1 if an image or a frame could not be read (it is named and skipped), or 2
 for a mistake on the command line or in the files that it names.
@@ -21,19 +23,17 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from _program import make_parser, tells_mistakes
 
 from rsb_d2.errors import UserError
-from rsb_d2.predict.files import (
-    class_metadata,
-    distinct,
-    draw_detections,
-    find_images,
+from rsb_d2.predict.drawing import draw_detections
+from rsb_d2.predict.files import distinct, find_images
+from rsb_d2.predict.pipeline import (
+    Options,
+    Processes,
     format_table,
+    join_processes,
     predict_files,
+    settings_of,
 )
-from rsb_d2.predict.predictor import (
-    DTYPES,
-    Predictor,
-    load_predict_config,
-)
+from rsb_d2.predict.predictor import DTYPES, Predictor, load_predict_config
 from rsb_d2.predict.video import predict_video
 from rsb_d2.predict.video_reader import check_video, find_videos
 
@@ -47,6 +47,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", default="", help="folder; RUN/predictions or predictions")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (0.5)")
     parser.add_argument("--batch", type=int, default=1, help="images at a time (1)")
+    parser.add_argument(
+        "--workers", type=int, help="processes that read, and that write; 0: none (by the cores)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="results alone")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
     parser.add_argument("--every", type=int, default=1, help="of a video, every n-th frame (1)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--device", default="", help="cpu, cuda, cuda:1 (the config's)")
@@ -57,48 +62,68 @@ def parse_args() -> argparse.Namespace:
 @tells_mistakes
 def main() -> int:
     args = parse_args()
+    with join_processes() as processes:
+        try:
+            return _predict(args, processes)
+        except KeyboardInterrupt:
+            print("interrupted; the same command with --resume goes on", file=sys.stderr)
+            return 130
+
+
+def _predict(args: argparse.Namespace, processes: Processes) -> int:
     output = args.output or os.path.join(args.run, "predictions")
-    videos, images = find_videos(args.images, output)
-    _check(args, images, videos, output)  # before the model is loaded
+    # All mistakes are said before the model is loaded, and by one process.
+    options = processes.agree(lambda: _options(args))
+    videos, images = processes.first_does(lambda: _find(args, output))
+    predictor, settings = processes.agree(lambda: _load(args, processes))
+    skipped = False
+    if images:
+        summary = predict_files(predictor, images, output, options, settings, processes)
+        skipped = bool(summary.num_skipped)
+        if processes.rank == 0:
+            print(format_table(summary))
+            if options.pictures:
+                print(f"pictures: {os.path.join(output, 'pictures')}")
+            results = os.path.join(output, "results.json")
+            print(f"results:  {results}, COCO format; its ids are those of images.json")
+    mine = videos[processes.rank :: processes.size]
+    skipped |= _predict_videos(predictor, mine, output, args)
+    return int(processes.any(skipped))
+
+
+def _options(args: argparse.Namespace) -> Options:
+    if args.every < 1:
+        raise UserError(f"--every is {args.every}; it must be 1 or more")
+    return Options(args.batch, args.workers, not args.no_pictures, args.resume)
+
+
+def _find(args: argparse.Namespace, output: str) -> tuple:
+    """The videos and the images, each with the name of its output."""
+    videos, others = find_videos(args.images, output)
+    images = find_images(others, output) if others else []
+    for video in videos:
+        check_video(video)
+    return list(zip(videos, distinct(map(os.path.basename, videos)))), images
+
+
+def _load(args: argparse.Namespace, processes: Processes) -> tuple:
     cfg = load_predict_config(
         args.config_file, args.weights, args.run, args.opts, args.device, args.threshold
     )
-    predictor = Predictor.from_config(cfg, args.dtype)
-    skipped = _predict_images(predictor, images, output, args) if images else False
-    return 1 if _predict_videos(predictor, videos, output, args) or skipped else 0
-
-
-def _check(args: argparse.Namespace, images: list, videos: list, output: str) -> None:
-    if args.every < 1:
-        raise UserError(f"--every is {args.every}; it must be 1 or more")
-    if args.batch < 1:
-        raise UserError(f"--batch is {args.batch}; it must be 1 or more")
-    if images:
-        find_images(images, output)
-    for video in videos:
-        check_video(video)
-
-
-def _predict_images(
-    predictor: Predictor, images: list, output: str, args: argparse.Namespace
-) -> bool:
-    summary = predict_files(predictor, images, output, args.batch)
-    print(format_table(summary))
-    print(f"pictures: {os.path.join(output, 'pictures')}")
-    print(f"results:  {summary.results_file}, COCO format; its ids are those of images.json")
-    return bool(summary.skipped)
+    cfg.MODEL.DEVICE = processes.device(cfg.MODEL.DEVICE)
+    return Predictor.from_config(cfg, args.dtype), settings_of(cfg, args.dtype)
 
 
 def _predict_videos(
     predictor: Predictor, videos: list, output: str, args: argparse.Namespace
 ) -> bool:
-    metadata = class_metadata(predictor.classes.names)
+    names = predictor.classes.names
     skipped = False
-    for path, name in zip(videos, distinct(map(os.path.basename, videos))):
+    for path, name in videos:
         clip = os.path.join(output, "videos", f"{name}.mp4")
         summary = predict_video(
             predictor,
-            lambda image, found: draw_detections(image, found, metadata),
+            lambda image, found: draw_detections(image, found, names),
             path,
             clip,
             args.batch,

@@ -3,7 +3,7 @@
 import difflib
 import os
 from contextlib import nullcontext
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from .. import model_zoo
@@ -168,6 +168,34 @@ def _check_complete(cfg: CfgNode, checkpointer: Checkpointer) -> None:
         )
 
 
+class Preparation:
+    """Resizes images as for evaluation; small, for processes that have no model.
+
+    Args:
+        cfg (CfgNode): its ``INPUT`` keys are read.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.input_format = cfg.INPUT.FORMAT
+        self._resize = T.ResizeShortestEdge(
+            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
+        )
+
+    def __call__(self, image: np.ndarray) -> Dict[str, Any]:
+        """Arguments and result as of :meth:`Predictor.prepare`."""
+        height, width = image.shape[:2]
+        resized = self._resize.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
+
+    def size(self, height: int, width: int) -> Tuple[int, int]:
+        """Height and width in pixels that an image of this height and width is resized to."""
+        shortest, longest = self._resize.short_edge_length[0], self._resize.max_size
+        if not shortest:
+            return height, width
+        return T.ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
+
+
 class Predictor:
     """Runs a detector on images of any size, resized as for evaluation.
 
@@ -186,11 +214,9 @@ class Predictor:
         _check_dtype(dtype)
         self.model = model
         self.classes = classes
-        self.input_format = cfg.INPUT.FORMAT
+        self.preparation = Preparation(cfg)
+        self.input_format = self.preparation.input_format
         self._dtype = DTYPES[dtype]
-        self._resize = T.ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
-        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dtype: str = "float32") -> "Predictor":
@@ -216,10 +242,7 @@ class Predictor:
         Returns:
             dict: one image of the list that a detector of Detectron2 takes.
         """
-        height, width = image.shape[:2]
-        resized = self._resize.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+        return self.preparation(image)
 
     def __call__(self, batch: List[Dict[str, Any]]) -> List[Instances]:
         """Detect objects.
@@ -232,12 +255,17 @@ class Predictor:
             list[Instances]: of each image, on the CPU, in pixels of the image before it was
             resized: ``pred_boxes``, ``scores``, ``pred_classes``, with masks ``pred_masks``.
         """
-        autocast = nullcontext()
+        device, autocast = self.model.device, nullcontext()
+        if device.type == "cuda":
+            batch = [{**entry, "image": _to_gpu(entry["image"], device)} for entry in batch]
         if self._dtype != torch.float32:
-            autocast = torch.autocast(self.model.device.type, self._dtype)
+            autocast = torch.autocast(device.type, self._dtype)
         with torch.no_grad(), autocast:
             outputs = self.model(batch)
-        return [_to_float32(output["instances"].to("cpu")) for output in outputs]
+        instances = [_to_cpu(output["instances"]) for output in outputs]
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        return [_to_float32(found) for found in instances]
 
     def to_coco(self, instances: Instances, image_id: int) -> List[Dict[str, Any]]:
         """Detections as entries of a COCO results file.
@@ -250,15 +278,39 @@ class Predictor:
             list[dict]: ``image_id``, ``category_id`` as in the annotation file, ``bbox`` (x, y,
             width, height in pixels), ``score``, and with masks ``segmentation`` as RLE.
         """
-        results = instances_to_coco_json(instances, image_id)
-        for result in results:
-            result["category_id"] = self.classes.ids[result["category_id"]]
-        return results
+        return to_coco(instances, image_id, self.classes.ids)
+
+
+def to_coco(instances: Instances, image_id: int, class_ids: Sequence[int]) -> List[Dict[str, Any]]:
+    """As :meth:`Predictor.to_coco`, with the ids of the classes as in the annotation file."""
+    results = instances_to_coco_json(instances, image_id)
+    for result in results:
+        result["category_id"] = class_ids[result["category_id"]]
+    return results
 
 
 def _check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; write one of {', '.join(DTYPES)}")
+
+
+def _to_gpu(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy that is not waited for: what is queued on the device comes behind it."""
+    return image if image.is_cuda else image.pin_memory().to(device, non_blocking=True)
+
+
+def _to_cpu(instances: Instances) -> Instances:
+    """Copies that are not waited for; the caller waits once for those of all images."""
+    fields = instances.get_fields().items()
+    return Instances(instances.image_size, **{name: _field_to_cpu(v) for name, v in fields})
+
+
+def _field_to_cpu(value: Any) -> Any:
+    if isinstance(value, Boxes):
+        return Boxes(value.tensor.to("cpu", non_blocking=True))
+    if isinstance(value, torch.Tensor):
+        return value.to("cpu", non_blocking=True)
+    return value.to("cpu")
 
 
 def _to_float32(instances: Instances) -> Instances:

@@ -50,6 +50,19 @@ def is_for_several_gpus(command):
     assert config_of(command).DATASETS.TRAIN in [("coco_2017_train",), ("imagenet_train",)]
 
 
+def is_a_prediction_by_several(command):
+    from torch.distributed.run import get_args_parser
+
+    words = words_of(command)
+    args = get_args_parser().parse_args(words[words.index("torchrun") + 1 :])
+    assert args.training_script == "tools/predict.py"
+    before, sys.argv = sys.argv, [args.training_script, *args.training_script_args]
+    try:
+        runpy.run_path(str(ROOT / args.training_script), run_name="tool")["parse_args"]()
+    finally:
+        sys.argv = before
+
+
 def is_for_imagenet(command):
     cfg = config_of(command)
     assert cfg.DATASETS.TRAIN == ("imagenet_train",) and cfg.SOLVER.MAX_EPOCHS >= 100
@@ -112,6 +125,7 @@ NOT_RUN = {
     r"pip install ": changes_the_environment,
     r"python -m pytest ": runs_these_tests,
     r"#!/bin/bash\n#SBATCH": is_for_a_cluster,
+    r"torchrun .* tools/predict\.py ": is_a_prediction_by_several,
     r"torchrun ": is_for_several_gpus,
     r"python train_net\.py .*--num-gpus (?!1 )": is_for_several_gpus,
     r"python train_net\.py .*SOLVER\.MAX_ITER \d{5}": is_a_schedule_of_days,

@@ -154,6 +154,27 @@ def test_nothing_detected(folder, predict, device):
     assert (folder / "none" / "pictures" / "000001.jpg").is_file()
 
 
+def test_results_alone_and_a_run_to_go_on_with(folder, predict):
+    arguments = ("--run", "run", "sample/val", "--output", "again", "--no-pictures", "--resume")
+    status, out, _ = predict(*arguments, "--threshold", "0.3")
+    assert status == 0 and "pictures" not in out
+    files = {p.name: p.read_bytes() for p in (folder / "again").iterdir()}
+    assert files.keys() == {"results.json", "images.json", "run.json"}
+    # All of it is done: the same again, without the model being asked.
+    status, again, err = predict(*arguments, "--threshold", "0.3")
+    assert status == 0 and again == out and "the run in again is finished" in err
+    for changed, message in (
+        (("--threshold", "0.4"), "was begun with --threshold 0.3, not 0.4"),
+        (("--threshold", "0.3", "--batch", "2"), "was begun with --batch 1, not 2"),
+        (("--threshold", "0.3", "--weights", "mask_run/model_final.pth"), ""),
+        (("--threshold", "0.3", "--opts", "INPUT.MIN_SIZE_TEST", "64"), "MIN_SIZE_TEST 96, not 64"),
+    ):
+        status, out, err = predict(*arguments, *changed)
+        assert status == 2 and out == "" and message in err
+        assert len(err.strip().splitlines()) == 1
+    assert {p.name: p.read_bytes() for p in (folder / "again").iterdir()} == files
+
+
 def test_zoo_names_and_a_config_file(folder, predict, monkeypatch):
     # The config of zoo://NAME is known; that of any other file is to be named.
     cfg = make_seeded_config("faster")
@@ -176,6 +197,7 @@ def test_zoo_names_and_a_config_file(folder, predict, monkeypatch):
         (["--run", "run", "sample/annotations"], "sample/annotations has no images in it"),
         (["--run", "run", "sample/val", "--threshold", "50"], "--threshold is 50.0; a score is"),
         (["--run", "run", "sample/val", "--batch", "0"], "--batch is 0"),
+        (["--run", "run", "sample/val", "--workers", "-1"], "--workers is -1; it must be 0"),
         (["--run", "run", "sample/val", "--device", "gpu"], "--device is 'gpu'; write"),
         (["--run", "run", "sample/val", "--device", "cuda:99"], "torch finds no such GPU"),
         (["--run", "run", "sample/val", "--weights", "no.pth"], "there is no file no.pth"),

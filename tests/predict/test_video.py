@@ -255,7 +255,7 @@ def test_the_program_on_images_and_videos(tmp_path, monkeypatch, capsys):
     assert "clip.mp4: 2 frames, " in captured.out and "frame/s" in captured.err
     written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
     videos = {f"videos/clip.{ending}" for ending in ("mp4", "results.json", "frames.json")}
-    assert written == videos | {"pictures/a.jpg", "results.json", "images.json"}
+    assert written == videos | {"pictures/a.jpg", "results.json", "images.json", "run.json"}
     results = json.loads((tmp_path / "out" / "videos" / "clip.results.json").read_text())
     assert {r["frame"] for r in results} <= {0, 2} and all(r["score"] >= 0.9 for r in results)
     assert run("clip.mp4", "--every", "0") == 2

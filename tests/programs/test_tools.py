@@ -59,6 +59,9 @@ TOOLS = {
         Case("threshold 50", words(*RUN, "train", "--threshold", "50"), "between 0 and 1"),
         Case("threshold NaN", words(*RUN, "train", "--threshold", "nan"), "between 0 and 1"),
         Case("batch 0", words(*RUN, "train", "--batch", "0"), "--batch is 0; it must be 1"),
+        Case(
+            "workers -1", words(*RUN, "train", "--workers", "-1"), "--workers is -1; it must be 0"
+        ),
         Case("weights of zero bytes", bad_weights(Path.touch, *RUN, "train", *BAD), "is empty"),
         Case("weights of HTML", bad_weights(save_html, *RUN, "train", *BAD), "is a web page"),
         Case("weights cut short", bad_weights(save_cut, *RUN, "train", *BAD), "cut off or damaged"),
