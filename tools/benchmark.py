@@ -25,17 +25,10 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from _program import make_parser, tells_mistakes
 
-from rsb_d2.benchmark import (
-    evaluation,
-    inference,
-    prediction,
-    pretraining,
-    startup,
-    training,
-)
+from rsb_d2.benchmark import evaluation, inference, pretraining, startup, training
 from rsb_d2.benchmark.data_sets import starts
 from rsb_d2.benchmark.report import add_ratios, format_report
-from rsb_d2.benchmark.running import deployment, trainer
+from rsb_d2.benchmark.running import deployment, prediction, trainer
 from rsb_d2.benchmark.timing import machine
 
 SUB_COMMANDS = {
