@@ -64,7 +64,8 @@ class OpenMMLabRetinaNet(RetinaNet):
             image_size,
         )
         pred.pred_boxes.clip(image_size)
-        pred = pred[pred.pred_boxes.nonempty()]  # what lies outside the image altogether
+        # Without what lies outside the image altogether; by index, which waits for a GPU once.
+        pred = pred[pred.pred_boxes.nonempty().nonzero()[:, 0]]
         keep = batched_nms(
             pred.pred_boxes.tensor, pred.scores, pred.pred_classes, self.test_nms_thresh
         )

@@ -40,7 +40,7 @@ def run(folder, *command):
     result = subprocess.run(
         [sys.executable, "-W", "ignore", *map(str, command)],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=500,

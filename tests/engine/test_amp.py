@@ -49,3 +49,19 @@ def test_amp_takes_over_the_trainer_as_it_is(switch_folder, device):
     del state["_trainer"]["grad_scaler"]
     half.load_state_dict(state["_trainer"])
     assert half.grad_scaler.get_scale() == 8.0
+
+
+def test_float16_scales_its_gradients(switch_folder, device):
+    """The scale is in the checkpoint, and the step is taken with gradients without it."""
+    opts = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16", "MODEL.DEVICE", device]
+    trainer = SwitchedTrainer(make_config(switch_folder, *opts))
+    scaler = trainer._trainer.grad_scaler
+    assert scaler.is_enabled() and scaler.get_scale() == 65536.0
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.max_iter = 2
+    trainer.train()
+    state = trainer.state_dict()["_trainer"]["grad_scaler"]
+    assert state["scale"] == scaler.get_scale() <= 65536.0
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    moved = [n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])]
+    assert state["_growth_tracker"] == 0 or len(moved) > 20  # no step where one has overflowed

@@ -44,7 +44,10 @@ FIXED = [
     *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.05", "SOLVER.WARMUP_ITERS", "0"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64", "INPUT.MIN_SIZE_TEST", "64"),
     *("SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "0"),
+    *("MODEL.DEVICE", "cpu"),
 ]
+# Two processes want two GPUs, where there is one.
+ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
@@ -61,7 +64,7 @@ def run(
     return subprocess.run(
         [*launcher, str(program), *flags, *FIXED, *opts, "OUTPUT_DIR", str(folder / output)],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **ON_CPU, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -213,7 +216,7 @@ def test_a_signal_ends_two_processes_with_one_checkpoint(folder):
     process = subprocess.Popen(
         [*command, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "100000"],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **ON_CPU},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -30,7 +30,7 @@ def start(folder, output, *opts, launcher=()):
         return subprocess.Popen(
             [*program, *config, *opts, *LONG, "OUTPUT_DIR", str(output)],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -30,11 +30,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, *words):
+def run(folder, *words, **environment):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *map(str, words)],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=500,
@@ -66,7 +66,8 @@ def train(folder, output, *opts, launcher=()):
     words = options("datasets/rsb_sample_objects", *FIXED, "OUTPUT_DIR", output, *opts)
     program = ROOT / "tests" / "helpers" / "two_processes.py"
     config = ROOT / "configs" / "pretrain" / "resnet50_rsb_a2.yaml"
-    run(folder, *launcher, program, "--config-file", config, *words)
+    words = [*launcher, program, "--config-file", config, *words]
+    run(folder, *words, CUDA_VISIBLE_DEVICES="")  # two processes want two GPUs
     return folder / output
 
 

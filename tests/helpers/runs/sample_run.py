@@ -27,7 +27,7 @@ def run(folder, *arguments):
     return subprocess.run(
         [sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG, *arguments],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,
