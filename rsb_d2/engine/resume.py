@@ -3,6 +3,7 @@
 from typing import Any, Dict, List
 
 from detectron2.utils import comm
+from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +25,21 @@ def gather_process_states(model: nn.Module) -> List[Dict[str, Any]]:
     if normalizer is not None:
         state["loss_normalizer"] = float(normalizer)
     return comm.all_gather(state)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of the main one; all processes must call it.
+
+    Running statistics of batch norm are of what each process has seen, and only those of the main
+    one are in the checkpoint: an evaluation must be of these, in a run that was resumed or not.
+    """
+    if comm.get_world_size() == 1:
+        return
+    group = comm._get_global_gloo_group()
+    for buffer in model.buffers():
+        shared = buffer.detach().cpu()
+        dist.broadcast(shared, 0, group=group)
+        buffer.copy_(shared)
 
 
 def set_process_state(model: nn.Module, states: List[Dict[str, Any]]) -> None:

@@ -32,7 +32,7 @@ from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hook
 from .checkpoints import CheckpointWriter, EvaluationWriter, save_average
 from .exchange import LossNotFinite, use_exchange
 from .pictures import build_picture_writer
-from .resume import gather_process_states, set_process_state
+from .resume import gather_process_states, set_process_state, share_buffers
 from .signals import Interrupted, SignalWatch
 from .speed import prepare_for_training
 from .validation import ValidationLoss
@@ -205,6 +205,9 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: if the file cannot be written.
         """
+        share_buffers(self.model)
+        if self._average:
+            share_buffers(self._average.model)
         self._process_states = gather_process_states(self.model)
         config = {CONFIG_KEY: self.cfg.dump()}
         if self._average and name == "model_final":

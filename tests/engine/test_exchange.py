@@ -16,6 +16,7 @@ from rsb_d2 import UserError
 from rsb_d2.data.images import BadImageError
 from rsb_d2.engine.amp import AMPTrainer
 from rsb_d2.engine.exchange import use_exchange
+from rsb_d2.engine.resume import share_buffers
 from rsb_d2.engine.signals import SignalWatch
 from rsb_d2.solver.accumulation import AccumulatingTrainer
 from tests.helpers.data.loaders import make_loader
@@ -223,3 +224,14 @@ def test_a_single_loss_and_losses_of_several_types():
             loop._trainer.model = kind()
             written.append(loop.step(0))
         assert written[0] == written[1] and "total_loss" in written[0]
+
+
+def test_all_processes_evaluate_with_the_statistics_that_are_in_the_checkpoint(tmp_path):
+    def work(rank):
+        norm = nn.BatchNorm2d(2)
+        norm(torch.full((1, 2, 3, 3), rank + 1.0))
+        share_buffers(norm)
+        return norm.running_mean.tolist(), int(norm.num_batches_tracked)
+
+    of_0, of_1 = run_forked(work, tmp_path)
+    assert of_0 == of_1 == (pytest.approx([0.1, 0.1]), 1)
