@@ -27,12 +27,12 @@ from _program import make_parser, tells_mistakes
 from rsb_d2.benchmark import (
     evaluation,
     inference,
-    prediction,
     pretraining,
     startup,
     training,
 )
 from rsb_d2.benchmark.data_sets import starts
+from rsb_d2.benchmark.many_images import prediction
 from rsb_d2.benchmark.report import add_ratios, format_report
 from rsb_d2.benchmark.timing import machine
 

@@ -21,16 +21,16 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from ..data.class_names import ClassNames
-from ..errors import UserError
-from ..inference import optimize_for_inference
-from ..predict.files import find_images
-from ..predict.pipeline import Options, predict_files
-from ..predict.pipeline.batches import ImageBatches, load, pending_chunks
-from ..predict.predictor import Predictor
-from . import arguments
-from .stock import make_images, our_config, seed_weights
-from .timing import measure, summarise
+from ...data.class_names import ClassNames
+from ...errors import UserError
+from ...inference import optimize_for_inference
+from ...predict.files import find_images
+from ...predict.pipeline import Options, predict_files
+from ...predict.pipeline.batches import ImageBatches, load, pending_chunks
+from ...predict.predictor import Predictor
+from .. import arguments
+from ..stock import make_images, our_config, seed_weights
+from ..timing import measure, summarise
 
 _MODEL, _RESULTS, _PICTURES = "the model alone", "results", "results and pictures"
 

@@ -1,0 +1,1 @@
+"""Prediction of many images, end to end."""
