@@ -133,6 +133,7 @@ def test_a_failed_comparison_has_no_ratio(monkeypatch, both):
     assert "NOT THE SAME" in text and "stock / ours" not in text
 
 
+@pytest.mark.slow
 def test_lower_precision_is_compared_by_ap(monkeypatch, both):
     with pytest.raises(UserError, match="--weights a model that was trained on the sample data"):
         inference.run(parse(inference, "--dtype", "bfloat16"))
@@ -177,6 +178,7 @@ def test_weights_that_detect_nothing_are_refused(monkeypatch):
         inference.compare_ap(__file__, torch.bfloat16, False, CPU)
 
 
+@pytest.mark.slow
 def test_report_of_startup(monkeypatch):
     # Each is started once, not once more before to warm the system's cache.
     monkeypatch.setattr(startup, "_start", functools.cache(startup._start))

@@ -49,7 +49,13 @@ def test_step_and_loader():
     assert float(gflop) == pytest.approx(6 * 1.81 * (32 / 224) ** 2, rel=0.05)
 
 
-@pytest.mark.parametrize("options", [["--procedure", "a2"], ["--dtype", "bfloat16", "--nchw"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--procedure", "a2"],
+        pytest.param(["--dtype", "bfloat16", "--nchw"], marks=pytest.mark.slow),
+    ],
+)
 def test_switches_of_both(options):
     report, _ = call(*options)
     assert report["comparison"]["passed"] and len(report["rows"]) == 1

@@ -98,6 +98,7 @@ def test_detections_are_made_from_the_seed():
     assert truth != evaluation.make_detections(3, 10, 4, (60, 80), seed=1)[0]
 
 
+@pytest.mark.slow
 def test_training(monkeypatch):
     monkeypatch.setattr(training, "_FILES", 4)
     monkeypatch.setattr(training, "_LOADED_BATCHES", 2)

@@ -65,7 +65,8 @@ def test_all_detections_are_those_of_mmdetection(detector):
     assert np.abs(found.pred_boxes.tensor.numpy() - reference["boxes"]).max() < 1e-3
     if "masks" in reference:
         masks = np.unpackbits(reference["masks"], axis=-1).astype(bool)
-        assert (found.pred_masks.numpy() == masks).all()
+        # A pixel at the threshold to rounding falls on this side or that, as the processor sums.
+        assert (found.pred_masks.numpy() != masks).sum() <= 1e-3 * masks.sum()
 
 
 @pytest.mark.parametrize("detector", ["faster_rcnn"], indirect=True)
@@ -110,7 +111,11 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("detector", LOSSES, indirect=True)
+@pytest.mark.parametrize(
+    "detector",
+    [pytest.param(name, marks=[pytest.mark.slow] if "cascade" in name else []) for name in LOSSES],
+    indirect=True,
+)
 def test_losses_are_those_of_mmdetection(detector, monkeypatch):
     model = detector.model
     if detector.name == "cascade_mask_rcnn":

@@ -44,7 +44,13 @@ def check_curve(losses, expected, precision):
     np.testing.assert_allclose(means, expected_means, rtol=MEANS[precision])
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize(
+    "switch",
+    [
+        pytest.param(name, marks=[] if name == "all of them" else [pytest.mark.slow])
+        for name in SWITCHES
+    ],
+)
 def test_the_loss_curve_is_that_of_plain_float32(switch_folder, plain, switch, device):
     weights, expected = plain
     precision, opts = SWITCHES[switch]

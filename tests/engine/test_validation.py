@@ -123,6 +123,7 @@ def _losses_in_a_process(rank, num_processes, port, cfg, results):
     results[rank] = losses
 
 
+@pytest.mark.slow
 def test_several_processes_get_the_mean_over_all_images_and_stop_together(sample_data, tmp_path):
     cfg = make_config(sample_data, "OUTPUT_DIR", str(tmp_path))
     torch.manual_seed(0)

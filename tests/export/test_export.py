@@ -72,10 +72,7 @@ def test_torchscript_computes_what_the_model_does(exported, kind):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "faster",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("mask", "cascade", "retinanet")),
-    ],
+    [pytest.param(k, marks=pytest.mark.slow) for k in ("faster", "mask", "cascade", "retinanet")],
 )
 def test_torch_export_computes_what_the_model_does(exported, kind):
     model, result = exported(kind, "pt2")

@@ -28,6 +28,7 @@ print(json.dumps([count, failed]))
 """
 
 
+@pytest.mark.slow
 def test_every_module_imports_on_its_own():
     count, failed = json.loads(run_python("-c", IMPORT_ALL).splitlines()[-1])
     assert count > 130

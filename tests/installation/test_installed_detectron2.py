@@ -118,6 +118,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_work_together_without_a_gpu(tmp_path):
     # A file, so that the processes which it starts can import it.
     program = tmp_path / "launch_two.py"

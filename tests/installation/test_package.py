@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 import rsb_d2
 from tests.helpers.paths import ROOT
 
@@ -23,6 +25,7 @@ def test_without_detectron2_the_import_says_how_to_get_it():
     assert "tools/install_detectron2.py" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_public_names_and_registered_backbones():
     result = run_python(
         "import rsb_d2\n"

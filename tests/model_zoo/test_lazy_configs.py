@@ -243,9 +243,8 @@ def run_script(project, name, *overrides, eval_only=False):
 @pytest.mark.parametrize(
     "name",
     [
-        "faster_rcnn_rsb_1x",
-        pytest.param("mask_rcnn_rsb_1x", marks=pytest.mark.slow),
-        pytest.param("cascade_mask_rcnn_rsb_1x", marks=pytest.mark.slow),
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("faster_rcnn_rsb_1x", "mask_rcnn_rsb_1x", "cascade_mask_rcnn_rsb_1x")
     ],
 )
 def test_detectron2s_script_trains_and_evaluates(project, name):

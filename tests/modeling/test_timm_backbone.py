@@ -82,7 +82,13 @@ def test_rsb_architectures_are_all_here():
     assert sorted({name.split(".")[0] for name in names}) == RSB_ARCHITECTURES
 
 
-@pytest.mark.parametrize("name", RSB_ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "101" in name or "152" in name else [])
+        for name in RSB_ARCHITECTURES
+    ],
+)
 def test_features_are_timms_bit_for_bit(name, device):
     reference = timm_reference(name, device)
     backbone = TimmBackbone(name, ALL_FEATURES, freeze_at=2).eval().to(device)

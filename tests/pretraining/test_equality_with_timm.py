@@ -92,8 +92,14 @@ def train_timm(cfg, weights, random):
     [
         (),
         ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1"),
-        ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1", "MODEL.CLASSIFIER.TARGET_THRESH", "-1.0"),
-        ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1", "MODEL.CLASSIFIER.LOSS", "ce"),
+        pytest.param(
+            ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1", "MODEL.CLASSIFIER.TARGET_THRESH", "-1.0"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1", "MODEL.CLASSIFIER.LOSS", "ce"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["A2", "A2 and smoothing", "smoothed shares", "cross-entropy"],
 )

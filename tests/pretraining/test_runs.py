@@ -47,12 +47,11 @@ def run(folder, *words, **environment):
     "flags, opts",
     [
         ((), ()),
-        pytest.param(
-            ("--iterations", "18"), ("SOLVER.ACCUMULATE_STEPS", "2"), marks=pytest.mark.slow
-        ),
+        (("--iterations", "18"), ("SOLVER.ACCUMULATE_STEPS", "2")),
     ],
     ids=["plain", "in parts"],
 )
+@pytest.mark.slow
 def test_a_pretraining_that_is_killed_ends_as_one_that_never_stopped(folder, flags, opts, device):
     for output in ("whole", "killed"):
         shutil.rmtree(folder / output, ignore_errors=True)
@@ -109,6 +108,7 @@ def check_equal(output, whole):
     importlib.util.find_spec("detectron2.utils.absent") is None and not torch.cuda.is_available(),
     reason="Detectron2's main gives a model on the CPU the index of a GPU",
 )
+@pytest.mark.slow
 def test_two_processes_train_to_the_weights_of_one(folder, whole):
     """With what is mixed, as each image and its partner are in the same one of them."""
     output = train(folder, "two", launcher=TORCHRUN)

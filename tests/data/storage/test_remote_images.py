@@ -155,6 +155,7 @@ for i in range(300):
 """
 
 
+@pytest.mark.slow
 def test_processes_share_the_copies(tmp_path):
     runs = [
         subprocess.Popen(
