@@ -107,6 +107,8 @@ class InferenceConv2d(_InferenceLayer):
             y = after(y)
         if self.relu and self.has_more:
             y = F.relu(y)
+        if self.has_more:  # on a GPU torch's GroupNorm leaves another layout
+            y = y.contiguous(memory_format=torch.channels_last)
         return y.to(self.output_dtype)
 
     def add(

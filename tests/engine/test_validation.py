@@ -23,6 +23,7 @@ from rsb_d2.engine.validation import (
     loss_mode,
     validation_losses,
 )
+from tests.helpers.devices import reproducible
 from tests.helpers.runs.scripted_training import ScriptedTrainer, make_config
 
 
@@ -72,7 +73,7 @@ def test_validation_loss_is_the_loss_of_training_and_changes_nothing(sample_data
     assert ("val_loss_mask" in losses) == (kind == "mask")
     vars(model).update(numbers)
     again = validation_losses(model, loader)
-    assert again == losses if device == "cpu" else pytest.approx(losses, rel=1e-5)
+    assert again == (losses if device == "cpu" else pytest.approx(losses, rel=1e-5))
 
 
 def test_validation_images_are_resized_as_for_testing_and_not_flipped(sample_data):
@@ -150,7 +151,8 @@ def test_the_weights_are_the_same(tmp_path, norm, device):
         ScriptedTrainer.scores = [1.0, 2.0, 3.0]
         trainer = ScriptedTrainer(cfg)
         start = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-        trainer.train()
+        with reproducible(device):
+            trainer.train()
         weights[val_loss] = trainer.model.state_dict()
     losses = (tmp_path / "run_True" / "metrics.json").read_text()
     assert losses.count("val_total_loss") >= 1

@@ -128,7 +128,7 @@ class _OtherRPN(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_unknown_parts_stay_and_get_float32(dtype, device):
     model = make_detector("faster", device=device)
-    model.proposal_generator = _OtherRPN(model.proposal_generator)
+    model.proposal_generator = _OtherRPN(model.proposal_generator).to(device)
     fast = optimize_for_inference(model, dtype)
     images = make_images((64, 96))
     assert {p.dtype for p in fast.proposal_generator.parameters()} == {torch.float32}
