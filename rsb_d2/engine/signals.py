@@ -143,14 +143,32 @@ class SignalWatch:
                     reader.settimeout(self._grace)
 
 
+_held = threading.local()  # the signals that this thread had blocked before it forks
+
+
+def _hold_before_fork() -> None:
+    if _active is not None:
+        _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _let_through() -> None:
+    mask = vars(_held).pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _give_back_in_child() -> None:
-    """A forked process has signals of its own.
+    """A forked process has signals of its own, from its first moment on.
 
     The socket is its parent's, too: with it, a signal that ends a worker, such as of the pool that
-    reads Cityscapes, would pass for one that asks for the training's end.
+    reads Cityscapes, would pass for one that asks for the training's end. So signals that come
+    before this wait for it.
     """
     if _active is not None:
         _active._restore(-1)
+    _let_through()
 
 
-os.register_at_fork(after_in_child=_give_back_in_child)
+os.register_at_fork(
+    before=_hold_before_fork, after_in_parent=_let_through, after_in_child=_give_back_in_child
+)
