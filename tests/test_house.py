@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Dict, Iterator, NamedTuple, Set
@@ -187,3 +188,11 @@ def test_circles_are_found(tmp_path, files, circle):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert bool(circle_of(imports_of(tmp_path / "p"))) == circle
+
+
+def test_each_helper_of_the_tests_is_named_once():
+    folder = ROOT / "tests" / "helpers"
+    text = (folder / "__init__.py").read_text()
+    named = re.findall(r"^([a-z_0-9/]+)  +\S", text, re.M)
+    there = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.py")]
+    assert sorted(named) == sorted(name for name in there if not name.endswith("__init__"))
