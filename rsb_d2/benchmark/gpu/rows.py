@@ -47,6 +47,12 @@ def rows_of_parts(device: str, root: str) -> Dict[str, List[Row]]:
         "inference": _inference(device, weights),
         "training": _training(device),
         "pretraining": _pretraining(device),
+        "prediction": [
+            _benchmark(
+                *("prediction bfloat16", "prediction", 180, "--device", device),
+                *("--dtype", "bfloat16", "--images", "64", "--batch", "8", "--workers", "4"),
+            )
+        ],
         "evaluation": [
             _benchmark("evaluation", "evaluation", 240, "--images", "2000", "--runs", "3")
         ],
