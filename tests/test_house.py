@@ -21,7 +21,7 @@ MAY_BE_LONG = {"tools/install_detectron2.py"}  # runs where nothing else is: one
 # of the config are at the bottom; what loads and checks one looks at data and weights.
 FLOORS = (
     {"errors"},
-    {"config", "files", "memory", "visualization"},
+    {"config", "files", "memory", "transfer", "visualization"},
     {"modeling"},
     {"data", "solver", "checkpoint", "inference"},
     {"evaluation"},

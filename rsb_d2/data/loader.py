@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from ..modeling import is_classifier
 from ..modeling.mixing import mix_seeds
+from ..transfer import is_pinned_for
 from .bad_images import BadImages
 from .cache.annotation_cache import cache_folder
 from .cache.records import PackedRecords
@@ -49,6 +50,8 @@ class TrainLoader:
             its ``mix_seed``. As of :func:`rsb_d2.data.order.share_of_batch`.
         num_parts (int): equal parts that each process computes its share in, if it is mixed.
         num_workers (int): processes that load for this one; 0 loads in this one.
+        pin_memory (bool): load into memory that a GPU copies from by itself, for
+            :func:`rsb_d2.transfer.send_images`.
         max_bad_images (int): so many different files may be bad before the training stops.
         seed (int): of order and augmentation, the same in all processes.
 
@@ -73,6 +76,7 @@ class TrainLoader:
         mix_group: int = 0,
         num_parts: int = 1,
         num_workers: int = 0,
+        pin_memory: bool = False,
         max_bad_images: int = 100,
         seed: int,
     ):
@@ -88,6 +92,7 @@ class TrainLoader:
         self._mix_group = mix_group
         self._num_parts = num_parts
         self._num_workers = num_workers
+        self._pin_memory = pin_memory
         self._seed = seed
         self._num_batches = 0
         self.bad_images = BadImages(max_bad_images)
@@ -121,6 +126,7 @@ class TrainLoader:
             batch_size=None,  # one by one, so that the workers share the load of a batch
             collate_fn=_same,
             num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
             worker_init_fn=leave_signals_to_training,
             generator=torch.Generator(),  # the default one would take from the training's numbers
         )
@@ -334,6 +340,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = Non
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=is_pinned_for(cfg.MODEL.DEVICE),
         max_bad_images=cfg.DATALOADER.MAX_BAD_IMAGES,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
     )

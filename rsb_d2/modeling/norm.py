@@ -35,6 +35,7 @@ def _frozen_copy(norm: nn.Module) -> FrozenBatchNorm2d:
         frozen = FrozenBatchNormAct2d(norm)
     else:
         frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    frozen.to(norm.running_mean.device)
     if norm.affine:
         frozen.weight.copy_(norm.weight.detach())
         frozen.bias.copy_(norm.bias.detach())

@@ -21,6 +21,7 @@ from ..data.class_names import ClassNames, find_class_names
 from ..errors import UserError
 from ..inference import optimize_for_inference
 from ..modeling import is_classifier
+from ..transfer import send_images
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -256,8 +257,7 @@ class Predictor:
             resized: ``pred_boxes``, ``scores``, ``pred_classes``, with masks ``pred_masks``.
         """
         device, autocast = self.model.device, nullcontext()
-        if device.type == "cuda":
-            batch = [{**entry, "image": _to_gpu(entry["image"], device)} for entry in batch]
+        batch = send_images(batch, device)
         if self._dtype != torch.float32:
             autocast = torch.autocast(device.type, self._dtype)
         with torch.no_grad(), autocast:
@@ -292,11 +292,6 @@ def to_coco(instances: Instances, image_id: int, class_ids: Sequence[int]) -> Li
 def _check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; write one of {', '.join(DTYPES)}")
-
-
-def _to_gpu(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy that is not waited for: what is queued on the device comes behind it."""
-    return image if image.is_cuda else image.pin_memory().to(device, non_blocking=True)
 
 
 def _to_cpu(instances: Instances) -> Instances:

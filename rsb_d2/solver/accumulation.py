@@ -10,6 +10,7 @@ from detectron2.engine import DefaultTrainer, SimpleTrainer
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+from ..transfer import send_images
 from .batch_parts import PaddingToBatch, part_weights
 
 Losses = Dict[str, torch.Tensor]
@@ -74,6 +75,7 @@ class AccumulatingTrainer(SimpleTrainer):
         # Not by the parent's constructor, which would start a second pass over the data.
         vars(self).update(vars(trainer))
         self.num_parts = 1
+        self._device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         self.write_losses: Callable[[Losses, float], None] | None = None
 
     def accumulate(self, num_parts: int) -> None:
@@ -90,6 +92,7 @@ class AccumulatingTrainer(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        batch = send_images(batch, self._device)
 
         # Before the forward pass, so that the gradients of the last step take no memory in it.
         self.optimizer.zero_grad()

@@ -3,10 +3,10 @@
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd_optimizer
-from detectron2.solver.build import maybe_add_gradient_clipping
 from timm.optim import Lamb
 
 from ..errors import UserError
+from .clipping import add_gradient_clipping
 from .parameters import check_decay_filter, decay_filter, parameter_groups
 
 _NAMES = ("SGD", "AdamW", "LAMB")
@@ -31,30 +31,29 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         UserError: as :func:`check_optimizer`.
     """
     check_optimizer(cfg)
+    optimizer = _build_plain(cfg, model)
+    add_gradient_clipping(cfg, optimizer)
+    return optimizer
+
+
+def _build_plain(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """One that does not clip."""
     solver = cfg.SOLVER
     if solver.OPTIMIZER == "SGD" and decay_filter(cfg) == "detectron2":
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
         return build_sgd_optimizer(cfg, model)
     params = parameter_groups(cfg, model)
     common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if solver.OPTIMIZER == "SGD":
-        return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
-            params, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common
-        )
-    betas = tuple(solver.BETAS)
+        return torch.optim.SGD(params, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
+    common["betas"] = tuple(solver.BETAS)
     if solver.OPTIMIZER == "LAMB":
-        return maybe_add_gradient_clipping(cfg, Lamb)(
-            params,
-            betas=betas,
-            eps=solver.LAMB.EPS,
-            max_grad_norm=solver.LAMB.MAX_GRAD_NORM or None,
-            **common,
-        )
-    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-        params,
-        betas=betas,
-        fused=True,  # one pass over the parameters, on the CPU too; the same update
-        **common,
-    )
+        lamb = solver.LAMB
+        return Lamb(params, eps=lamb.EPS, max_grad_norm=lamb.MAX_GRAD_NORM or None, **common)
+    # Fused: one pass over the parameters, on the CPU too; the same update.
+    return torch.optim.AdamW(params, fused=True, **common)
 
 
 def check_optimizer(cfg: CfgNode) -> None:

@@ -32,9 +32,10 @@ def hub(tmp_path, monkeypatch, weights):
     add_to_cache(tmp_path / "hub", "resnet18.a1_in1k", weights)
 
 
-def c4_config(name="resnet18", mask_on=True, **timm_keys):
+def c4_config(name="resnet18", mask_on=True, device="cpu", **timm_keys):
     cfg = make_config(name, **timm_keys)
     cfg.merge_from_list(FEW)
+    cfg.MODEL.DEVICE = device
     cfg.MODEL.BACKBONE.NAME = "build_timm_c4_backbone"
     cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
     cfg.MODEL.ROI_HEADS.NAME = "TimmRes5ROIHeads"

@@ -250,6 +250,15 @@ def test_frozen_bn_copies_the_layers_it_replaces(device):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=near)
 
 
+def test_frozen_bn_stays_on_the_device_of_the_layer():
+    from rsb_d2.modeling.norm import apply_norm_policy
+
+    for name in ("resnet18", "efficientnet_b0"):  # without and with a fused activation
+        model = timm_reference(name, "meta")  # a device that every machine has beside the CPU
+        apply_norm_policy(model, "FrozenBN")
+        assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+
+
 def train_step(backbone):
     """One forward and backward pass in training mode; returns what changed in the norm layers."""
     before = {n: b.clone() for n, b in backbone.named_buffers()}

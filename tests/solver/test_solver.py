@@ -1,8 +1,11 @@
 """The optimizer's parameter groups, learning rate and clipping."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from rsb_d2 import TimmBackbone, UserError, add_rsb_config
@@ -77,17 +80,38 @@ def test_one_step_is_the_papers_formula():
     torch.testing.assert_close(layer.weight, before * (1 - 2e-4 * 0.05) - 2e-4 * sign)
 
 
-def test_gradient_clipping():
-    cfg = make_cfg()
+@pytest.mark.parametrize(
+    "name, decay_filter", [("AdamW", "auto"), ("SGD", "auto"), ("SGD", "timm")]
+)
+@pytest.mark.parametrize(
+    "clip",
+    [("norm", 0.5, 2.0), ("norm", 0.3, 1.0), ("norm", 0.1, float("inf")), ("value", 0.02, 0)],
+)
+def test_gradient_clipping_is_detectron2s(name, decay_filter, clip, device):
+    """Of each parameter by itself, also of those that are below the limit or have no gradient."""
+    cfg = make_cfg(OPTIMIZER=name, DECAY_FILTER=decay_filter)
+    limits = cfg.SOLVER.CLIP_GRADIENTS
+    limits.ENABLED, (limits.CLIP_TYPE, limits.CLIP_VALUE, limits.NORM_TYPE) = True, clip
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(9, 7), nn.Linear(7, 5), nn.Linear(5, 1)).to(device)]
+    models.append(copy.deepcopy(models[0]))
+    ours = build_optimizer(cfg, models[0])
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    theirs = build_optimizer(cfg, models[1])
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
-    layer = nn.Linear(3, 1, bias=False)
-    optimizer = build_optimizer(cfg, layer)
-    assert isinstance(optimizer, torch.optim.AdamW)
-    layer(torch.tensor([[10.0, 0.0, 0.0]])).sum().backward()
-    optimizer.step()
-    torch.testing.assert_close(layer.weight.grad.norm(), torch.tensor(0.5))
+    theirs = maybe_add_gradient_clipping(cfg, theirs)
+    assert type(ours).__name__ == type(theirs).__name__ == f"{name}WithGradientClip"
+    x = torch.randn(4, 9).to(device)
+    for model, optimizer in zip(models, (ours, theirs)):
+        # The last layer has no gradient; with "value" Detectron2's own clipping fails then.
+        model[: 2 + (clip[0] == "value")](x).square().sum().backward()
+        unclipped = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        optimizer.step()
+    for a, b in zip(*(model.parameters() for model in models)):
+        assert torch.equal(a, b)
+        assert (a.grad is b.grad is None) or torch.equal(a.grad, b.grad)
+    grads = [p.grad for p in models[0].parameters() if p.grad is not None]
+    assert any(not torch.equal(a, b) for a, b in zip(grads, unclipped))
 
 
 def test_sgd_is_detectron2s():

@@ -12,6 +12,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DataLoader, Sampler
 
 from ...errors import UserError
+from ...transfer import is_pinned_for
 from ..loader import TrainLoader, annotated_records
 from .timm_dataset import sources
 from .transforms import ClassificationMapper, build_transform
@@ -121,6 +122,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         mix_group=mix_group(cfg, batch_size),
         num_parts=cfg.SOLVER.ACCUMULATE_STEPS,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=is_pinned_for(cfg.MODEL.DEVICE),
         max_bad_images=cfg.DATALOADER.MAX_BAD_IMAGES,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
     )
