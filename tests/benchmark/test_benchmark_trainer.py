@@ -19,7 +19,15 @@ def make_args(*words):
 @pytest.mark.parametrize(
     "processes", [["1"], pytest.param(["1", "2"], marks=pytest.mark.slow, id="two")]
 )
-def test_report(processes):
+def test_report(processes, monkeypatch):
+    config = trainer._config
+
+    def small_config(*args):
+        cfg = config(*args)
+        cfg.merge_from_list(["MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32])
+        return cfg
+
+    monkeypatch.setattr(trainer, "_config", small_config)  # of what runs in this process
     report = trainer.run(make_args("--processes", *processes))
     assert report["comparison"]["passed"], report["comparison"]["text"]
     add_ratios(report)

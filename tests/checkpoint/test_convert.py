@@ -78,7 +78,13 @@ def check_same_features(name, weights, bottom_up):
 REQUIRED = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d"]
 
 
-@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("resnet101", "resnet152") else [])
+        for name in REQUIRED
+    ],
+)
 def test_timm_to_detectron2(tmp_path, name):
     weights = make_weights(name)
     conversion = convert(weights, "detectron2")
@@ -167,8 +173,15 @@ class TimmOfDetectron2:
         return dict(zip(("res2", "res3", "res4", "res5"), features))
 
 
-@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize(
+    "norm, ending",
+    [
+        ("BN", ".safetensors"),
+        ("FrozenBN", ".pth"),
+        pytest.param("BN", ".pth", marks=pytest.mark.slow),
+        pytest.param("FrozenBN", ".safetensors", marks=pytest.mark.slow),
+    ],
+)
 def test_trained_detector_to_timm(tmp_path, norm, ending):
     """A detector's backbone, some steps away from where it started, in timm's own model."""
     detector = make_detector(NORM=norm, NORM_EVAL=False)

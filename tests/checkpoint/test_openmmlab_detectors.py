@@ -21,10 +21,10 @@ from rsb_d2.checkpoint.formats.openmmlab_detectors import (
 from tests.helpers.weights.openmmlab import (
     CONFIGS,
     Detector,
+    blank,
     build,
     make_targets,
     save_as_openmmlab,
-    standin,
 )
 from tests.helpers.weights.standin_weights import make_image
 
@@ -34,7 +34,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("openmmlab")
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+# The cascade part by part is in tests/modeling/test_cascade_rcnn.py.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if "cascade" in name else [])
+        for name in CONFIGS
+    ],
+)
 def detector(request, folder):
     if request.param == "retinanet":
         return request.getfixturevalue("retinanet")
@@ -133,7 +140,7 @@ def test_losses_are_those_of_mmdetection(detector, monkeypatch):
 
 
 def test_other_detectors_of_openmmlab_are_refused(tmp_path):
-    weights = standin("faster_rcnn")
+    weights = blank("faster_rcnn")
     weights["neck.downsample_convs.0.conv.weight"] = torch.zeros(256, 256, 3, 3)  # PAFPN
     assert is_openmmlab_detector(weights)
     path = save_as_openmmlab(tmp_path / "pafpn.pth", weights)
@@ -143,7 +150,7 @@ def test_other_detectors_of_openmmlab_are_refused(tmp_path):
 
 
 def test_other_numbers_of_classes_are_converted():
-    weights = standin("retinanet")
+    weights = blank("retinanet")
     weights["bbox_head.retina_cls.weight"] = torch.randn(9 * 5, 256, 3, 3)
     weights["bbox_head.retina_cls.bias"] = torch.arange(9.0).repeat_interleave(5)
     converted = from_openmmlab(weights)
@@ -156,14 +163,14 @@ def test_other_numbers_of_classes_are_converted():
 def test_a_model_that_computes_something_else_is_told(folder):
     opts = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.P7_RELU", True]
     checkpointer = Checkpointer(build("retinanet", *opts))
-    path = save_as_openmmlab(folder / "retinanet.pth", standin("retinanet"))
+    path = save_as_openmmlab(folder / "retinanet.pth", blank("retinanet"))
     checkpointer.load(path)
     lines = ["MODEL.META_ARCHITECTURE OpenMMLabRetinaNet", "MODEL.RETINANET.P7_RELU False"]
     assert checkpointer.report.differs == lines
     assert all(line in str(checkpointer.report) for line in lines)
     weights = ["MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", [[10.0] * 4, [20.0] * 4, [30.0] * 4]]
     model = build("cascade_mask_rcnn", "MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *weights)
-    found = differences(model, from_openmmlab(standin("cascade_mask_rcnn")))
+    found = differences(model, from_openmmlab(blank("cascade_mask_rcnn")))
     assert [line.split()[0].split(".")[-1] for line in found] == ["NAME", "BBOX_REG_WEIGHTS"]
 
 

@@ -226,7 +226,7 @@ def run_annotation_files(folder, monkeypatch, max_examples):
 
 
 def test_annotation_files(folder, monkeypatch):
-    run_annotation_files(folder, monkeypatch, 250)
+    run_annotation_files(folder, monkeypatch, 80)
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_many_annotation_files(folder, monkeypatch):
     run_annotation_files(folder, monkeypatch, 3000)
 
 
-@settings(max_examples=100, **EXAMPLES)
+@settings(max_examples=50, **EXAMPLES)
 @seed(SEED)
 @given(st.one_of(VALUES.map(json.dumps).map(str.encode), st.binary(max_size=60)))
 def test_files_that_are_no_annotations(content):
@@ -315,7 +315,7 @@ def run_images(tmp_path, number):
 
 
 def test_damaged_images(tmp_path):
-    run_images(tmp_path, 600)
+    run_images(tmp_path, 300)
 
 
 @pytest.mark.slow

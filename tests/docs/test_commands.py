@@ -55,13 +55,25 @@ def find_steps():
 SLOW = (
     r"--output model\.(pt2|ts)|torch\.(export|jit)\.load|REFERENCE_WORLD_SIZE|trainer\.train\(\)"
     r"|MODEL_EMA|output/averaged/model|MAX_EPOCHS|mask_rcnn_rsb_1x\.yaml|my_coco/train"
+    r"|model\.xml|SOLVER\.ACCUMULATE_STEPS 2|output/many"
 )
+# The same of one page, where another page has a command of its kind that stays: the README a
+# training and an evaluation, docs/deployment.md an export, docs/pretraining.md one that ends soon.
+SLOW_OF_A_PAGE = {
+    "MODEL_ZOO.md": r"--eval-only",
+    "docs/own_data.md": (
+        r"frcnn_rsb_sample/model\.onnx|clip\.mp4|output/published"
+        r"|browse_data\.py --config-file"
+    ),
+    "docs/pretraining.md": r"resnet50_rsb_sample|MODEL\.WEIGHTS output/flowers/model_final\.pth",
+}
 
 STEPS = list(find_steps())
 
 
 def parameter(page, language, text):
-    slow = re.search(SLOW, text) and not (language == "sh" and reason(text))
+    slow = re.search(SLOW, text) or re.search(SLOW_OF_A_PAGE.get(page, "(?!)"), text)
+    slow = slow and not (language == "sh" and reason(text))
     name = f"{page}-{' '.join(text.split())}"
     return pytest.param(
         *(page, language, text), id=name[:120], marks=[pytest.mark.slow] if slow else []

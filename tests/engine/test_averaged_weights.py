@@ -132,7 +132,7 @@ def resumable(run, folder):
     return folder
 
 
-@pytest.mark.parametrize("kept_on", ["", "cpu"])
+@pytest.mark.parametrize("kept_on", ["", pytest.param("cpu", marks=pytest.mark.slow)])
 def test_a_run_that_is_resumed_ends_with_the_same(folder, run, tmp_path, device, kept_on):
     output = resumable(run, tmp_path / "resumed")
     opts = [*ON, "SOLVER.BEST_METRIC", "ema/bbox/AP50", "MODEL.DEVICE", device]

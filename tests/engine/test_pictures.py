@@ -11,9 +11,15 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from matplotlib.colors import same_color
+from matplotlib.figure import Figure
 
 from rsb_d2 import add_rsb_config
-from rsb_d2.engine.pictures import draw_curves, draw_detections, read_metrics
+from rsb_d2.engine.pictures import curves, draw_curves, draw_detections, read_metrics
+
+
+@pytest.fixture(autouse=True)
+def drawn_as_for_a_user(monkeypatch):
+    monkeypatch.setattr(curves, "Figure", Figure)
 
 
 def write_metrics(folder, lines):

@@ -14,42 +14,52 @@ from tests.helpers.paths import ROOT
 from tests.helpers.runs.resumable_run import load, make_config, run, train
 
 
-def check_kills(folder, *arguments):
+def check_kills(folder, *opts, flags=(), kills=10):
     for output in ("whole", "killed"):
         shutil.rmtree(folder / output, ignore_errors=True)
     program = ROOT / "tests" / "helpers" / "kill_and_resume.py"
-    result = run(folder, program, folder, *arguments)
+    result = run(folder, program, *flags, folder, *opts)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
-    assert report == {"kills": 10, "different": [], "leftovers": []}
+    assert report == {"kills": kills, "different": [], "leftovers": []}
 
 
-def test_a_run_that_is_killed_ends_as_one_that_never_stopped(run_folder, device):
-    check_kills(run_folder, "MODEL.DEVICE", device)
+@pytest.mark.parametrize(
+    "flags, iterations, kills",
+    [
+        (["--once", "--iterations", "6"], 6, 5),
+        pytest.param([], 12, 10, marks=pytest.mark.slow),
+    ],
+    ids=["each kind once", "all"],
+)
+def test_a_run_that_is_killed_ends_as_one_that_never_stopped(
+    run_folder, device, flags, iterations, kills
+):
+    check_kills(run_folder, "MODEL.DEVICE", device, flags=flags, kills=kills)
     # Weights, optimizer, random states, place in the data, best AP and evaluations were compared.
     checkpoint = torch.load(run_folder / "killed" / "model_final.pth", weights_only=True)
     has_states = bool(checkpoint["trainer"]["processes"][0]["random"]["cuda"])
     assert has_states == (torch.device(device).type == "cuda")
-    assert checkpoint["trainer"]["data"]["num_images"] == 24
+    assert checkpoint["trainer"]["data"]["num_images"] == 2 * iterations
     assert len(checkpoint["trainer"]["processes"]) == 1
     log = (run_folder / "killed.log").read_text()
-    assert "Evaluating after 4 iterations: it was interrupted." in log
+    assert f"Evaluating after {iterations // 3} iterations: it was interrupted." in log
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "opts",
+    "flags, opts",
     [
-        ("--iterations", "30"),
-        ("--workers", "4", "DATALOADER.ASPECT_RATIO_GROUPING", "False"),
-        ("SOLVER.OPTIMIZER", "SGD", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
-        ("MODEL.TIMM.NAME", "seresnet50"),
-        ("MODEL.MASK_ON", "True", "SEED", "5"),
+        (("--iterations", "30"), ()),
+        (("--workers", "4"), ("DATALOADER.ASPECT_RATIO_GROUPING", "False")),
+        ((), ("SOLVER.OPTIMIZER", "SGD", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")),
+        ((), ("MODEL.TIMM.NAME", "seresnet50")),
+        ((), ("MODEL.MASK_ON", "True", "SEED", "5")),
     ],
 )
-def test_other_runs_that_are_killed(tmp_path, opts):
+def test_other_runs_that_are_killed(tmp_path, flags, opts):
     make_sample_data(str(tmp_path / "datasets" / "rsb_sample"), num_train=12, num_val=3)
-    check_kills(tmp_path, *opts)
+    check_kills(tmp_path, *opts, flags=flags)
 
 
 def test_the_running_normalizer_of_retinanet_is_resumed(run_folder, tmp_path, device):

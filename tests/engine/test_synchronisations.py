@@ -129,7 +129,10 @@ def test_what_waits_is_seen_and_nothing_else():
         assert result.device == GPU and x.cpu().device.type == "cpu"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",  # the cascade has the mask head as well
+    [pytest.param(k, marks=[pytest.mark.slow] if k == "mask" else []) for k in KINDS],
+)
 def test_a_detector_waits_where_stock_does_and_an_optimized_one_less(kind):
     cfg, model = make(kind)
     stock = make_stock(cfg, model)

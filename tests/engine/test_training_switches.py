@@ -46,10 +46,7 @@ def check_curve(losses, expected, precision):
 
 @pytest.mark.parametrize(
     "switch",
-    [
-        pytest.param(name, marks=[] if name == "all of them" else [pytest.mark.slow])
-        for name in SWITCHES
-    ],
+    SWITCHES,
 )
 def test_the_loss_curve_is_that_of_plain_float32(switch_folder, plain, switch, device):
     weights, expected = plain

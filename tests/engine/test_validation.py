@@ -137,7 +137,7 @@ def test_several_processes_get_the_mean_over_all_images_and_stop_together(sample
         assert results[0] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("norm", ["BN", pytest.param("FrozenBN", marks=pytest.mark.slow)])
 def test_the_weights_are_the_same(tmp_path, norm, device):
     make_sample_data(str(tmp_path / "sample"), num_train=4, num_val=2)
     weights = {}

@@ -110,7 +110,7 @@ def test_an_image_without_detections(tmp_path, kind):
     assert len(run_model(model)(image)) == len(run_onnx(path)(image)) == 0
 
 
-@pytest.mark.parametrize("suffix", ["ts", "onnx"])
+@pytest.mark.parametrize("suffix", ["ts", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_model_is_exported_from_where_it_is(tmp_path, device, suffix):
     cfg = make_seeded_config("mask", *THRESHOLD, "MODEL.DEVICE", device)
     model = make_seeded_model(cfg)

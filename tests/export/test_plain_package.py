@@ -63,22 +63,37 @@ def others():
     return [noise, draw_picture(np.random.default_rng(9), 240)[0]]
 
 
+# Of frozen norms and the cascade, the parts that others have as well are slow tests.
+SLOW = ["frozen", "cascade"]
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
     """For each kind its config, its model, its package and what that finds without this project."""
-    folder = tmp_path_factory.mktemp("packages")
+    return make_packages(tmp_path_factory.mktemp("packages"), [k for k in KINDS if k not in SLOW])
+
+
+@pytest.fixture(scope="module")
+def slow_packages(tmp_path_factory):
+    return make_packages(tmp_path_factory.mktemp("packages"), SLOW)
+
+
+def make_packages(folder, kinds):
     made = {}
-    for kind in KINDS:
+    for kind in kinds:
         cfg, model = make(kind)
         path = str(folder / kind)
         made[kind] = cfg, model, export_package(cfg, model, NAMES, path, pictures(1))
     bgr = [np.ascontiguousarray(image[:, :, ::-1]) for image in others()]
-    found = detect_without_rsb_d2(folder, [folder / kind for kind in KINDS], bgr)
+    found = detect_without_rsb_d2(folder, [folder / kind for kind in kinds], bgr)
     return {kind: (*values, found[str(folder / kind)]) for kind, values in made.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_detectron2_alone_detects_the_same(packages, kind):
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in KINDS]
+)
+def test_detectron2_alone_detects_the_same(request, kind):
+    packages = request.getfixturevalue("slow_packages" if kind in SLOW else "packages")
     cfg, model, exported, found = packages[kind]
     assert exported.difference.detections >= 5
     predictor = Predictor(cfg, model, NAMES)

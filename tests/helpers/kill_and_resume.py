@@ -1,7 +1,7 @@
 """Trains without a stop, and again with kills and resumes; says whether both end with the same.
 
-    python tests/helpers/kill_and_resume.py [--pretraining] [--iterations 12] [--workers 2] FOLDER
-        [KEY VALUE ...]
+    python tests/helpers/kill_and_resume.py [--pretraining] [--iterations 12] [--workers 2] [--once]
+        FOLDER [KEY VALUE ...]
 
 FOLDER has the sample data in `datasets/rsb_sample`, as `tests/engine/test_resume.py` makes it, or
 for a pretraining its objects in `datasets/rsb_sample_objects`. Each training is a process of its
@@ -163,6 +163,7 @@ def main():
     parser.add_argument("--pretraining", action="store_true")
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--once", action="store_true", help="at each kind of point once")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     if args.pretraining:
@@ -187,6 +188,8 @@ def main():
         ("half a checkpoint", n - 1),
         ("evaluation", n),
     ]
+    if args.once:
+        kills = [kill for i, kill in enumerate(kills) if kill[0] not in dict(kills[:i])]
     if train("whole", opts):
         sys.exit("the training that was not to be killed was killed")
     for i, (point, at) in enumerate(kills):

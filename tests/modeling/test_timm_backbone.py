@@ -45,7 +45,7 @@ OTHER_ARCHITECTURES = [
     "mobilenetv3_small_050",
     "mvitv2_tiny",
     "regnety_002",
-    "resnetv2_50",
+    "resnetv2_18",
     "swin_tiny_patch4_window7_224",
     "tresnet_m",
 ]
@@ -175,7 +175,7 @@ def test_frozen_is_what_the_stage_is_computed_with(name, freeze_at):
 
 
 BY_MODULES = [
-    *("resnet18", "resnext50_32x4d", "seresnet50", "resnetv2_50", "convnext_atto", "regnety_002"),
+    *("resnet18", "resnext50_32x4d", "seresnet50", "resnetv2_18", "convnext_atto", "regnety_002"),
     "efficientnet_b0",
 ]
 
@@ -195,7 +195,8 @@ def test_modules_and_the_graph_say_the_same_parameters(name):
 def test_freezing_by_the_names_of_resnet50():
     prefixes = ["conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4."]
     for freeze_at, count in enumerate([0, 2, 3, 4, 5, 6]):
-        backbone = TimmBackbone("resnet50", freeze_at=freeze_at)
+        with torch.device("meta"):
+            backbone = TimmBackbone("resnet50", freeze_at=freeze_at)
         for n, p in backbone.body.named_parameters():
             assert p.requires_grad != n.startswith(tuple(prefixes[:count])), (freeze_at, n)
 
@@ -215,7 +216,7 @@ def test_freeze_at_beyond_the_deepest_feature_freezes_everything():
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN", "SyncBN"])
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnety_002", "resnetv2_50"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnety_002", "resnetv2_18"])
 def test_norm_policies_compute_the_same(name, norm, device):
     """efficientnet, regnety and resnetv2 have norm layers with a fused activation."""
     reference = timm_reference(name, device)

@@ -90,7 +90,7 @@ def train_timm(cfg, weights, random):
 @pytest.mark.parametrize(
     "opts",
     [
-        (),
+        pytest.param((), marks=pytest.mark.slow),
         ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1"),
         pytest.param(
             ("MODEL.CLASSIFIER.LABEL_SMOOTHING", "0.1", "MODEL.CLASSIFIER.TARGET_THRESH", "-1.0"),

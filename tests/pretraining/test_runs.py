@@ -116,5 +116,6 @@ def test_two_processes_train_to_the_weights_of_one(folder, whole):
     check_equal(output, whole)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_trains_to_the_weights_of_the_whole(folder, whole):
     check_equal(train(folder, "parts", "SOLVER.ACCUMULATE_STEPS", "2"), whole)

@@ -86,8 +86,14 @@ def make_trainers(model, batches, num_parts, lr=1e-3):
     return trainers
 
 
-@pytest.mark.parametrize("num_parts", [2, 4])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind, num_parts",
+    [
+        *((kind, 2) for kind in KINDS),
+        ("faster", 4),
+        *(pytest.param(k, 4, marks=pytest.mark.slow) for k in KINDS if k != "faster"),
+    ],
+)
 def test_the_gradients_of_a_detector(kind, num_parts, device):
     config, opts = KINDS[kind]
     cfg = make_seeded_config(config, *NO_STATISTICS, *opts, "MODEL.DEVICE", device)

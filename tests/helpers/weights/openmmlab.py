@@ -1,5 +1,8 @@
 """Stand-ins for the published detectors, with the layout of their files and what they computed."""
 
+import json
+from functools import cached_property
+
 import numpy as np
 import torch
 from detectron2.modeling import build_model
@@ -21,6 +24,12 @@ CONFIGS = {
 def standin(name):
     arrays = make_state_dict(DATA / f"{name}.json")
     return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+
+def blank(name):
+    """Zeros of the same names and shapes, where nothing is computed."""
+    shapes = json.loads((DATA / f"{name}.json").read_text())
+    return {key: torch.zeros(shape) for key, shape in shapes.items()}
 
 
 def save_as_openmmlab(path, weights):
@@ -46,12 +55,23 @@ class Detector:
         self.weights = {key: weight.to(device) for key, weight in self.weights.items()}
         self.report = checkpointer.report
         image = torch.from_numpy(make_image().transpose(2, 0, 1).copy())
-        inputs = [{"image": image, "height": 256, "width": 320}]
-        with torch.no_grad():
-            self.images = self.model.preprocess_image(inputs)
-            self.res = self.model.backbone.bottom_up(self.images.tensor)
-            self.features = self.model.backbone(self.images.tensor)
-            self.instances = self.model(inputs)[0]["instances"]
+        self.inputs = [{"image": image, "height": 256, "width": 320}]
+        self.images = self.model.preprocess_image(self.inputs)
+
+    @cached_property
+    @torch.no_grad()
+    def res(self):
+        return self.model.backbone.bottom_up(self.images.tensor)
+
+    @cached_property
+    @torch.no_grad()
+    def features(self):
+        return self.model.backbone(self.images.tensor)
+
+    @cached_property
+    @torch.no_grad()
+    def instances(self):
+        return self.model(self.inputs)[0]["instances"]
 
     def reference(self):
         return np.load(DATA / f"{self.name}.npz")
