@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from rsb_d2.data.sample.draw import draw_picture
@@ -15,6 +16,7 @@ from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
 PREDICTIONS = "output/frcnn_rsb_sample/predictions"
 
 
+@pytest.mark.slow
 def test_blocks_that_name_no_rsb_d2_need_none(tmp_path):
     blocks = [b.text for b in find_blocks(read("docs/ecosystem.md"), "python")]
     without = [text for text in blocks if "rsb_d2." not in text]

@@ -52,7 +52,10 @@ def test_a_run_that_is_killed_ends_as_one_that_never_stopped(
     [
         (("--iterations", "30"), ()),
         (("--workers", "4"), ("DATALOADER.ASPECT_RATIO_GROUPING", "False")),
-        ((), ("SOLVER.OPTIMIZER", "SGD", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")),
+        (
+            (),
+            ("SOLVER.OPTIMIZER", "SGD", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        ),
         ((), ("MODEL.TIMM.NAME", "seresnet50")),
         ((), ("MODEL.MASK_ON", "True", "SEED", "5")),
     ],

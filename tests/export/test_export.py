@@ -1,8 +1,6 @@
 """Exported files compute what the model does, and none is written that does not."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ from rsb_d2.export.images import comparison_images
 from rsb_d2.export.running import run_model
 from rsb_d2.predict.predictor import load_detector, load_predict_config
 from tests.helpers.models.exporting import NAMES, THRESHOLD, pictures, small
-from tests.helpers.paths import ROOT
+from tests.helpers.runs.programs import call_tool
 from tests.helpers.seeded_run import (
     make_seeded_config,
     make_seeded_model,
@@ -192,18 +190,11 @@ def test_images_to_compare_on(tmp_path):
 def test_the_program(tmp_path):
     make_seeded_run(tmp_path / "run", "faster")
     output = tmp_path / "model.onnx"
-    result = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "tools" / "export.py"), "--threshold", "0.3"),
-            *("--run", str(tmp_path / "run"), "--output", str(output)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "compared with the model on images of" in result.stdout
-    assert '["circle", "square", "triangle", "star", "cross", "crescent"]' in result.stdout
+    words = ["--threshold", "0.3", "--run", tmp_path / "run", "--output", output]
+    status, out, err = call_tool("export", tmp_path, *words)
+    assert status == 0, err
+    assert "compared with the model on images of" in out
+    assert '["circle", "square", "triangle", "star", "cross", "crescent"]' in out
     cfg = load_predict_config(run=str(tmp_path / "run"), threshold=0.3)
     model, classes = load_detector(cfg)
     assert classes == NAMES

@@ -155,6 +155,7 @@ for row in rsb_d2.model_zoo.list():
 """
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_works_in_an_empty_folder(tmp_path):
     source, site, empty = (tmp_path / name for name in ("source", "site", "empty"))
     for folder in ("rsb_d2", "configs"):

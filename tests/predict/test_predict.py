@@ -223,6 +223,7 @@ def test_a_folder_that_cannot_be_written(predict, folder, monkeypatch):
     assert status == 2 and "cannot write to the folder" in err
 
 
+@pytest.mark.slow
 def test_the_program_itself(folder):
     result = subprocess.run(
         [

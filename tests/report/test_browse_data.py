@@ -1,9 +1,6 @@
 """tools/browse_data.py: the anchors' coverage, what looks odd, the gallery and the sheet."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,10 +11,10 @@ from PIL import Image
 from rsb_d2.config.loading import load_config
 from rsb_d2.data.sample import make_sample_data
 from rsb_d2.report.data.anchors import best_anchor_ious, build_anchor_grid
-from tests.helpers.chromium import Chromium
+from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.paths import ROOT
 from tests.helpers.report_page import read_data
-from tests.helpers.runs.programs import load_tool
+from tests.helpers.runs.programs import call_tool
 
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")
 
@@ -30,37 +27,23 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def browse(folder, monkeypatch, capsys):
-    tool = load_tool("browse_data")
-
+def browse(folder):
     def run(*arguments):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["browse_data.py", *map(str, arguments)])
-        status = tool.main()
-        captured = capsys.readouterr()
-        errors = [li for li in captured.err.splitlines() if li.startswith("browse_data.py: ")]
-        return status, captured.out, errors
+        status, out, err = call_tool("browse_data", folder, *arguments)
+        return status, out, [li for li in err.splitlines() if li.startswith("browse_data.py: ")]
 
     return run
 
 
 @pytest.fixture(scope="module")
 def page(folder):
-    """The page and the sheet, made as from a shell from a config."""
+    """The page and the sheet, made from a config."""
     output = folder / "page.html"
-    command = [sys.executable, str(ROOT / "tools" / "browse_data.py"), "--config-file", CONFIG]
-    command += ["--output", str(output), "--opts", "DATASETS.SAMPLE_DATA", ""]
-    command += ["MODEL.TIMM.NAME", "resnet18"]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return output, read_data(output), done.stdout
+    words = ["--config-file", CONFIG, "--output", output, "--opts", "DATASETS.SAMPLE_DATA", ""]
+    with catalogs_kept("rsb_sample_train", "rsb_sample_val"):
+        status, out, err = call_tool("browse_data", folder, *words, "MODEL.TIMM.NAME", "resnet18")
+    assert status == 0, err
+    return output, read_data(output), out
 
 
 @pytest.mark.parametrize(
@@ -118,23 +101,22 @@ def test_page_and_sheet(page, folder):
         assert sheet.width > 1000 and sheet.height > 1000
 
 
-def test_in_a_browser(page):
+def test_in_a_browser(page, browser):
     path, data, _ = page
-    with Chromium() as browser:
-        browser.open(path)
-        assert browser.run("return document.documentElement.dataset.ready") == "true"
-        assert browser.text(".tile b") == str(data["stats"][-1]["objects"])
-        assert browser.count("#gallery figure") == 24
-        browser.click('tr[data-class="1"] td')
-        assert browser.text(".tile b") == str(data["stats"][1]["objects"])
-        with_class = [i for i in data["images"] if any(t["c"] == 1 for t in i["truth"])]
-        assert browser.count("#gallery figure") == min(24, len(with_class)) < 30
-        browser.click("#shapes button:first-child")
-        assert browser.count("#gallery path") == 0
-        assert browser.console() == []
+    browser.open(path)
+    assert browser.run("return document.documentElement.dataset.ready") == "true"
+    assert browser.text(".tile b") == str(data["stats"][-1]["objects"])
+    assert browser.count("#gallery figure") == 24
+    browser.click('tr[data-class="1"] td')
+    assert browser.text(".tile b") == str(data["stats"][1]["objects"])
+    with_class = [i for i in data["images"] if any(t["c"] == 1 for t in i["truth"])]
+    assert browser.count("#gallery figure") == min(24, len(with_class)) < 30
+    browser.click("#shapes button:first-child")
+    assert browser.count("#gallery path") == 0
+    assert browser.console() == []
 
 
-def test_what_looks_odd_is_named(browse, folder):
+def test_what_looks_odd_is_named(browse, folder, browser):
     sample = folder / "datasets" / "rsb_sample"
     content = json.loads((sample / "annotations" / "val.json").read_text())
     annotations = [a for a in content["annotations"] if a["image_id"] != 3]
@@ -163,12 +145,11 @@ def test_what_looks_odd_is_named(browse, folder):
         assert words in out
     data = read_data(folder / "odd.html")
     assert data["images"][0]["odd"] and data["config"] is None
-    with Chromium() as browser:
-        browser.open(folder / "odd.html")
-        assert browser.run("return document.documentElement.dataset.ready") == "true"
-        browser.click("#odd button:nth-child(2)")
-        assert browser.count("#gallery figure") == 1
-        assert browser.console() == []
+    browser.open(folder / "odd.html")
+    assert browser.run("return document.documentElement.dataset.ready") == "true"
+    browser.click("#odd button:nth-child(2)")
+    assert browser.count("#gallery figure") == 1
+    assert browser.console() == []
 
 
 def test_what_training_would_stop_at_is_named(browse):

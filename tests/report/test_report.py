@@ -4,8 +4,6 @@ import contextlib
 import io
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from pycocotools.coco import COCO
@@ -13,11 +11,11 @@ from pycocotools.cocoeval import COCOeval
 
 from rsb_d2.data.sample import make_sample_data
 from rsb_d2.report.results.average_precision import FIGURES
-from tests.helpers.chromium import Chromium
+from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.detections import make_detections
 from tests.helpers.paths import ROOT
 from tests.helpers.report_page import read_data
-from tests.helpers.runs.programs import load_tool
+from tests.helpers.runs.programs import call_tool
 
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")
 
@@ -42,40 +40,27 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def report(folder, monkeypatch, capsys):
+def report(folder):
     """Run the tool on the sample data; returns exit status, stdout and stderr."""
-    tool = load_tool("report")
 
     def run(*arguments, annotations="val.json", images="val"):
         sample = "datasets/rsb_sample"
         dataset = ["--annotations", f"{sample}/annotations/{annotations}"]
         dataset += ["--images", f"{sample}/{images}"]
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["report.py", *dataset, *map(str, arguments)])
-        status = tool.main()
-        captured = capsys.readouterr()
-        errors = [line for line in captured.err.splitlines() if line.startswith("report.py: ")]
-        return status, captured.out, errors
+        status, out, err = call_tool("report", folder, *dataset, *arguments)
+        return status, out, [line for line in err.splitlines() if line.startswith("report.py: ")]
 
     return run
 
 
 @pytest.fixture(scope="module")
 def page(folder):
-    """The page on boxes and masks, made as from a shell: its path and its data."""
+    """The page on boxes and masks: its path and its data."""
     output = folder / "new" / "page.html"
-    command = [sys.executable, str(ROOT / "tools" / "report.py"), "--output", str(output)]
-    command += ["--config-file", CONFIG, "--results", "masks.json"]
-    command += ["--opts", "DATASETS.SAMPLE_DATA", ""]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["--output", output, "--config-file", CONFIG, "--results", "masks.json"]
+    with catalogs_kept("rsb_sample_train", "rsb_sample_val"):
+        status, _, err = call_tool("report", folder, *words, "--opts", "DATASETS.SAMPLE_DATA", "")
+    assert status == 0, err
     assert os.listdir(output.parent) == ["page.html"]
     return output, read_data(output)
 
@@ -140,47 +125,46 @@ def test_page_refers_to_nothing_outside(page):
     assert path.stat().st_size < 20e6
 
 
-def test_in_a_browser(page):
+def test_in_a_browser(page, browser):
     path, data = page
     boxes, masks = data["tasks"]["bbox"], data["tasks"]["segm"]
-    with Chromium() as browser:
-        browser.open(path)
-        assert browser.run("return document.documentElement.dataset.ready") == "true"
-        assert browser.console() == []
-        assert browser.values(".tile") == boxes["figures"]
-        for k in range(len(data["classes"])):
-            row = browser.values(f'tr[data-class="{k}"] td')[1:]
-            expected = [*boxes["classFigures"][k], boxes["objects"][k], boxes["detections"][k]]
-            assert row == expected
-            assert browser.text(".tile b") == f"{100 * boxes['figures'][0]:.2f}"
-        assert browser.count("#curves .scatterlayer .trace") == 11
-        assert browser.count("#gallery figure") > 3
-        assert browser.count("svg image") > 3
+    browser.open(path)
+    assert browser.run("return document.documentElement.dataset.ready") == "true"
+    assert browser.console() == []
+    assert browser.values(".tile") == boxes["figures"]
+    for k in range(len(data["classes"])):
+        row = browser.values(f'tr[data-class="{k}"] td')[1:]
+        expected = [*boxes["classFigures"][k], boxes["objects"][k], boxes["detections"][k]]
+        assert row == expected
+        assert browser.text(".tile b") == f"{100 * boxes['figures'][0]:.2f}"
+    assert browser.count("#curves .scatterlayer .trace") == 11
+    assert browser.count("#gallery figure") > 3
+    assert browser.count("svg image") > 3
 
-        browser.click('tr[data-class="1"] td')  # all that follows is about this class
-        assert browser.values(".tile") == boxes["classFigures"][1]
-        assert browser.run("return document.getElementById('class').value") == "1"
-        assert browser.count("#curves .scatterlayer .trace") == 4
-        shown = browser.run("return state.cls === 1 && data.images.map(judge).filter(j => j.total)")
-        assert 0 < len(shown) < len(data["images"])
+    browser.click('tr[data-class="1"] td')  # all that follows is about this class
+    assert browser.values(".tile") == boxes["classFigures"][1]
+    assert browser.run("return document.getElementById('class').value") == "1"
+    assert browser.count("#curves .scatterlayer .trace") == 4
+    shown = browser.run("return state.cls === 1 && data.images.map(judge).filter(j => j.total)")
+    assert 0 < len(shown) < len(data["images"])
 
-        browser.click("#tasks button:last-child")
-        assert browser.values(".tile") == masks["classFigures"][1]
-        browser.click("#reset")
-        assert browser.values(".tile") == masks["figures"]
+    browser.click("#tasks button:last-child")
+    assert browser.values(".tile") == masks["classFigures"][1]
+    browser.click("#reset")
+    assert browser.values(".tile") == masks["figures"]
 
-        # The longest bar, through Plotly's own events: the images with that error.
-        gains = masks["deltaAp"]
-        longest = data["errors"][gains.index(max(gains))]
-        all_images = browser.count("#gallery figure")
-        bar = f"#errors .point:nth-child({gains.index(max(gains)) + 1}) path"
-        browser.click(bar)
-        assert browser.run("return state.error") == longest
-        assert browser.count("#gallery figure") <= all_images
-        browser.click("#error-chip")
-        assert browser.run("return state.error") is None
-        browser.run("update({ cls: 0, error: 'Loc', order: 'best', log: true, score: 0.3 })")
-        assert browser.console() == []
+    # The longest bar, through Plotly's own events: the images with that error.
+    gains = masks["deltaAp"]
+    longest = data["errors"][gains.index(max(gains))]
+    all_images = browser.count("#gallery figure")
+    bar = f"#errors .point:nth-child({gains.index(max(gains)) + 1}) path"
+    browser.click(bar)
+    assert browser.run("return state.error") == longest
+    assert browser.count("#gallery figure") <= all_images
+    browser.click("#error-chip")
+    assert browser.run("return state.error") is None
+    browser.run("update({ cls: 0, error: 'Loc', order: 'best', log: true, score: 0.3 })")
+    assert browser.console() == []
 
 
 def test_box_only_results(report, folder):
@@ -207,16 +191,15 @@ def test_masks_in_the_results_alone(report, folder):
     assert any("annotations have no mask" in note for note in data["notes"])
 
 
-def test_no_detection_at_all(report, folder):
+def test_no_detection_at_all(report, folder, browser):
     status, _, errors = report("--results", "none.json", "--output", "none.html")
     assert status == 1 and errors == ["report.py: warning: none.json holds no detection at all"]
     data = read_data(folder / "none.html")
     task = data["tasks"]["bbox"]
     assert task["figures"][0] == 0 and task["deltaAp"] == [0, 0, 0, 0, 0, 1]
-    with Chromium() as browser:
-        browser.open(folder / "none.html")
-        assert browser.run("return document.documentElement.dataset.ready") == "true"
-        assert browser.console() == []
+    browser.open(folder / "none.html")
+    assert browser.run("return document.documentElement.dataset.ready") == "true"
+    assert browser.console() == []
 
 
 def change(folder, name, **values):

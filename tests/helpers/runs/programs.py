@@ -1,10 +1,12 @@
 """train_net.py and the tools as functions of this process, and the form of what they say."""
 
 import importlib.util
+import io
 import os
 import re
+import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 from detectron2.engine import default_argument_parser
@@ -23,6 +25,21 @@ def load_program(path):
 
 def load_tool(name):
     return load_program(ROOT / "tools" / f"{name}.py")
+
+
+def call_tool(name, folder, *arguments):
+    """What a tool does with these words in a folder, in this process: status, stdout, stderr."""
+    tool, before = load_tool(name), (os.getcwd(), sys.argv)
+    out, err = io.StringIO(), io.StringIO()
+    os.chdir(folder)
+    sys.argv = [f"{name}.py", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            status = tool.main()
+    finally:
+        os.chdir(before[0])
+        sys.argv = before[1]
+    return status, out.getvalue(), err.getvalue()
 
 
 def call_train_net(folder, *words):

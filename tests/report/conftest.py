@@ -1,0 +1,18 @@
+"""One browser for all pages of the folder."""
+
+import pytest
+
+from tests.helpers.chromium import Chromium
+
+
+@pytest.fixture(scope="session")
+def shared_browser():
+    with Chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(shared_browser):
+    """A tab in which a test opens its page, with nothing in the console yet."""
+    shared_browser.console()
+    return shared_browser
