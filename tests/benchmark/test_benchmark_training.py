@@ -111,6 +111,7 @@ def test_training(monkeypatch):
     assert "convolution" in report["profiles"]["ours"]
 
 
+@pytest.mark.slow
 def test_lower_precision_is_compared_by_the_sum_of_the_losses():
     parser = argparse.ArgumentParser()
     training.add_arguments(parser)

@@ -32,7 +32,9 @@ class Record:
         return replay, outputs
 
 
-@pytest.mark.parametrize("kind", ["faster", "mask", "retinanet"])
+@pytest.mark.parametrize(
+    "kind", ["faster", pytest.param("mask", marks=pytest.mark.slow), "retinanet"]
+)
 def test_a_detector_that_is_replayed(kind):
     model = make_detector(kind)
     fast, record = optimize_for_inference(model), Record()

@@ -30,12 +30,11 @@ REFUSED = {
     "Misc/scratch_mask_rcnn_R_50_FPN_9x_gn.yaml": GROUP_NORM,
 }
 BUILT = [name for name in NAMES if name not in REFUSED]
-# One of each kind; all of them are slow tests. Masks on C4 are trained in test_zoo_training.py, and
-# DC5 is in tests/modeling/test_c4_and_dc5.py.
+# One of each kind; all of them are slow tests. Masks on C4 are trained in test_zoo_training.py,
+# keypoints in tests/programs/test_datasets.py, and DC5 is in tests/modeling/test_c4_and_dc5.py.
 QUICK = [
     "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
     "COCO-Detection/rpn_R_50_C4_1x.yaml",
-    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
     "Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml",
 ]
 

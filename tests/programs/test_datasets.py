@@ -97,6 +97,7 @@ def test_coco_boxes_with_test_time_augmentation(root):
     assert os.path.exists("output/inference_TTA/coco_instances_results.json")
 
 
+@pytest.mark.slow
 def test_coco_masks_with_large_scale_jitter(root):
     layouts.make_coco(root)
     jitter = ("INPUT.LSJ.ENABLED", "True", "INPUT.LSJ.SIZE", "96")
@@ -156,6 +157,7 @@ def test_cityscapes_instances(root):
     check(*sets, *opts, figures={"segm": "AP AP50"}, best="segm/AP")
 
 
+@pytest.mark.slow
 @needs_cityscapes
 def test_cityscapes_semantic(root):
     layouts.make_cityscapes(root)
