@@ -11,6 +11,7 @@ from rsb_d2 import Checkpointer, Trainer, UserError, optimize_for_inference
 from rsb_d2.config.setup import setup
 from rsb_d2.engine import launch
 from rsb_d2.evaluation import check_evaluators
+from rsb_d2.memory import reuse_freed_memory
 from rsb_d2.modeling import is_classifier
 from rsb_d2.solver.ema import evaluate_with_average, load_average
 
@@ -19,6 +20,8 @@ def main(args):
     try:
         cfg = setup(args)
         check_evaluators(cfg)
+        if cfg.MODEL.DEVICE == "cpu":
+            reuse_freed_memory()
         if args.eval_only:
             model = Trainer.build_model(cfg)
             checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)

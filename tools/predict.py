@@ -23,6 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from _program import make_parser, tells_mistakes
 
 from rsb_d2.errors import UserError
+from rsb_d2.memory import reuse_freed_memory
 from rsb_d2.predict.drawing import draw_detections
 from rsb_d2.predict.files import distinct, find_images
 from rsb_d2.predict.pipeline import (
@@ -111,6 +112,8 @@ def _load(args: argparse.Namespace, processes: Processes) -> tuple:
         args.config_file, args.weights, args.run, args.opts, args.device, args.threshold
     )
     cfg.MODEL.DEVICE = processes.device(cfg.MODEL.DEVICE)
+    if cfg.MODEL.DEVICE == "cpu":
+        reuse_freed_memory()
     return Predictor.from_config(cfg, args.dtype), settings_of(cfg, args.dtype)
 
 

@@ -24,6 +24,7 @@ from ...export.contract import input_contract, score_threshold
 from ...export.formats import ONNX, OPENVINO, format_of
 from ...export.running import Detector, run_model
 from ...inference import optimize_for_inference
+from ...memory import reuse_freed_memory
 from .. import arguments
 from ..inference import BOX_TOLERANCE, SCORE_TOLERANCE
 from ..stock import make_images, our_config, seed_weights
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``tools/benchmark.py deployment``."""
     parser.add_argument("--image-size", default="640x853", metavar="HxW", help="pixels (640x853)")
     parser.add_argument("--threads", type=int, help="of each (as many as torch takes)")
+    parser.add_argument(
+        "--reuse-memory", action="store_true", help="with rsb_d2.memory.reuse_freed_memory()"
+    )
     parser.add_argument("--fixed", action="store_true", help="files for images of that size alone")
 
 
@@ -58,6 +62,8 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
     for ending in _RUNTIMES.values():
         format_of(ending)  # is installed
     torch.set_num_threads(args.threads)
+    if args.reuse_memory and not reuse_freed_memory():
+        raise UserError("--reuse-memory: the C library is not glibc, whose memory it is about")
     (record,) = make_images(size, 1)
     image = record["image"].permute(1, 2, 0).contiguous().numpy()
     cfg = our_config()
@@ -77,6 +83,7 @@ def run(args: argparse.Namespace) -> Dict[str, Any]:
             "image size": args.image_size,
             "files": "for that size alone" if args.fixed else "for any size",
             "threads": args.threads,
+            "freed memory": "reused" if args.reuse_memory else "as the C library does",
             **{name.lower(): version(name.lower()) for name in _RUNTIMES},
             "runs": args.runs,
         },
