@@ -3,6 +3,7 @@
 All of them together run in two processes, a file at a time; some of them in this one process.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ from PIL import Image
 
 from rsb_d2.data.sample import make_sample_data
 from rsb_d2.engine.pictures import curves
+from rsb_d2.memory import reuse_freed_memory
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.damaged_files import jpeg
 from tests.helpers.data import bad_input
@@ -32,6 +34,14 @@ from tests.helpers.paths import ROOT
 from tests.helpers.runs.programs import load_program, load_tool
 from tests.helpers.runs.resumable_run import make_config, train
 from tests.helpers.seeded_run import make_seeded_run
+
+reuse_freed_memory()  # as the programs do on the CPU
+
+
+def pytest_collection_finish():
+    # What the imports have made stays: the garbage collector need not look through it each time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config):

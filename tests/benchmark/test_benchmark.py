@@ -88,6 +88,7 @@ def test_the_load_is_that_of_a_real_image(both):
     assert [len(d) for d in parts.detections] == [100]
 
 
+@pytest.mark.slow
 def test_report_of_inference(monkeypatch, both):
     monkeypatch.setattr(inference, "build_both", lambda device: both)
     # Of ours in truth, in a process of its own; that of stock is measured in the same way.

@@ -76,6 +76,12 @@ def test_options_that_mean_nothing(words, says):
         deployment.run(parse(*words))
 
 
+def test_memory_is_reused_with_glibc_alone(monkeypatch):
+    monkeypatch.setattr(deployment, "reuse_freed_memory", lambda: False)
+    with pytest.raises(UserError, match="--reuse-memory: the C library is not glibc"):
+        deployment.run(parse("--reuse-memory"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fixed", [(), ("--fixed",)])
 def test_the_whole_measurement_of_a_small_image(fixed):

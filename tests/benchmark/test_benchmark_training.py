@@ -65,6 +65,7 @@ def models_built_once():
         yield build
 
 
+@pytest.mark.slow
 def test_evaluation():
     report, text = call(evaluation, *EVALUATION, "--profile")
     assert report["comparison"]["passed"] and "twelve figures" in text
@@ -123,6 +124,7 @@ def test_lower_precision_is_compared_by_the_sum_of_the_losses():
     assert not training._compare(losses, is_low=False)["passed"]
 
 
+@pytest.mark.slow  # as of the evaluation above
 def test_training_that_differs_is_not_timed(monkeypatch, models_built_once):
     original = models_built_once.losses
 

@@ -118,7 +118,13 @@ def test_round_trips_give_the_same_bytes(tmp_path, name):
     assert (tmp_path / "d.pth").read_bytes() == Path(there).read_bytes()
 
 
-@pytest.mark.parametrize("name", sorted(set(PLAIN_RESNETS) - set(REQUIRED)))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.endswith(("32x16d", "32x32d")) else [])
+        for name in sorted(set(PLAIN_RESNETS) - set(REQUIRED))
+    ],
+)
 def test_the_other_plain_resnets_are_told_by_their_shapes(name):
     """The features of these would take too long; Detectron2's network has names and shapes."""
     stock = make_stock_fpn(name, norm="BN")["backbone"].bottom_up.state_dict()

@@ -92,7 +92,7 @@ def test_torch_export_computes_what_the_model_does(exported, kind):
     assert json.loads(about["metadata.json"]) == result.contract
 
 
-@pytest.mark.parametrize("kind", ["faster", "retinanet"])
+@pytest.mark.parametrize("kind", ["faster", pytest.param("retinanet", marks=pytest.mark.slow)])
 def test_an_image_without_detections(tmp_path, kind):
     # With a threshold that the images to compare on exceed, and another image does not.
     cfg = make_seeded_config(kind, *THRESHOLD)

@@ -95,6 +95,7 @@ def test_its_format_with_free_height_and_width(exported, kind):
     assert compare(run_model(model)(image), found, 0.3, 100).detections >= 5
 
 
+@pytest.mark.slow  # the same by OpenVINO's format above
 def test_onnx_with_a_fixed_size(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     cfg = make_seeded_config("faster", *THRESHOLD)

@@ -50,7 +50,13 @@ def test_there_is_a_test_of_each():
     assert {p.stem for p in FOLDER.glob("*.py")} == {*PAIRS, "common"}
 
 
-@pytest.mark.parametrize("lazy, stock", PAIRS.items())
+@pytest.mark.parametrize(
+    "lazy, stock",
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] if "cascade" in pair[0] else [])
+        for pair in PAIRS.items()
+    ],
+)
 def test_the_model_computes_what_that_of_the_yaml_does(lazy, stock):
     cfg = load(lazy)
     torch.manual_seed(0)

@@ -89,6 +89,7 @@ def check(train, test, *opts, figures, best=None, config="Base-RCNN-FPN-RSB.yaml
 COCO = "AP AP50 AP75 APs APm APl"
 
 
+@pytest.mark.slow  # tests/evaluation/test_tta.py has its figures
 def test_coco_boxes_with_test_time_augmentation(root):
     layouts.make_coco(root)
     tta = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)")

@@ -101,6 +101,7 @@ def test_page_and_sheet(page, folder):
         assert sheet.width > 1000 and sheet.height > 1000
 
 
+@pytest.mark.slow  # test_report.py starts one for its page
 def test_in_a_browser(page, browser):
     path, data, _ = page
     browser.open(path)
