@@ -1,13 +1,12 @@
 """timm's "ResNet strikes back" backbones for Detectron2."""
 
-import gc
 import importlib
+
+from .memory import garbage_collection_paused
 
 # The imports below make many objects and hardly any garbage: looking for it meanwhile would take a
 # fifth of their time.
-_gc_was_enabled = gc.isenabled()
-gc.disable()
-try:
+with garbage_collection_paused():
     try:
         import detectron2  # noqa: F401
     except ImportError as e:
@@ -20,14 +19,6 @@ try:
     from .config import add_rsb_config
     from .errors import UserError
     from .modeling import TimmBackbone
-finally:
-    if _gc_was_enabled:
-        if not gc.get_freeze_count():
-            # Straight into the oldest generation: the next two collections of younger ones would
-            # look through all of it, 0.3 seconds each.
-            gc.freeze()
-            gc.unfreeze()
-        gc.enable()
 
 __version__ = "0.2.0"
 

@@ -5,11 +5,11 @@ from typing import Any, Dict, List
 import torch
 
 
-def is_pinned_for(device: str) -> bool:
+def is_pinned_for(device: str | torch.device) -> bool:
     """Whether loaders put images into pinned memory, from where a GPU reads by itself.
 
     Args:
-        device (str): ``MODEL.DEVICE``.
+        device (str or torch.device): of the model.
     """
     return torch.device(device).type == "cuda"
 
@@ -27,7 +27,7 @@ def send_images(batch: List[Dict[str, Any]], device: torch.device) -> List[Dict[
     Returns:
         list[dict]: the same, with ``"image"`` on the device.
     """
-    if torch.device(device).type != "cuda":
+    if not is_pinned_for(device):
         return batch
     return [{**item, "image": _send(item["image"], device)} for item in batch]
 

@@ -59,11 +59,10 @@ class AMPTrainer(AccumulatingTrainer, Detectron2AMPTrainer):
         """
         super().__init__(trainer)
         self.dtype = dtype
-        self.device = next(self.model.parameters()).device.type
-        self.grad_scaler = torch.amp.GradScaler(self.device, enabled=dtype == torch.float16)
+        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
 
     def losses(self, batch: List[dict]) -> Dict[str, torch.Tensor]:
-        with torch.autocast(self.device, self.dtype):
+        with torch.autocast(self.device.type, self.dtype):
             return super().losses(batch)
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -62,6 +62,7 @@ class AccumulatingTrainer(SimpleTrainer):
     gradients in the last part alone. What is logged is the mean over the parts.
 
     Attributes:
+        device (torch.device): of the model.
         write_losses (callable or None): takes the losses and the seconds that the batch was waited
             for, between the backward pass and the step, in place of Detectron2's
             ``_write_metrics``; what it raises prevents the step.
@@ -75,7 +76,7 @@ class AccumulatingTrainer(SimpleTrainer):
         # Not by the parent's constructor, which would start a second pass over the data.
         vars(self).update(vars(trainer))
         self.num_parts = 1
-        self._device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        self.device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         self.write_losses: Callable[[Losses, float], None] | None = None
 
     def accumulate(self, num_parts: int) -> None:
@@ -92,7 +93,7 @@ class AccumulatingTrainer(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        batch = send_images(batch, self._device)
+        batch = send_images(batch, self.device)
 
         # Before the forward pass, so that the gradients of the last step take no memory in it.
         self.optimizer.zero_grad()
