@@ -23,6 +23,7 @@ from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
+from ..inference.roi_align import pool_channels_last
 from ..solver import build_optimizer
 from ..solver.accumulation import use_accumulation
 from ..solver.ema import AverageUpdate, build_average, evaluate_with_average
@@ -302,6 +303,8 @@ class Trainer(DefaultTrainer):
         model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
+            if cfg.MODEL.DEVICE == "cpu":
+                pool_channels_last(model)
         return model
 
     @classmethod

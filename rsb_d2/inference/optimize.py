@@ -321,7 +321,7 @@ def _optimize_pooler(
     if device.type != "cpu" and UnsplitROIPooler.takes(pooler):
         pooler.__class__ = UnsplitROIPooler
         return False
-    if dtype != torch.float32 and type(pooler) is ROIPooler:
+    if dtype != torch.float32 and type(pooler) in (ROIPooler, ChannelsLastROIPooler):
         pooler.__class__ = Float32ROIPooler
     return False
 

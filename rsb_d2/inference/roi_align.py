@@ -11,6 +11,7 @@ from detectron2.modeling.poolers import (
     convert_boxes_to_pooler_format,
 )
 from detectron2.structures import Boxes
+from torch import nn
 
 
 class AxisWeights(NamedTuple):
@@ -109,6 +110,7 @@ def roi_align_channels_last(
     image = rois[:, 0].int()
 
     # Regions whose bins have as many cells go together.
+    cells, weights, lengths, order = [], [], [], []
     kinds, kind_of = torch.stack([ys.num, xs.num], 1).unique(dim=0, return_inverse=True)
     for kind, (rows, columns) in enumerate(kinds.tolist()):
         these = (kind_of == kind).nonzero()[:, 0]
@@ -117,37 +119,51 @@ def roi_align_channels_last(
         # Beyond the last cell weights are 0, but an index must be of some cell.
         y = (y.clamp_(max=height - 1) + image[these, None, None] * height) * width
         x.clamp_(max=width - 1)
-        cells = y[:, :, None, :, None] + x[:, None, :, None, :]
-        weights = (
+        cells.append((y[:, :, None, :, None] + x[:, None, :, None, :]).view(-1))
+        of_cells = (
             ys.weights[these, :, None, :rows, None] * xs.weights[these, None, :, None, :columns]
         )
-        pooled = F.embedding_bag(
-            cells.view(-1, rows * columns),
-            table,
-            mode="sum",
-            per_sample_weights=weights.to(table.dtype).view(-1, rows * columns),
-        )
-        out.index_copy_(0, out_rows[these], pooled.view(-1, *out.shape[1:]))
+        weights.append(of_cells.to(table.dtype).view(-1))
+        lengths.append(image.new_full((len(these) * bins_y * bins_x,), rows * columns))
+        order.append(these)
+    if not kinds.numel():  # a part of the graph still: features without regions get zeros
+        return out.index_copy_(0, out_rows, table[:0].view(0, *out.shape[1:]))
+    ends = torch.cat(lengths).cumsum(0, dtype=torch.int32)
+    pooled = F.embedding_bag(
+        torch.cat(cells),
+        table,
+        F.pad(ends[:-1], (1, 0)),
+        mode="sum",
+        per_sample_weights=torch.cat(weights),
+    )
+    out.index_copy_(0, out_rows[torch.cat(order)], pooled.view(-1, *out.shape[1:]))
 
 
 class ChannelsLastROIPooler(ROIPooler):
     """``ROIPooler`` for the CPU, whose output is channels-last as its input is.
 
-    A stock pooler of ``ROIAlign`` becomes one by setting its class; it has the same attributes.
+    A stock pooler of ``ROIAlign`` becomes one by setting its class; it has the same attributes. In
+    training it is where most is won: the backward pass of torchvision's operator is on one thread.
     """
 
     @staticmethod
-    def takes(pooler: ROIPooler) -> bool:
-        """Whether a pooler is a stock one of this kind."""
-        return type(pooler) is ROIPooler and all(
+    def takes(pooler: nn.Module) -> bool:
+        """Whether a module is a stock pooler of this kind, or was one."""
+        return type(pooler) in (ROIPooler, ChannelsLastROIPooler) and all(
             type(level) is ROIAlign for level in pooler.level_poolers
         )
 
     def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
-        """As the stock method."""
+        """As the stock method; in mixed precision it also adds up gradients in float32."""
+        dtype = x[0].dtype
+        if torch.is_grad_enabled() and dtype != torch.float32:
+            return self._pool([feature.float() for feature in x], box_lists).to(dtype)
+        return self._pool(x, box_lists)
+
+    def _pool(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
         num = sum(len(boxes) for boxes in box_lists)
         pooled = x[0].new_empty(num, *self.output_size, x[0].shape[1])
-        if num:
+        if box_lists:
             boxes = convert_boxes_to_pooler_format(box_lists)
             levels = assign_boxes_to_levels(
                 box_lists,
@@ -160,6 +176,13 @@ class ChannelsLastROIPooler(ROIPooler):
                 of_level = (levels == level).nonzero()[:, 0]
                 roi_align_channels_last(x[level], boxes[of_level], pooler, pooled, of_level)
         return pooled.permute(0, 3, 1, 2)
+
+
+def pool_channels_last(model: nn.Module) -> None:
+    """Make the stock poolers of a model on the CPU :class:`ChannelsLastROIPooler`, in place."""
+    for module in model.modules():
+        if ChannelsLastROIPooler.takes(module):
+            module.__class__ = ChannelsLastROIPooler
 
 
 # Where no feature map has a cell, so that nothing is pooled there.
@@ -177,7 +200,7 @@ class UnsplitROIPooler(ROIPooler):
     @staticmethod
     def takes(pooler: ROIPooler) -> bool:
         """Whether a pooler is a stock one of this kind."""
-        return ChannelsLastROIPooler.takes(pooler)
+        return type(pooler) is ROIPooler and ChannelsLastROIPooler.takes(pooler)
 
     def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
         """As the stock method."""

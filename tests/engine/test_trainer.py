@@ -5,10 +5,12 @@ import subprocess
 
 import pytest
 import torch
+from detectron2.modeling.poolers import ROIPooler
 
 from rsb_d2 import Trainer, UserError
 from rsb_d2.checkpoint import find_newest_complete
 from rsb_d2.config.loading import load_config
+from rsb_d2.inference.roi_align import ChannelsLastROIPooler
 from tests.helpers.devices import tolerance
 from tests.helpers.paths import CONFIGS
 from tests.helpers.runs.resumable_run import load, make_config, train
@@ -28,6 +30,8 @@ def test_channels_last_computes_the_same(training, device):
     weight = channels_last.backbone.bottom_up.body.layer1[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
+    poolers = [type(m.roi_heads.box_pooler) for m in models]
+    assert poolers == [ROIPooler, ChannelsLastROIPooler if device == "cpu" else ROIPooler]
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(device)
     expected, found = plain.backbone(images), channels_last.backbone(images)
     for level in expected:

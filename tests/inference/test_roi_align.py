@@ -55,3 +55,43 @@ def test_pooler_is_the_stock_one(scales):
         expected, found = pooler(features, box_lists), ours(features, box_lists)
         assert expected.shape == found.shape
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.enable_grad()
+def test_gradients_are_the_stock_ones(dtype):
+    torch.manual_seed(0)
+    scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    stock = ROIPooler(7, scales, 0, "ROIAlignV2")
+    ours = copy.deepcopy(stock)
+    ours.__class__ = ChannelsLastROIPooler
+    rois = make_rois(80, 320, 448)[:-3]
+    box_lists = [Boxes(rois[rois[:, 0] == i, 1:]) for i in range(2)]
+    box_lists[1] = box_lists[1][:0]  # nor is there a region of the last two levels
+    box_lists[0] = box_lists[0][box_lists[0].area() < 150**2]
+    maps = [torch.randn(2, 8, int(320 * s), int(448 * s)).to(dtype) for s in scales]
+    weight = torch.randn(len(box_lists[0]), 8, 7, 7)
+    gradients = []
+    for pooler in (stock, ours):
+        leaves = [m.clone().requires_grad_() for m in maps]
+        # As autocast does it for torchvision's operator.
+        x = [m.float() for m in leaves] if pooler is stock else leaves
+        pooled = pooler(x, box_lists)
+        assert pooler is stock or pooled.dtype == dtype
+        (pooled.to(dtype).float() * weight).sum().backward()
+        gradients.append([m.grad for m in leaves])
+    expected, found = gradients
+    assert all(e.abs().max() > 0.5 for e in expected[:2])
+    assert (found[2] == 0).all() and (found[3] == 0).all()  # and not None, which no optimizer sees
+    for e, f in zip(expected, found):
+        rtol, atol = (1e-5, 3e-5) if dtype == torch.float32 else (1e-2, 1e-2)
+        torch.testing.assert_close(f, e, rtol=rtol, atol=atol)
+
+
+@torch.enable_grad()
+def test_no_regions_at_all_are_no_obstacle_to_training():
+    pooler = ROIPooler(7, [1 / 16], 0, "ROIAlignV2")
+    pooler.__class__ = ChannelsLastROIPooler
+    features = torch.randn(1, 8, 10, 12, requires_grad=True)
+    pooler([features], [Boxes(torch.zeros(0, 4))]).sum().backward()
+    assert (features.grad == 0).all()
