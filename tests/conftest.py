@@ -36,6 +36,8 @@ from tests.helpers.runs.resumable_run import make_config, train
 from tests.helpers.seeded_run import make_seeded_run
 
 reuse_freed_memory()  # as the programs do on the CPU
+# Processes that tests start keep what Python has compiled for the next of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_finish():

@@ -81,6 +81,7 @@ def test_comparison_tells_what_differs(both):
     assert not found["passed"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_load_is_that_of_a_real_image(both):
     parts = inference.Parts(both[0], stock.make_images((320, 448), 1))

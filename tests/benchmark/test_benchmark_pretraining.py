@@ -33,6 +33,7 @@ def small(monkeypatch):
     monkeypatch.setattr(measure, "peak_memory_alone", lambda *_, **__: 2**21)
 
 
+@pytest.mark.slow
 def test_step_and_loader():
     report, text = call("--loader-workers", "0", "--peak-tflops", "0.1", "--runs", "2")
     assert report["comparison"]["passed"] and "1e-04 allowed" in text

@@ -17,7 +17,7 @@ def make_args(*words):
 
 
 @pytest.mark.parametrize(
-    "processes", [["1"], pytest.param(["1", "2"], marks=pytest.mark.slow, id="two")]
+    "processes", [pytest.param(p, marks=pytest.mark.slow) for p in (["1"], ["1", "2"])]
 )
 def test_report(processes, monkeypatch):
     config = trainer._config

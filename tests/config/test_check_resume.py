@@ -9,7 +9,7 @@ from tests.helpers.runs.resumable_run import make_config
 @pytest.mark.parametrize(
     "key, value, was",
     [
-        ("MODEL.TIMM.NAME", "resnet34", "'resnet18'"),
+        ("MODEL.TIMM.NAME", "resnet34", "'resnet10t'"),
         ("SOLVER.IMS_PER_BATCH", "4", "2"),
         ("SEED", "2", "1"),
         ("SOLVER.BASE_LR", "0.5", "0.001"),

@@ -204,6 +204,7 @@ def test_a_worker_that_dies_is_an_error():
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_leaves_them():
     program = """
 import signal, subprocess, sys

@@ -142,6 +142,7 @@ def test_a_run_that_is_resumed_ends_with_the_same(folder, run, tmp_path, device,
         assert not differences(load(output / name), load(run / name))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_an_average(folder, tmp_path, caplog):
     output = tmp_path / "resumed"
     train(folder, output, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")

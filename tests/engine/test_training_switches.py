@@ -44,12 +44,8 @@ def check_curve(losses, expected, precision):
     np.testing.assert_allclose(means, expected_means, rtol=MEANS[precision])
 
 
-QUICK = ("channels-last", "folded norms")  # on a CPU that does not compute in bfloat16, too
-
-
-@pytest.mark.parametrize(
-    "switch", [pytest.param(s, marks=[] if s in QUICK else [pytest.mark.slow]) for s in SWITCHES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", SWITCHES)
 def test_the_loss_curve_is_that_of_plain_float32(switch_folder, plain, switch, device):
     weights, expected = plain
     precision, opts = SWITCHES[switch]

@@ -32,7 +32,10 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 
-@pytest.mark.parametrize("kind", ["faster", "mask", "retinanet"])
+@pytest.mark.parametrize(
+    "kind",
+    ["faster", *(pytest.param(k, marks=pytest.mark.slow) for k in ("mask", "retinanet"))],
+)
 def test_onnx_computes_what_the_model_does(exported, kind):
     model, result = exported(kind)
     assert len(set(result.sizes)) >= 3
@@ -187,6 +190,7 @@ def test_images_to_compare_on(tmp_path):
         comparison_images(cfg, [str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_the_program(tmp_path):
     make_seeded_run(tmp_path / "run", "faster")
     output = tmp_path / "model.onnx"

@@ -21,7 +21,7 @@ def detector():
     return cfg, make_seeded_model(cfg)
 
 
-@pytest.mark.parametrize("suffix", ["onnx", pytest.param("ts", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suffix", ["ts", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_it_computes_what_the_model_does(detector, suffix, tmp_path):
     """The export compares the file with the model, on images of several sizes."""
     if suffix == "onnx":

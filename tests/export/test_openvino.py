@@ -67,6 +67,7 @@ def fixed(tmp_path_factory):
     return model, export_detector(cfg, model, NAMES, str(folder / "m.xml"), pictures(), SIZE)
 
 
+@pytest.mark.slow
 def test_its_format_with_a_fixed_size(fixed, openvino):
     model, result = fixed
     folder = os.path.dirname(result.path)

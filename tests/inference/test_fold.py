@@ -61,10 +61,16 @@ def test_what_is_read_elsewhere_is_not_folded():
 @pytest.mark.parametrize(
     "name, all_folded",
     [
-        *(("resnet18", True), ("resnet26d", True), ("seresnet50", True), ("resnext26ts", True)),
-        *(("efficientnet_b0", True), ("regnety_002", True), ("mobilenetv3_small_050", True)),
-        *(("hrnet_w18_small", True), ("densenet121", False), ("resnetv2_50d_gn", False)),
-        *(("convnext_atto", False), ("swin_tiny_patch4_window7_224", False)),
+        *(("resnet18", True), ("resnet26d", True), ("resnext26ts", True), ("regnety_002", True)),
+        *(("mobilenetv3_small_050", True), ("convnext_atto", False)),
+        *(
+            pytest.param(*of, marks=pytest.mark.slow)
+            for of in (
+                *(("seresnet50", True), ("efficientnet_b0", True), ("hrnet_w18_small", True)),
+                *(("densenet121", False), ("resnetv2_50d_gn", False)),
+                ("swin_tiny_patch4_window7_224", False),
+            )
+        ),
     ],
 )
 def test_backbones_of_timm(name, all_folded, device):

@@ -36,7 +36,9 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "name, backbone, task",
     [
-        ("COCO-Detection/rpn_R_50_FPN_1x.yaml", FPN, "box_proposals"),
+        pytest.param(
+            *("COCO-Detection/rpn_R_50_FPN_1x.yaml", FPN, "box_proposals"), marks=pytest.mark.slow
+        ),
         ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", C4, "segm"),
     ],
 )

@@ -207,7 +207,7 @@ def test_training_with_norms_folded_into_convolutions(device):
     assert type(models[1].roi_heads.res5.body.layer4[0].conv1) is not torch.nn.Conv2d
 
 
-@pytest.mark.parametrize("mask_on", [False, True])
+@pytest.mark.parametrize("mask_on", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_optimized_c4(hub, mask_on, device):
     model = make_c4(mask_on=mask_on, NORM="BN", device=device)
     Checkpointer(model).load(PATH)

@@ -49,6 +49,7 @@ OTHER_ARCHITECTURES = [
     "swin_tiny_patch4_window7_224",
     "tresnet_m",
 ]
+LONG = ("dla34", "hrnet_w18_small", "tresnet_m")
 ALL_FEATURES = ["stem", "res2", "res3", "res4", "res5"]
 
 
@@ -107,7 +108,13 @@ def test_features_are_timms_bit_for_bit(name, device):
     assert backbone.size_divisibility == 32
 
 
-@pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name in OTHER_ARCHITECTURES
+    ],
+)
 def test_other_families_give_timms_features(name, device):
     reference = timm_reference(name, device)
     backbone = TimmBackbone(name, freeze_at=2).eval().to(device)

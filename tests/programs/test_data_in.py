@@ -12,7 +12,7 @@ from tests.helpers.data.label_files import yolo
 from tests.helpers.runs.programs import call_train_net, load_tool
 
 SMALL = [
-    *("MODEL.TIMM.NAME", "resnet18", "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"),
+    *("MODEL.TIMM.NAME", "resnet10t", "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"),
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"),

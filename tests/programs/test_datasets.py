@@ -27,7 +27,7 @@ needs_cityscapes = pytest.mark.skipif(
 needs_lvis = pytest.mark.skipif(not importlib.util.find_spec("lvis"), reason="needs lvis")
 
 SMALL = [
-    *("MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "resnet18", "MODEL.WEIGHTS", ""),
+    *("MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "resnet10t", "MODEL.WEIGHTS", ""),
     *("MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.TIMM.NORM_EVAL", "False"),
     *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", "8", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8,)"),
@@ -150,6 +150,7 @@ def test_pascal_voc(root):
     check("voc_2007_trainval", "voc_2007_test", *opts, figures={"bbox": "AP AP50 AP75"})
 
 
+@pytest.mark.slow
 @needs_cityscapes
 def test_cityscapes_instances(root):
     layouts.make_cityscapes(root)

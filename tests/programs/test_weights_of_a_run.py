@@ -28,6 +28,7 @@ def test_the_recipe_reaches_the_download(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_offline_and_its_backbone_goes_back_to_timm(tmp_path, monkeypatch):
     weights = make_weights("resnet50")
     file = add_to_cache(tmp_path / "hub", "resnet50.a1_in1k", weights)

@@ -125,6 +125,7 @@ def test_page_refers_to_nothing_outside(page):
     assert path.stat().st_size < 20e6
 
 
+@pytest.mark.slow
 def test_in_a_browser(page, browser):
     path, data = page
     boxes, masks = data["tasks"]["bbox"], data["tasks"]["segm"]

@@ -10,7 +10,7 @@ CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")
 # A small run of the sample config on a little sample data that is already there.
 SMALL = [
     *("DATASETS.SAMPLE_DATA", ""),
-    *("MODEL.TIMM.NAME", "resnet18"),
+    *("MODEL.TIMM.NAME", "resnet10t"),
     *("MODEL.FPN.OUT_CHANNELS", "32"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
