@@ -68,6 +68,7 @@ def both():
     return stock.build_both()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_comparison_tells_what_differs(both):
     theirs, ours = both

@@ -177,7 +177,7 @@ def test_a_model_that_computes_something_else_is_told(folder):
 # ---- written out in this project's format ----
 
 
-@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.parametrize("ending", [pytest.param(".pth", marks=pytest.mark.slow), ".safetensors"])
 def test_convert_weights_writes_a_detector_of_this_project(retinanet, folder, ending):
     path = save_as_openmmlab(folder / "theirs.pth", retinanet.weights)
     output = str(folder / f"ours{ending}")

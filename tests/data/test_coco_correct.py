@@ -227,7 +227,7 @@ def test_what_passes_the_check_can_be_read_and_evaluated(write_coco):
     """Files with random mistakes either stop with a UserError or work in the stock readers."""
     rng = random.Random(0)
     passed = 0
-    for _ in range(120):
+    for _ in range(60):
         content = coco_content()
         for _ in range(rng.randint(1, 2)):
             record = rng.choice([*content["annotations"], *content["images"]])
@@ -256,4 +256,4 @@ def test_what_passes_the_check_can_be_read_and_evaluated(write_coco):
                 evaluation.accumulate()
                 evaluation.summarize()
                 assert evaluation.stats[0] == pytest.approx(1)
-    assert passed > 12
+    assert passed > 6

@@ -33,7 +33,7 @@ class Record:
 
 
 @pytest.mark.parametrize(
-    "kind", ["faster", pytest.param("mask", marks=pytest.mark.slow), "retinanet"]
+    "kind", ["faster", *(pytest.param(k, marks=pytest.mark.slow) for k in ("mask", "retinanet"))]
 )
 def test_a_detector_that_is_replayed(kind):
     model = make_detector(kind)

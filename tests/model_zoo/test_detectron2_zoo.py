@@ -35,7 +35,6 @@ BUILT = [name for name in NAMES if name not in REFUSED]
 QUICK = [
     "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
     "COCO-Detection/rpn_R_50_C4_1x.yaml",
-    "Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml",
 ]
 
 

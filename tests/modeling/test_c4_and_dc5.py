@@ -229,7 +229,11 @@ def test_optimized_c4(hub, mask_on, device):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "seresnet50", pytest.param("resnext50_32x4d", marks=pytest.mark.slow)]
+    "name",
+    [
+        "resnet18",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("seresnet50", "resnext50_32x4d")),
+    ],
 )
 def test_features_of_dc5_are_those_of_timm(name, device):
     weights = make_weights(name)

@@ -69,7 +69,10 @@ def normalised(images):
     return (images.float() - mean) / std
 
 
-@pytest.mark.parametrize("config", ["frcnn_rsb_sample.yaml", "retinanet_rsb_1x.yaml"])
+@pytest.mark.parametrize(
+    "config",
+    ["frcnn_rsb_sample.yaml", pytest.param("retinanet_rsb_1x.yaml", marks=pytest.mark.slow)],
+)
 def test_a_detector_takes_the_backbone_and_names_the_classifier(config, final, weights):
     model = Trainer.build_model(load_config(str(CONFIGS / config), DETECTOR))
     checkpointer = Checkpointer(model)

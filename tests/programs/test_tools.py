@@ -197,7 +197,9 @@ FULL = {
 }
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "export" else []) for n in FULL]
+)
 def test_tools_on_a_full_disk(name, little_data, tool, monkeypatch):
     # Runs of other tests in this process may still have their log files open.
     monkeypatch.setattr(logging, "raiseExceptions", False)

@@ -192,6 +192,7 @@ def test_masks_in_the_results_alone(report, folder):
     assert any("annotations have no mask" in note for note in data["notes"])
 
 
+@pytest.mark.slow
 def test_no_detection_at_all(report, folder, browser):
     status, _, errors = report("--results", "none.json", "--output", "none.html")
     assert status == 1 and errors == ["report.py: warning: none.json holds no detection at all"]
