@@ -15,22 +15,19 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks at it, and for what is started
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import detectron2.engine.defaults
 import pytest
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
-from matplotlib.figure import Figure
 from PIL import Image
 
 from rsb_d2.data.sample import make_sample_data
-from rsb_d2.engine.pictures import curves
 from rsb_d2.memory import reuse_freed_memory
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.damaged_files import jpeg
 from tests.helpers.data import bad_input
 from tests.helpers.devices import compute_exactly, device_params
 from tests.helpers.paths import ROOT
+from tests.helpers.quick_training import quick_training
 from tests.helpers.runs.programs import load_program, load_tool
 from tests.helpers.runs.resumable_run import make_config, train
 from tests.helpers.seeded_run import make_seeded_run
@@ -57,33 +54,13 @@ def pytest_xdist_auto_num_workers(config):
     return max(2, min(8, (os.cpu_count() or 1) // 2)) if config.option.markexpr == "gpu" else 2
 
 
-class Sketch(Figure):
-    """A figure of the same content, and of few pixels."""
-
-    def __init__(self, figsize, layout):
-        super().__init__(figsize=[side / 5 for side in figsize])
-
-    def savefig(self, path, dpi):
-        super().savefig(path, dpi=dpi / 2)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def quick_starts_and_ends():
-    """What takes a second of each training in this process, and is the same in all of them.
+    """Those of trainings in this process.
 
-    Detectron2 makes YAML of the whole config, and reads it, for each key that it wants to know.
     Processes that tests start do all of it, and tests/engine/test_pictures.py draws as a user does.
     """
-    by_yaml = detectron2.engine.defaults._try_get_key
-
-    def look_up(cfg, *keys, default=None):
-        if not isinstance(cfg, CfgNode):
-            return by_yaml(cfg, *keys, default=default)
-        return next((cfg[key] for key in keys if key in cfg), default)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detectron2.engine.defaults, "_try_get_key", look_up)
-        patch.setattr(curves, "Figure", Sketch)
+    with quick_training():
         yield
 
 

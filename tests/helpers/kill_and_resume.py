@@ -157,7 +157,7 @@ def evaluations(output):
     return found
 
 
-def main():
+def compare():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--pretraining", action="store_true")
@@ -208,6 +208,14 @@ def main():
         different += differences(json.load(f), json.load(g), "best.json")
     leftovers = [name for name in os.listdir("killed") if name.endswith(".tmp")]
     print(json.dumps({"kills": len(kills), "different": different, "leftovers": leftovers}))
+
+
+def main():
+    sys.path.insert(0, str(ROOT))
+    from tests.helpers.quick_training import quick_training
+
+    with quick_training():  # the trainings are forked
+        compare()
 
 
 if __name__ == "__main__":
