@@ -226,7 +226,7 @@ def run_annotation_files(folder, monkeypatch, max_examples):
 
 
 def test_annotation_files(folder, monkeypatch):
-    run_annotation_files(folder, monkeypatch, 40)
+    run_annotation_files(folder, monkeypatch, 25)
 
 
 @pytest.mark.slow

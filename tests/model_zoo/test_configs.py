@@ -20,8 +20,7 @@ from tests.helpers.paths import CONFIGS
 FOLDER = CONFIGS
 CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
 # The others are of these with another backbone, schedule or augmentation, or they are trained on a
-# small backbone: masks in test_zoo_training.py, the cascade in test_lazy_configs.py, panoptic FPN
-# in tests/programs.
+# small backbone: masks and panoptic FPN in tests/programs, the cascade in test_lazy_configs.py.
 QUICK = ("frcnn_rsb_sample.yaml", "retinanet_rsb_1x.yaml")
 
 # What stands in for COCO, a GPU and hours: nothing of the model or of its optimization.

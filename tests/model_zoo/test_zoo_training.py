@@ -39,7 +39,10 @@ def folder(tmp_path_factory):
         pytest.param(
             *("COCO-Detection/rpn_R_50_FPN_1x.yaml", FPN, "box_proposals"), marks=pytest.mark.slow
         ),
-        ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", C4, "segm"),
+        pytest.param(
+            *("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", C4, "segm"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_it_trains_and_evaluates(name, backbone, task, folder, tmp_path, monkeypatch):

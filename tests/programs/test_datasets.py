@@ -123,6 +123,7 @@ def test_coco_panoptic(root):
     check(*sets, figures=figures, best="bbox/AP", config="panoptic_fpn_rsb_1x.yaml")
 
 
+@pytest.mark.slow
 @needs_lvis
 def test_lvis(root):
     layouts.make_lvis(root)

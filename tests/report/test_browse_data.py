@@ -117,6 +117,7 @@ def test_in_a_browser(page, browser):
     assert browser.console() == []
 
 
+@pytest.mark.slow
 def test_what_looks_odd_is_named(browse, folder, browser):
     sample = folder / "datasets" / "rsb_sample"
     content = json.loads((sample / "annotations" / "val.json").read_text())
