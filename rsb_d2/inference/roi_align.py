@@ -70,7 +70,7 @@ def axis_weights(
     first = lowest.clamp_(0, length - 1).long().view(-1)
     nth = cell - first[bin_of]  # of the bin's cells
     num = torch.ones_like(samples).scatter_reduce_(0, region_of, nth + 2, "amax")
-    width = int(num.max()) if len(num) else 1
+    width = int(num.max())
     weights = start.new_zeros(len(first) * width + 1)
     at = bin_of * width + nth
     weights.index_add_(0, at, share * (1 - upper))
@@ -97,6 +97,10 @@ def roi_align_channels_last(
         out_rows (Tensor): (R,), integers: to which of its rows each region goes.
     """
     channels, height, width = features.shape[1:]
+    table = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    if not len(rois):  # a part of the graph still: features without regions get zeros
+        out.index_copy_(0, out_rows, table[:0].view(0, *out.shape[1:]))
+        return
     bins_y, bins_x = pooler.output_size
     x0, y0, x1, y1 = (rois[:, 1:] * pooler.spatial_scale).unbind(1)
     if pooler.aligned:
@@ -106,7 +110,6 @@ def roi_align_channels_last(
         size_x, size_y = size_x.clamp(min=1), size_y.clamp(min=1)
     xs = axis_weights(x0, size_x, width, bins_x, pooler.sampling_ratio)
     ys = axis_weights(y0, size_y, height, bins_y, pooler.sampling_ratio)
-    table = features.permute(0, 2, 3, 1).reshape(-1, channels)
     image = rois[:, 0].int()
 
     # Regions whose bins have as many cells go together.
@@ -123,18 +126,16 @@ def roi_align_channels_last(
         of_cells = (
             ys.weights[these, :, None, :rows, None] * xs.weights[these, None, :, None, :columns]
         )
-        weights.append(of_cells.to(table.dtype).view(-1))
+        weights.append(of_cells.view(-1))
         lengths.append(image.new_full((len(these) * bins_y * bins_x,), rows * columns))
         order.append(these)
-    if not kinds.numel():  # a part of the graph still: features without regions get zeros
-        return out.index_copy_(0, out_rows, table[:0].view(0, *out.shape[1:]))
     ends = torch.cat(lengths).cumsum(0, dtype=torch.int32)
     pooled = F.embedding_bag(
         torch.cat(cells),
         table,
         F.pad(ends[:-1], (1, 0)),
         mode="sum",
-        per_sample_weights=torch.cat(weights),
+        per_sample_weights=torch.cat(weights).to(table.dtype),
     )
     out.index_copy_(0, out_rows[torch.cat(order)], pooled.view(-1, *out.shape[1:]))
 
@@ -200,7 +201,7 @@ class UnsplitROIPooler(ROIPooler):
     @staticmethod
     def takes(pooler: ROIPooler) -> bool:
         """Whether a pooler is a stock one of this kind."""
-        return type(pooler) is ROIPooler and ChannelsLastROIPooler.takes(pooler)
+        return ChannelsLastROIPooler.takes(pooler)
 
     def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
         """As the stock method."""
