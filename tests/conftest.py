@@ -58,7 +58,8 @@ def pytest_xdist_auto_num_workers(config):
 def quick_starts_and_ends():
     """Those of trainings in this process.
 
-    Processes that tests start do all of it, and tests/engine/test_pictures.py draws as a user does.
+    Programs that tests start do all of it, but for the one that kills its trainings, and
+    tests/engine/test_pictures.py draws as a user does.
     """
     with quick_training():
         yield

@@ -16,9 +16,8 @@ def make_args(*words):
     return parser.parse_args(["--image-size", "64x96", "--iterations", "1", *words])
 
 
-@pytest.mark.parametrize(
-    "processes", [pytest.param(p, marks=pytest.mark.slow) for p in (["1"], ["1", "2"])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [["1"], ["1", "2"]])
 def test_report(processes, monkeypatch):
     config = trainer._config
 

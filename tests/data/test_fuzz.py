@@ -234,7 +234,7 @@ def test_many_annotation_files(folder, monkeypatch):
     run_annotation_files(folder, monkeypatch, 3000)
 
 
-@settings(max_examples=20, **EXAMPLES)
+@settings(max_examples=50, **EXAMPLES)
 @seed(SEED)
 @given(st.one_of(VALUES.map(json.dumps).map(str.encode), st.binary(max_size=60)))
 def test_files_that_are_no_annotations(content):

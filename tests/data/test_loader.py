@@ -237,7 +237,7 @@ def test_images_that_are_all_bad_are_an_error(num_workers):
 
 
 def test_a_mapper_may_return_none_to_have_another_image():
-    loader = make_loader(lambda r: r if r["image_id"] != 4 else None, num_workers=0)
+    loader = make_loader(lambda record: record if record["image_id"] != 4 else None)
     found = ids(iter(loader), 20)
     assert 4 not in itertools.chain(*found)
 

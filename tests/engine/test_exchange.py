@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
-from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils.events import EventStorage
 from torch import distributed as dist
 from torch import nn
@@ -21,6 +20,7 @@ from rsb_d2.engine.resume import share_buffers
 from rsb_d2.engine.signals import SignalWatch
 from rsb_d2.solver.accumulation import AccumulatingTrainer
 from tests.helpers.data.loaders import make_loader
+from tests.helpers.installed import IS_MAIN
 from tests.helpers.runs.forked import run_forked
 
 
@@ -158,9 +158,8 @@ def test_a_step_waits_and_gathers_no_more_than_detectron2s(tmp_path, counted):
         assert ours[0][0].keys() == (set() if rank else {"total_loss", "loss_a", "loss_b"})
         # Of each gather in Detectron2 0.6 the sizes and what is gathered; in its main, which
         # gathers objects, the number of gathers alone is compared.
-        is_main = hasattr(TrainerBase, "after_backward")
-        assert ours[2] == stock[2] == (2 if is_main else 4)
-        assert is_main or ours[3] < stock[3]
+        assert ours[2] == stock[2] == (2 if IS_MAIN else 4)
+        assert IS_MAIN or ours[3] < stock[3]
 
 
 def bad(*numbers):

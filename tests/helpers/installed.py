@@ -1,4 +1,4 @@
-"""The Detectron2 that is installed: whether it is the mended wheel."""
+"""The Detectron2 that is installed: whether it is the mended wheel, or its main."""
 
 import importlib.util
 import os
@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from detectron2.engine.train_loop import TrainerBase
 
+IS_MAIN = hasattr(TrainerBase, "after_backward")
 MENDED = importlib.util.find_spec("detectron2.utils.absent") is not None
 
 mended_only = pytest.mark.skipif(not MENDED, reason="this Detectron2 is not the mended wheel")

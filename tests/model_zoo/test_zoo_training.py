@@ -33,16 +33,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, backbone, task",
     [
-        pytest.param(
-            *("COCO-Detection/rpn_R_50_FPN_1x.yaml", FPN, "box_proposals"), marks=pytest.mark.slow
-        ),
-        pytest.param(
-            *("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", C4, "segm"),
-            marks=pytest.mark.slow,
-        ),
+        ("COCO-Detection/rpn_R_50_FPN_1x.yaml", FPN, "box_proposals"),
+        ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", C4, "segm"),
     ],
 )
 def test_it_trains_and_evaluates(name, backbone, task, folder, tmp_path, monkeypatch):

@@ -22,12 +22,8 @@ def data_opts(data):
 NUM_CLASSES = str(len(CLASS_NAMES))
 CLASS_IDS = list(range(1, len(CLASS_NAMES) + 1))
 SMALL = [
-    *(
-        "MODEL.TIMM.NAME",
-        "resnet10t",
-        "SOLVER.OPTIMIZER",
-        "SGD",
-    ),  # checkpoints are a third as large
+    # Checkpoints are a third as large.
+    *("MODEL.TIMM.NAME", "resnet10t", "SOLVER.OPTIMIZER", "SGD"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0"),
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "6", "TEST.EVAL_PERIOD", "1"),
     *("MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.TIMM.NORM_EVAL", "False", "SEED", "1"),
