@@ -13,6 +13,8 @@ _OBJECT_SIZES = (0.25, 0.65)  # diameter, relative to the shorter side of the im
 _MIN_CONTRAST = 80  # between an object and what is behind it: distance of mean colours in RGB
 _SUPERSAMPLING = 4  # for smooth edges
 
+Window = Tuple[slice, slice]  # rows and columns of a picture
+
 
 class Shape(NamedTuple):
     """An object in a picture.
@@ -46,9 +48,10 @@ def draw_picture(rng: np.random.Generator, image_size: int) -> Tuple[np.ndarray,
     shapes = _place_shapes(rng, size)
     picture = _background(rng, size)
     for shape in shapes:
-        alpha = _smooth_mask(shape.polygon, size)[..., None]
-        paint = _paint(rng, size, shape, behind=picture[shape.mask].mean(axis=0))
-        picture = picture * (1 - alpha) + paint * alpha
+        window = _around(shape.polygon, size)
+        alpha = _smooth_mask(shape.polygon, window)[..., None]
+        paint = _paint(rng, size, window, shape, behind=picture[shape.mask].mean(axis=0))
+        picture[window] = picture[window] * (1 - alpha) + paint * alpha
     picture += rng.normal(0, 3, (*size, 1))
     return picture.clip(0, 255).round().astype(np.uint8), shapes
 
@@ -89,11 +92,20 @@ def _can_be_told(shape: Shape) -> bool:
     return bool((hierarchy.reshape(-1, 4)[:, 3] < 0).all())
 
 
-def _smooth_mask(polygon: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
-    """Return how much of each pixel a polygon covers: (H, W) in 0 ... 1."""
-    height, width = size
+def _around(polygon: np.ndarray, size: Tuple[int, int]) -> Window:
+    """Return the pixels outside of which a polygon covers none."""
+    low = np.maximum(np.floor(polygon.min(axis=0)).astype(int) - 1, 0)
+    high = np.minimum(np.ceil(polygon.max(axis=0)).astype(int) + 2, size[::-1])
+    return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def _smooth_mask(polygon: np.ndarray, window: Window) -> np.ndarray:
+    """Return how much of each pixel of a window a polygon covers: 0 ... 1."""
+    rows, columns = window
+    height, width = rows.stop - rows.start, columns.stop - columns.start
     fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), dtype=np.uint8)
     corners = (polygon * _SUPERSAMPLING - 0.5).round().astype(np.int32)
+    corners -= np.array([columns.start, rows.start], dtype=np.int32) * _SUPERSAMPLING
     cv2.fillPoly(fine, [corners], 255)
     return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) / 255.0
 
@@ -106,14 +118,19 @@ def _background(rng: np.random.Generator, size: Tuple[int, int]) -> np.ndarray:
     gray = rng.uniform(70, 190)
     clouds = gray + rng.normal(0, 10, (4, 4, 1)) + rng.normal(0, 6, (4, 4, 3))
     clouds = cv2.resize(clouds, size[::-1], interpolation=cv2.INTER_CUBIC)
-    pattern = _pattern(rng, size, period=rng.uniform(6, 14))
+    everywhere = slice(0, size[0]), slice(0, size[1])
+    pattern = _pattern(rng, size, everywhere, period=rng.uniform(6, 14))
     return clouds + (pattern[..., None] - 0.5) * rng.uniform(5, 25)
 
 
 def _paint(
-    rng: np.random.Generator, size: Tuple[int, int], shape: Shape, behind: np.ndarray
+    rng: np.random.Generator,
+    size: Tuple[int, int],
+    window: Window,
+    shape: Shape,
+    behind: np.ndarray,
 ) -> np.ndarray:
-    """Return two textured colours that are told from the mean colour behind: (H, W, 3)."""
+    """Return two textured colours, of a window, that are told from the mean colour behind."""
     for _ in range(50):
         colour = _random_colour(rng)
         # Bright colours go with a darker one, dark colours with a brighter one.
@@ -121,7 +138,7 @@ def _paint(
         if min(np.linalg.norm(c - behind) for c in (colour, other)) >= _MIN_CONTRAST:
             break
     diameter = np.ptp(shape.polygon, axis=0).max()
-    pattern = _pattern(rng, size, period=max(5.0, diameter * rng.uniform(0.15, 0.3)))
+    pattern = _pattern(rng, size, window, period=max(5.0, diameter * rng.uniform(0.15, 0.3)))
     return colour + (other - colour) * pattern[..., None]
 
 
@@ -130,17 +147,24 @@ def _random_colour(rng: np.random.Generator) -> np.ndarray:
     return 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
 
-def _pattern(rng: np.random.Generator, size: Tuple[int, int], period: float) -> np.ndarray:
-    """Return a pattern of a random kind, ``period`` in pixels: (H, W) in 0 ... 1."""
+def _pattern(
+    rng: np.random.Generator, size: Tuple[int, int], window: Window, period: float
+) -> np.ndarray:
+    """Return a window of a pattern of a random kind, ``period`` in pixels: 0 ... 1."""
     kind = rng.choice(["plain", "gradient", "stripes", "dots"])
+    y, x = np.ogrid[window]
     if kind == "plain":
-        return np.zeros(size)
-    y, x = np.mgrid[: size[0], : size[1]]
+        return np.zeros(np.broadcast(y, x).shape)
     angle = rng.uniform(0, np.pi)
-    u = 2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period
+
+    def along(x, y):
+        return 2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period
+
+    u = along(x, y)
     v = 2 * np.pi * (y * np.cos(angle) - x * np.sin(angle)) / period
-    if kind == "gradient":
-        return (u - u.min()) / (u.max() - u.min())
+    if kind == "gradient":  # its ends lie in corners of the whole picture
+        ends = along(np.array([0, size[1] - 1]), np.array([[0], [size[0] - 1]]))
+        return (u - ends.min()) / (ends.max() - ends.min())
     waves = {
         "stripes": lambda: np.sin(u),
         "dots": lambda: np.sin(u) + np.sin(v) - 0.9,
