@@ -32,7 +32,8 @@ install: .venv/installed
 .venv/installed: requirements.txt requirements-datasets.txt setup.py tools/install_detectron2.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --no-compile -r requirements.txt
+	$(PY) -m compileall -qq -j 0 .venv/lib || true  # pip has one core for it; some are for other Pythons
 	$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements-datasets.txt
 	$(PY) -m pip install --disable-pip-version-check --no-deps sahi==0.12.8  # or it brings a second OpenCV
 	$(PY) tools/install_detectron2.py

@@ -21,7 +21,7 @@ from rsb_d2.config.check_device import cpu_has_bfloat16  # noqa: E402
 
 WEIGHTS = "output/resnet50_rsb_sample/model_final.pth"
 # In float32 an iteration takes about twice as long.
-SHORTER = ["SOLVER.MAX_ITER", "150", "TEST.EVAL_PERIOD", "75"]
+SHORTER = ["SOLVER.MAX_ITER", "150", "TEST.EVAL_PERIOD", "150"]
 
 
 def main() -> int:
