@@ -21,7 +21,7 @@ from rsb_d2.config.check_device import cpu_has_bfloat16  # noqa: E402
 
 WEIGHTS = "output/resnet50_rsb_sample/model_final.pth"
 # In float32 an iteration takes about twice as long.
-SHORTER = ["SOLVER.MAX_ITER", "150", "TEST.EVAL_PERIOD", "150"]
+SHORTER = ["SOLVER.MAX_ITER", "120", "TEST.EVAL_PERIOD", "120"]
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     pretraining = ["configs/pretrain/resnet50_rsb_sample.yaml"]
     if not (torch.cuda.is_available() or cpu_has_bfloat16()):
         print(
-            "This processor does not compute in bfloat16: 150 iterations of pretraining in float32 "
+            "This processor does not compute in bfloat16: 120 iterations of pretraining in float32 "
             "instead of 300.",
             flush=True,
         )
