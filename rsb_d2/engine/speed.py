@@ -38,7 +38,8 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
         for module in list(model.modules()):
             if isinstance(module, (TimmBackbone, TimmLastStage)) and module.norm_eval:
                 module.fold_norms_in_training()
-    if cfg.MODEL.CHANNELS_LAST and cfg.MODEL.DEVICE == "cpu" and products_are_faster():
+    is_on_cpu = cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.COMPILE
+    if cfg.MODEL.CHANNELS_LAST and is_on_cpu and products_are_faster():
         convolve_by_products(model)
     if cfg.MODEL.COMPILE:
         check_compiler(cfg)

@@ -113,12 +113,19 @@ def test_what_it_is_not_for_stays(conv):
 
 
 @pytest.mark.parametrize(
-    "capability, layout, takes",
-    [("AVX2", True, True), ("AVX2", False, False), ("AVX512", True, False)],
+    "capability, layout, device, takes",
+    [
+        ("AVX2", True, "cpu", True),
+        ("AVX2", False, "cpu", False),
+        ("AVX2", True, "cuda", False),
+        ("AVX512", True, "cpu", False),
+    ],
 )
-def test_a_training_takes_it_where_the_processor_gains(monkeypatch, capability, layout, takes):
+def test_a_training_takes_it_where_the_processor_gains(
+    monkeypatch, capability, layout, device, takes
+):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    cfg = make_config()
+    cfg = make_config(device=device)
     cfg.MODEL.CHANNELS_LAST = layout
     model = nn.Sequential(nn.Conv2d(WIDE, WIDE, 3))
     speed.prepare_for_training(model, cfg)
