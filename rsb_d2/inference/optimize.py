@@ -22,6 +22,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import UserError
 from ..modeling import OpenMMLabCascadeROIHeads, TimmBackbone, TimmRes5ROIHeads
+from ..modeling.convolution import convolve_as_before
 from ..modeling.fold_norm import unfold_norms
 from ..modeling.norm import BATCH_NORM_TYPES
 from ..modeling.retinanet import LastLevelP6P7WithoutReLU
@@ -101,6 +102,7 @@ def optimize_for_inference(
 
     result = copy.deepcopy(model).eval().requires_grad_(False)
     unfold_norms(result)  # where it comes from a trainer
+    convolve_as_before(result)
     _optimize_backbone(result.backbone, dtype)
     parts = {name: m for name, m in result.named_children() if name != "backbone"}
     all_known = all([_optimize_part(m, dtype, device) for m in parts.values()])

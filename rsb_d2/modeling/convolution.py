@@ -139,3 +139,11 @@ def convolve_by_products(model: nn.Module) -> None:
     for module in model.modules():
         if takes(module):
             module.__class__ = _CLASSES[type(module)]
+
+
+def convolve_as_before(model: nn.Module) -> None:
+    """Undo :func:`convolve_by_products`, for what knows plain layers only."""
+    plain = {ours: stock for stock, ours in _CLASSES.items()}
+    for module in model.modules():
+        if type(module) in plain:
+            module.__class__ = plain[type(module)]

@@ -6,9 +6,11 @@ from typing import Any, Dict
 import pytest
 import torch
 from detectron2.layers import Conv2d, get_norm
+from detectron2.modeling import build_model
 from torch import nn
 
 from rsb_d2.engine import speed
+from rsb_d2.inference import optimize_for_inference
 from rsb_d2.modeling import convolution
 from rsb_d2.modeling.convolution import convolve_by_products
 from tests.helpers.small_detector import make_config
@@ -110,6 +112,20 @@ def test_what_it_is_not_for_stays(conv):
     before = type(conv)
     convolve_by_products(conv)
     assert type(conv) is before
+
+
+def test_a_trainers_model_is_optimized_like_any_other():
+    torch.manual_seed(0)
+    cfg = make_config()
+    cfg.MODEL.FPN.OUT_CHANNELS = WIDE
+    model = build_model(cfg).eval()
+    changed = copy.deepcopy(model)
+    convolve_by_products(changed)
+    found = [type(m) for m in changed.modules()]
+    assert {convolution.ProductConv2d, convolution.ProductDetectron2Conv2d} <= set(found)
+    kinds = [[type(m) for m in optimize_for_inference(m).modules()] for m in (model, changed)]
+    assert kinds[0] == kinds[1]
+    assert [type(m) for m in changed.modules()] == found
 
 
 @pytest.mark.parametrize(
