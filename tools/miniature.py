@@ -53,12 +53,12 @@ Row = Dict[str, Any]
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--output", default="output/miniature", help="folder (output/miniature)")
-    parser.add_argument("--iterations", type=int, default=260, help="of the detector (260)")
-    parser.add_argument("--pretrain-iterations", type=int, default=300, help="(300)")
+    parser.add_argument("--iterations", type=int, default=300, help="of the detector (300)")
+    parser.add_argument("--pretrain-iterations", type=int, default=200, help="(200)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
     parser.add_argument("--starts", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[0.0125, 0.025, 0.05, 0.1], help="of 2015's"
+        "--rates", type=float, nargs="+", default=[0.025, 0.05, 0.1], help="of 2015's"
     )
     parser.add_argument("--table", action="store_true", help="only print what is there")
     args = parser.parse_args()

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config.check_device import check_compiler
 from ..modeling import ImageClassifier, TimmBackbone, TimmLastStage
-from ..modeling.convolution import convolve_by_products, products_are_faster
+from ..modeling.layers import convolve_by_products, products_are_faster
 from ..modeling.proposals import ChoosingRPN
 
 logger = logging.getLogger(__name__)
@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     """Set a model up as ``MODEL.TIMM.FOLD_NORM`` and ``MODEL.COMPILE`` say.
 
-    A stock RPN chooses its proposals before it decodes them then; they are the same. On a processor
-    with AVX2 alone, convolutions of ``MODEL.CHANNELS_LAST`` get their gradients as products.
+    A stock RPN chooses its proposals before it decodes them then; they are the same. With
+    ``MODEL.CHANNELS_LAST`` on a processor with AVX2 alone, a detector's convolutions get the
+    gradients of their weights as products of matrices.
     The names and values of the weights are what they were. ``MODEL.CHANNELS_LAST``, which matters
     for an evaluation alone as well, is :meth:`rsb_d2.Trainer.build_model`'s.
 
@@ -38,8 +39,9 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
         for module in list(model.modules()):
             if isinstance(module, (TimmBackbone, TimmLastStage)) and module.norm_eval:
                 module.fold_norms_in_training()
-    is_on_cpu = cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.COMPILE
-    if cfg.MODEL.CHANNELS_LAST and is_on_cpu and products_are_faster():
+    is_plain = cfg.MODEL.CHANNELS_LAST and cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.COMPILE
+    # A classifier keeps torch's, so that a pretraining rounds as timm's does.
+    if is_plain and products_are_faster() and not isinstance(model, ImageClassifier):
         convolve_by_products(model)
     if cfg.MODEL.COMPILE:
         check_compiler(cfg)

@@ -22,8 +22,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import UserError
 from ..modeling import OpenMMLabCascadeROIHeads, TimmBackbone, TimmRes5ROIHeads
-from ..modeling.convolution import convolve_as_before
-from ..modeling.fold_norm import unfold_norms
+from ..modeling.layers import convolve_as_before, unfold_norms
 from ..modeling.norm import BATCH_NORM_TYPES
 from ..modeling.retinanet import LastLevelP6P7WithoutReLU
 from .blocks import InferenceFPN, replace_blocks

@@ -10,7 +10,7 @@ from torch import nn
 
 from rsb_d2 import TimmBackbone, optimize_for_inference
 from rsb_d2.inference.fold import can_fold, fold_graph, fold_norm
-from rsb_d2.modeling.fold_norm import FoldedBatchNorm2d
+from rsb_d2.modeling.layers.fold_norm import FoldedBatchNorm2d
 from tests.helpers.devices import tolerance
 from tests.helpers.models.optimized import randomise_norms
 

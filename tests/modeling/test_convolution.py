@@ -11,8 +11,8 @@ from torch import nn
 
 from rsb_d2.engine import speed
 from rsb_d2.inference import optimize_for_inference
-from rsb_d2.modeling import convolution
-from rsb_d2.modeling.convolution import convolve_by_products
+from rsb_d2.modeling.layers import convolution
+from rsb_d2.modeling.layers.convolution import convolve_by_products
 from tests.helpers.small_detector import make_config
 
 WIDE = 128

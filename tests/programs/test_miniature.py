@@ -69,7 +69,7 @@ def test_each_start_and_seed_once(program, tmp_path, capsys):
     for cfg in detectors:
         cfg.MODEL.WEIGHTS, cfg.SEED, cfg.OUTPUT_DIR = "", 0, ""
         assert cfg == detectors[0]
-    assert (detectors[0].SOLVER.MAX_ITER, detectors[0].SOLVER.WARMUP_ITERS) == (260, 50)
+    assert (detectors[0].SOLVER.MAX_ITER, detectors[0].SOLVER.WARMUP_ITERS) == (300, 56)
     state = json.loads((tmp_path / "m" / "miniature.json").read_text())
     assert [(r["start"], r["seed"]) for r in state["rows"]] == [
         (start, seed) for seed in (1, 2) for start in ("nothing", "2015", "a3")
@@ -135,7 +135,7 @@ def test_mistakes(program, tmp_path, capsys):
     assert "has no row yet" in capsys.readouterr().err
     program.call("--output", tmp_path / "m", "--starts", "nothing", "--seeds", 1)
     assert program.call("--output", tmp_path / "m", "--iterations", 20) == 2
-    assert "is of iterations 260, pretrain_iterations 300; write these" in capsys.readouterr().err
+    assert "is of iterations 300, pretrain_iterations 200; write these" in capsys.readouterr().err
     for words, says in (
         (("--iterations", 2), "write 3 or more"),
         (("--seeds", 0), "0 is that of the rates"),
