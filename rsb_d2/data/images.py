@@ -11,6 +11,7 @@ What Detectron2's ``read_image`` and ``DatasetMapper`` do, and where they would 
 """
 
 import copy
+import os
 from typing import Any, BinaryIO, Callable, Dict, List, Tuple
 
 import numpy as np
@@ -44,6 +45,8 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 _16_BIT_FORMATS = ("PNG", "PPM")
 
 _START = "cannot use the image "
+# Kinds that Pillow registers, but has no decoder of its own for.
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
 
 class BadImageError(UserError):
@@ -70,6 +73,20 @@ class BadImageError(UserError):
 
     def __reduce__(self):
         return type(self), (self.path, self.reason)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file in a folder is taken for an image: by its ending, unless it is hidden.
+
+    Args:
+        name (str): of the file, or its path.
+    """
+    Image.init()
+    name = os.path.basename(name)
+    kind = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
+    # Pillow opens MPO, the format of many phones, by its reader of JPEG.
+    is_read = kind in Image.OPEN and kind not in _NOT_DECODED or kind == "MPO"
+    return is_read and not name.startswith(".")
 
 
 def read_image(
