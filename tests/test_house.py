@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-LINES, MODULES = 450, 12
+LINES, MODULES = 450, 10
 
 MAY_BE_FULL = {"rsb_d2/data"}  # looked at, and of one job: from a file to a batch, a step a module
 
