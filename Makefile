@@ -29,7 +29,7 @@ gpu:
 
 install: .venv/installed
 
-.venv/installed: requirements.txt requirements-datasets.txt setup.py tools/install_detectron2.py
+.venv/installed: requirements.txt requirements-datasets.txt setup.py packaging/detectron2-0.6.patch packaging/install_detectron2.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --disable-pip-version-check --no-compile -r requirements.txt

@@ -3,7 +3,7 @@
 paths               where the repository and the reference files are
 devices             the devices that tests run on, and how near to one another their results are
 catalogs            Detectron2's global catalogs, left as they were
-installed           the Detectron2 that is installed: whether it is the mended wheel, or main
+installed           the Detectron2 that is installed: the patched wheel of 0.6, or its main
 small_detector      a small detector on any backbone of timm
 small_pretraining   a pretraining of seconds on a few images of the sample objects
 seeded_run          the OUTPUT_DIR of a training that never was: seeded weights that detect

@@ -1,4 +1,4 @@
-"""The Detectron2 that is installed: whether it is the mended wheel, or its main."""
+"""The Detectron2 that is installed: the patched wheel of 0.6, or its main branch."""
 
 import importlib.util
 import os
@@ -9,9 +9,9 @@ import pytest
 from detectron2.engine.train_loop import TrainerBase
 
 IS_MAIN = hasattr(TrainerBase, "after_backward")
-MENDED = importlib.util.find_spec("detectron2.utils.absent") is not None
+PATCHED = importlib.util.find_spec("detectron2.utils.absent") is not None
 
-mended_only = pytest.mark.skipif(not MENDED, reason="this Detectron2 is not the mended wheel")
+patched_only = pytest.mark.skipif(not PATCHED, reason="this Detectron2 is not the patched wheel")
 
 
 def run_python(*args):

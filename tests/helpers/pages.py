@@ -5,9 +5,13 @@ from typing import List, NamedTuple
 
 from .paths import ROOT
 
-PAGES = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted(
+    str(p.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "packaging/*.md")
+    for p in ROOT.glob(pattern)
+)
 
-_FOLDERS = ("configs", "docs", "rsb_d2", "tests", "tools")
+_FOLDERS = ("configs", "docs", "packaging", "rsb_d2", "tests", "tools")
 _FENCE = re.compile(r"^ *(`{3,}|~{3,}) *(\S*)[^\n]*\n(.*?)^ *\1 *$", re.M | re.S)
 
 

@@ -1,4 +1,4 @@
-"""What an installed Detectron2 imports, and how the parts that it has not say so."""
+"""The modules of the installed Detectron2 import; using what is not built raises an error."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.installed import MENDED, mended_only, run_python
+from tests.helpers.installed import PATCHED, patched_only, run_python
 
-# Modules that need one of these say so when they are imported; nothing else may fail.
+# Importing a module that needs one of these may fail; no other import may.
 OPTIONAL = {"caffe2", "onnx", "panopticapi", "scipy", "fairscale", "timm", "mmcv"}
 
 IMPORT_ALL = """
@@ -38,7 +38,7 @@ def test_every_module_imports_on_its_own():
         if error[0] != "ModuleNotFoundError" or error[2].partition(".")[0] not in OPTIONAL
     }
     assert unexpected == {}
-    if MENDED:
+    if PATCHED:
         assert {name.rpartition(".")[0] for name in failed} <= {"detectron2.export"}
 
 
@@ -115,7 +115,7 @@ def use_deformable_resnet():
     build_backbone(cfg)
 
 
-@mended_only
+@patched_only
 @pytest.mark.parametrize(
     "use",
     [
@@ -128,16 +128,16 @@ def use_deformable_resnet():
         use_deformable_resnet,
     ],
 )
-def test_what_needs_compiled_operators_says_so_when_used(use):
+def test_using_what_needs_compiled_operators_raises(use):
     with pytest.raises(ImportError, match="compiled operators"):
         use()
 
 
-@mended_only
+@patched_only
 @pytest.mark.parametrize(
     "name", ["Caffe2Tracer", "Caffe2Model", "export_caffe2_model", "export_onnx_model"]
 )
-def test_what_needs_caffe2_says_so_when_used(name):
+def test_using_what_needs_caffe2_raises(name):
     from detectron2 import export
 
     with pytest.raises(ImportError, match=f"{name}.*caffe2"):

@@ -1,10 +1,12 @@
-"""The installer's own behaviour: what it leaves alone, the mends, and the wheel."""
+"""The installer of Detectron2 0.6: what it leaves unchanged, the patch, and the wheel."""
 
 import base64
+import difflib
 import errno
 import hashlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,7 +21,8 @@ PROGRAM = ROOT / "tools" / "install_detectron2.py"
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("install_detectron2", PROGRAM)
+    path = ROOT / "packaging" / "install_detectron2.py"
+    spec = importlib.util.spec_from_file_location("install_detectron2", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -100,42 +103,61 @@ def test_torch_comes_first(tool, monkeypatch, capsys):
     assert "install torch and torchvision first" in capsys.readouterr().err
 
 
-# The mends
+# The patch
 
 
-def test_mends_are_named_and_explained(tool):
-    names = [(mend.file, mend.what) for mend in tool.MENDS]
-    assert len(set(names)) == len(names)
-    assert all(mend.why and mend.old and mend.count > 0 for mend in tool.MENDS)
+LETTERS = "".join(f"{letter}\n" for letter in "abcdefghijklmnopqrstuvwxyz")
+CHANGED = LETTERS.replace("c\n", "c\n\n--- C\n").replace("n\n", "").replace("z\n", "Z\nzz\n")
 
 
-def mend_of(tool, **changes):
-    mend = tool.Mend("detectron2/a.py", "np.bool", "gone", "np.bool)", "bool)", 2)
-    return mend._replace(**changes)
+def diff(old, new, path="detectron2/a.py"):
+    old_path = f"a/{path}" if old else "/dev/null"
+    lines = (old.splitlines(keepends=True), new.splitlines(keepends=True))
+    return "".join(difflib.unified_diff(*lines, old_path, f"b/{path}"))
 
 
-def test_a_mend_replaces_its_text_and_leaves_the_source_alone(tool):
-    files = {"detectron2/a.py": b"x(np.bool) y(np.bool) np.bool_", "LICENSE": b"free"}
-    mended = tool.apply_mends(files, [mend_of(tool)])
-    assert mended == {"detectron2/a.py": b"x(bool) y(bool) np.bool_", "LICENSE": b"free"}
-    assert files["detectron2/a.py"] == b"x(np.bool) y(np.bool) np.bool_"
+def test_a_patch_changes_and_adds_files(tool):
+    files = {"detectron2/a.py": LETTERS.encode(), "LICENSE": b"free"}
+    patch = "Why.\n\n" + diff(LETTERS, CHANGED) + diff("", LETTERS, "detectron2/b.py")
+    assert patch.count("\n@@ ") == 4
+    patched = tool.apply_patch(files, patch)
+    assert files == {"detectron2/a.py": LETTERS.encode(), "LICENSE": b"free"}
+    assert {path: data.decode() for path, data in patched.items()} == {
+        "detectron2/a.py": CHANGED,
+        "detectron2/b.py": LETTERS,
+        "LICENSE": "free",
+    }
 
 
 @pytest.mark.parametrize(
-    "content", [b"nothing of the kind", b"np.bool)", b"np.bool) np.bool) np.bool)"]
+    "content, message",
+    [
+        (LETTERS.replace("p", "P"), "detectron2/a.py differs at line 11"),  # in a hunk's context
+        ("\n" + LETTERS, "detectron2/a.py differs"),  # shifted
+        (CHANGED, "detectron2/a.py differs"),  # already patched
+        (None, "detectron2/a.py is not"),
+    ],
 )
-def test_a_mend_whose_text_is_not_there_is_an_error_that_names_it(tool, content):
-    with pytest.raises(tool.InstallError, match=r"np\.bool.*detectron2/a\.py"):
-        tool.apply_mends({"detectron2/a.py": content}, [mend_of(tool)])
+def test_a_patch_that_does_not_fit_is_an_error_that_names_the_file(tool, content, message):
+    files = {} if content is None else {"detectron2/a.py": content.encode()}
+    with pytest.raises(tool.InstallError, match=message):
+        tool.apply_patch(files, diff(LETTERS, CHANGED))
 
 
-def test_a_mend_whose_file_is_not_there_is_an_error_that_names_it(tool):
-    with pytest.raises(tool.InstallError, match=r"np\.bool.*detectron2/b\.py"):
-        tool.apply_mends({"detectron2/a.py": b""}, [mend_of(tool, file="detectron2/b.py")])
+def test_a_patch_does_not_overwrite_a_file_that_it_adds(tool):
+    with pytest.raises(tool.InstallError, match="detectron2/b.py is there"):
+        tool.apply_patch({"detectron2/b.py": b""}, diff("", LETTERS, "detectron2/b.py"))
 
 
-def test_a_source_that_was_tampered_with_makes_no_wheel(tool, tmp_path, monkeypatch):
-    """As with a file of another release: every mend is sought, and the first miss ends it."""
+def test_the_patch_explains_each_file_that_it_changes(tool):
+    header, _, body = tool.PATCH.read_text().partition("\n--- ")
+    changed = re.findall(r"(?m)^\+\+\+ b/(\S+)", body)
+    assert len(changed) > 20
+    for path in changed:
+        assert path.rpartition("/")[2] in header, path
+
+
+def test_a_source_of_another_release_makes_no_wheel(tool, tmp_path, monkeypatch):
     sdist = tmp_path / "sdist.tar.gz"
     source = tmp_path / "source"
     source.mkdir()
@@ -144,7 +166,7 @@ def test_a_source_that_was_tampered_with_makes_no_wheel(tool, tmp_path, monkeypa
         tar.add(source, "pb1-detectron2-0.6")
     monkeypatch.setattr(tool, "SDIST_SHA256", hashlib.sha256(sdist.read_bytes()).hexdigest())
     assert tool.read_sdist(sdist) == {"LICENSE": b"free"}
-    with pytest.raises(tool.InstallError, match=tool.MENDS[0].what):
+    with pytest.raises(tool.InstallError, match="does not fit"):
         tool.build_wheel(tmp_path / "wheels", sdist)
     assert not (tmp_path / "wheels").exists()
 
@@ -162,7 +184,7 @@ SOURCE = {
 
 
 def test_the_wheel_is_pure_python_and_complete(tool, tmp_path):
-    wheel = tool.write_wheel(SOURCE, tmp_path / "wheels")
+    wheel = tool.write_wheel(tool.wheel_content(SOURCE, "What is changed."), tmp_path / "wheels")
     assert wheel.name == "detectron2-0.6-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
@@ -176,6 +198,7 @@ def test_the_wheel_is_pure_python_and_complete(tool, tmp_path):
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
     assert "Requires-Dist: fvcore>=0.1.5,<0.1.6" in required
     assert not any("torch" in line or "opencv" in line for line in required)
+    assert metadata.endswith("\n\nWhat is changed.")
     assert "Root-Is-Purelib: true" in content[f"{info}/WHEEL"].decode()
 
     record = dict(line.split(",", 1) for line in content[f"{info}/RECORD"].decode().splitlines())
@@ -187,16 +210,17 @@ def test_the_wheel_is_pure_python_and_complete(tool, tmp_path):
 
 
 def test_the_same_source_gives_the_same_wheel(tool, tmp_path):
-    first = tool.write_wheel(SOURCE, tmp_path / "a")
-    second = tool.write_wheel(dict(reversed(SOURCE.items())), tmp_path / "b")
+    first = tool.write_wheel(tool.wheel_content(SOURCE, ""), tmp_path / "a")
+    turned = dict(reversed(SOURCE.items()))
+    second = tool.write_wheel(tool.wheel_content(turned, ""), tmp_path / "b")
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_wheel_that_cannot_be_written_leaves_nothing(tool, tmp_path, monkeypatch):
-    def full(self, entry, data):
+    def full(self, *args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tool.zipfile.ZipFile, "writestr", full)
     with pytest.raises(tool.InstallError, match=os.strerror(errno.ENOSPC)):
-        tool.write_wheel(SOURCE, tmp_path)
+        tool.write_wheel(tool.wheel_content(SOURCE, ""), tmp_path)
     assert list(tmp_path.iterdir()) == []

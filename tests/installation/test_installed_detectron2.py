@@ -1,4 +1,4 @@
-"""What an installed Detectron2 has to be able to do, built or mended."""
+"""The installed Detectron2 works, whether it is the patched wheel or a build of its main."""
 
 import json
 import warnings
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.installed import MENDED, mended_only, run_python
+from tests.helpers.installed import PATCHED, patched_only, run_python
 
 
 def sgd():
@@ -32,7 +32,7 @@ def test_the_state_of_a_torch_scheduler_is_saved():
     assert fresh.last_epoch == 3
 
 
-def test_a_checkpoint_brings_the_momentum_back(tmp_path):
+def test_a_checkpoint_restores_the_momentum(tmp_path):
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_brings_the_momentum_back(tmp_path):
     assert all(m.abs().sum() > 0 for m in momentum)
 
 
-@mended_only
+@patched_only
 def test_mixed_precision_does_not_warn():
     from detectron2.engine import AMPTrainer
 
@@ -124,7 +124,7 @@ def test_two_processes_work_together_without_a_gpu(tmp_path):
     program = tmp_path / "launch_two.py"
     program.write_text(LAUNCH)
     # main gives a model on the CPU a GPU's index, which DistributedDataParallel refuses.
-    assert run_python(program, "wrap" if MENDED else "").endswith("done\n")
+    assert run_python(program, "wrap" if PATCHED else "").endswith("done\n")
 
 
 def test_polygons_become_bitmasks():
