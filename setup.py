@@ -61,7 +61,7 @@ setup(
         # sahi asks for opencv-python, which overwrites a headless OpenCV: see the Makefile.
         "test": ["hypothesis>=6", "pytest>=8", "sahi==0.12.8", "supervision==0.31.2"],
     },
-    package_data={"rsb_d2.report": ["page/*"]},
+    package_data={"rsb_d2.addons.workbench.report": ["page/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "timm>=1.0.12",

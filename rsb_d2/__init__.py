@@ -19,6 +19,7 @@ with garbage_collection_paused():
     from .config import add_rsb_config
     from .errors import UserError
     from .modeling import TimmBackbone
+    from .pretraining import classifier  # noqa: F401  registers ImageClassifier
 
 __version__ = "0.2.0"
 
@@ -41,7 +42,7 @@ def __getattr__(name):
 
         return Trainer
     if name == "optimize_for_inference":
-        from .inference import optimize_for_inference
+        from .addons.accelerate import optimize_for_inference
 
         return optimize_for_inference
     if name == "model_zoo":

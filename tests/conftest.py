@@ -20,7 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from PIL import Image
 
-from rsb_d2.data.sample import make_sample_data
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.memory import reuse_freed_memory
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.damaged_files import jpeg

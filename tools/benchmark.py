@@ -25,11 +25,17 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from _program import make_parser, tells_mistakes
 
-from rsb_d2.benchmark import evaluation, inference, pretraining, startup, training
-from rsb_d2.benchmark.data_sets import starts
-from rsb_d2.benchmark.report import add_ratios, format_report
-from rsb_d2.benchmark.running import deployment, prediction, trainer
-from rsb_d2.benchmark.timing import machine
+from benchmarks import (
+    evaluation,
+    inference,
+    pretraining,
+    startup,
+    training,
+)
+from benchmarks.data_sets import starts
+from benchmarks.report import add_ratios, format_report
+from benchmarks.running import deployment, prediction, trainer
+from benchmarks.timing import machine
 
 SUB_COMMANDS = {
     "inference": inference,

@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from _program import make_parser, tells_mistakes
 
-from rsb_d2.data.convert import FORMATS, Conversion, convert
+from rsb_d2.addons.workbench.convert import FORMATS, Conversion, convert
 
 
 def parse_args() -> argparse.Namespace:

@@ -24,10 +24,10 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from _program import make_parser, tells_mistakes
 
 from rsb_d2 import UserError
-from rsb_d2.export.export import Exported, check_output, export_detector
-from rsb_d2.export.images import comparison_images, read_size
-from rsb_d2.export.plain import Package, check_folder, export_package
-from rsb_d2.predict.predictor import load_detector, load_predict_config
+from rsb_d2.addons.export.export import Exported, check_output, export_detector
+from rsb_d2.addons.export.images import comparison_images, read_size
+from rsb_d2.addons.export.plain import Package, check_folder, export_package
+from rsb_d2.predictor import load_detector, load_predict_config
 
 FORMATS = ("detectron2", "openvino")
 

@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from _program import make_parser, tells_mistakes
 
-from rsb_d2.benchmark.gpu.run import check_gpu, choose_rows, run_all
+from benchmarks.gpu.run import check_gpu, choose_rows, run_all
 
 
 def parse_args() -> argparse.Namespace:

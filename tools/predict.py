@@ -22,11 +22,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from _program import make_parser, tells_mistakes
 
-from rsb_d2.errors import UserError
-from rsb_d2.memory import reuse_freed_memory
-from rsb_d2.predict.drawing import draw_detections
-from rsb_d2.predict.files import distinct, find_images
-from rsb_d2.predict.pipeline import (
+from rsb_d2.addons.predict.drawing import draw_detections
+from rsb_d2.addons.predict.files import distinct, find_images
+from rsb_d2.addons.predict.pipeline import (
     Options,
     Processes,
     format_table,
@@ -34,9 +32,11 @@ from rsb_d2.predict.pipeline import (
     predict_files,
     settings_of,
 )
-from rsb_d2.predict.predictor import DTYPES, Predictor, load_predict_config
-from rsb_d2.predict.video import predict_video
-from rsb_d2.predict.video_reader import check_video, find_videos
+from rsb_d2.addons.predict.video import predict_video
+from rsb_d2.addons.predict.video_reader import check_video, find_videos
+from rsb_d2.errors import UserError
+from rsb_d2.memory import reuse_freed_memory
+from rsb_d2.predictor import DTYPES, Predictor, load_predict_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,8 +9,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from ..files import whole_file
+from ..pretraining.classifier_weights import find_classifier, load_classifier
 from . import timm_hub
-from .classifier_weights import find_classifier, load_classifier
 from .formats.known_formats import CAFFE2_RESNET, recognise
 from .loading import LoadReport, find_backbone, load_weights, state_dict_of
 from .locating import locate

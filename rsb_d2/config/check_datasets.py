@@ -8,8 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
+from ..data.opening import is_image_folder
 from ..data.stock.packages import check_packages
-from ..data.storage.opening import is_image_folder
 from ..errors import UserError
 
 # Architectures with a head for the semantic segmentation of Detectron2.

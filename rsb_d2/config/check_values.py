@@ -24,7 +24,7 @@ from detectron2.modeling import (
 from detectron2.solver import build_lr_scheduler
 
 from ..errors import UserError
-from ..modeling.classifier import LOSSES
+from ..pretraining.classifier import LOSSES
 from ..solver.epochs import is_by_epochs
 
 logger = logging.getLogger(__name__)

@@ -12,18 +12,18 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from ..addons.workbench.sample import make_sample_data, make_sample_objects
 from ..data import register_coco_json, register_image_folders
 from ..data.class_names import fill_class_names
 from ..data.loader import num_training_images
-from ..data.sample import make_sample_data, make_sample_objects
 from ..data.stock.layouts import check_layouts
 from ..errors import UserError
 from ..evaluation.tta import check_tta
+from ..pretraining.checks import check_classifier, check_kind_of_data, check_network
 from ..solver.accumulation import check_accumulation
 from ..solver.build import check_optimizer
 from ..solver.epochs import is_by_epochs, resolve_epochs
 from .check_best_metric import check_best_metric
-from .check_classifier import check_classifier, check_kind_of_data, check_network
 from .check_datasets import check_datasets, check_other_datasets
 from .check_device import check_amp, check_compiler, check_device
 from .check_resume import check_resumed_config

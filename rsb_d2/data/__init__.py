@@ -1,5 +1,5 @@
-from .classification import register_image_folders
+from ..addons.workbench.sample import make_sample_data
+from ..pretraining.data import register_image_folders
 from .coco_json import register_coco_json
-from .sample import make_sample_data
 
 __all__ = ["make_sample_data", "register_coco_json", "register_image_folders"]

@@ -6,7 +6,8 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 
 from ..modeling import is_classifier
-from . import classification, loader
+from ..pretraining import data as classification
+from . import loader
 from .images import CheckedDatasetMapper
 
 

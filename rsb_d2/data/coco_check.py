@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Set
 
 from ..errors import UserError, first, first_ids
 from .masks import is_finite
-from .storage.opening import find_missing
+from .opening import find_missing
 
 # What fits into 64 and 32 bits, as ids and sizes have to in pycocotools and in images.
 _MAX_ID = 2**63 - 1

@@ -14,12 +14,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from ..addons.storage.remote import cache_settings
 from ..errors import UserError, first
 from .cache.annotation_cache import CHECKED, CHECKED_WITH_MASKS, AnnotationSource, cache_folder
 from .cache.checked import CheckedCocoJson
 from .cache.records import PackedRecords
 from .cache.selection import say_messages, set_coco_metadata
-from .storage.remote import cache_settings
 
 # The key that says how many classes a meta architecture has. One that is not here (ProposalNetwork,
 # SemanticSegmentor, a user's own) has no such key, or none that is known.

@@ -22,11 +22,11 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from PIL import Image, UnidentifiedImageError
 
+from ..addons.storage.remote import RemoteError, is_remote
 from ..errors import UserError, printable
 from .masks import is_finite, is_polygon, is_rle
+from .opening import open_file as storage_open
 from .stock.augmentation import build_augmentation, uses_large_scale_jitter
-from .storage.opening import open_file as storage_open
-from .storage.remote import RemoteError, is_remote
 
 _EXIF_ORIENTATION = 0x0112
 # https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, 4.6.4, Orientation

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..modeling import is_classifier
-from ..modeling.mixing import mix_seeds
+from ..pretraining.mixing import mix_seeds
 from ..transfer import is_pinned_for
 from .bad_images import BadImages
 from .cache.annotation_cache import cache_folder

@@ -6,10 +6,11 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..addons.accelerate.convolution import convolve_by_products, products_are_faster
 from ..config.check_device import check_compiler
-from ..modeling import ImageClassifier, TimmBackbone, TimmLastStage
-from ..modeling.layers import convolve_by_products, products_are_faster
+from ..modeling import TimmBackbone, TimmLastStage
 from ..modeling.proposals import ChoosingRPN
+from ..pretraining.classifier import ImageClassifier
 
 logger = logging.getLogger(__name__)
 

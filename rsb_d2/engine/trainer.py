@@ -14,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
+from ..addons.accelerate.roi_align import pool_channels_last
 from ..checkpoint import Checkpointer, has_run, remove_leftovers
 from ..checkpoint.run_folder import CONFIG_KEY, LAST_CHECKPOINT
 from ..data.build import build_test_loader, build_train_loader
@@ -23,7 +24,6 @@ from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
-from ..inference.roi_align import pool_channels_last
 from ..solver import build_optimizer
 from ..solver.accumulation import use_accumulation
 from ..solver.ema import AverageUpdate, build_average, evaluate_with_average

@@ -20,11 +20,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset
 
-from ..data.classification.transforms import ClassificationMapper, build_transform
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import annotated_records
 from ..data.random_state import random_state_kept
-from ..modeling import ImageClassifier, is_classifier
+from ..modeling import is_classifier
+from ..pretraining.classifier import ImageClassifier
+from ..pretraining.data.transforms import ClassificationMapper, build_transform
 from ..solver.ema import EMA_PREFIX, AveragedWeights
 
 logger = logging.getLogger(__name__)

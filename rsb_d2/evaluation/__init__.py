@@ -1,5 +1,5 @@
+from ..pretraining.evaluation import ClassificationEvaluator
 from .build import build_evaluator, check_evaluators
-from .classification import ClassificationEvaluator
 from .coco_evaluation import COCOEvaluator
 
 __all__ = ["COCOEvaluator", "ClassificationEvaluator", "build_evaluator", "check_evaluators"]

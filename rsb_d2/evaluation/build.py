@@ -13,10 +13,10 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
-from ..data.classification import EVALUATOR_TYPE
 from ..data.stock.packages import PANOPTIC, check_packages
 from ..errors import UserError
-from .classification import ClassificationEvaluator
+from ..pretraining.data import EVALUATOR_TYPE
+from ..pretraining.evaluation import ClassificationEvaluator
 from .coco_evaluation import COCOEvaluator
 from .older_numpy import (
     CityscapesInstanceEvaluator,

@@ -5,9 +5,9 @@ from typing import List
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..data.classification import EVALUATOR_TYPE
 from ..data.stock.packages import PANOPTIC
-from .classification import MAX_LOGGED_CLASSES
+from ..pretraining.data import EVALUATOR_TYPE
+from ..pretraining.evaluation import MAX_LOGGED_CLASSES
 
 _COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _OF_COCO_TASK = {

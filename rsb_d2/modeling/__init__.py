@@ -4,9 +4,9 @@ from .build import (
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
     check_pixel_format,
+    is_classifier,
 )
 from .cascade_rcnn import OpenMMLabCascadeROIHeads
-from .classifier import ImageClassifier, is_classifier
 from .last_stage import TimmLastStage, TimmRes5ROIHeads
 from .lazy import CheckedTimmBackbone
 from .retinanet import OpenMMLabRetinaNet
@@ -14,7 +14,6 @@ from .timm_backbone import TimmBackbone
 
 __all__ = [
     "CheckedTimmBackbone",
-    "ImageClassifier",
     "OpenMMLabCascadeROIHeads",
     "OpenMMLabRetinaNet",
     "TimmBackbone",

@@ -12,7 +12,7 @@ from timm.models import FeatureListNet
 from torch import nn
 
 from ..errors import UserError
-from .layers import fold_norms_in_training
+from .fold_norm import fold_norms_in_training
 from .norm import apply_norm_policy
 from .resnets.spec import backbone_spec
 from .timm_backbone import TimmBackbone, build_feature_net, keep_norms_fixed

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..errors import UserError
-from .layers import fold_norms_in_training
+from .fold_norm import fold_norms_in_training
 from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ import torch
 from detectron2.engine import default_argument_parser
 
 from rsb_d2 import Checkpointer, Trainer, UserError
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.checkpoint import remove_leftovers, remove_old_checkpoints
 from rsb_d2.checkpoint.run_folder import find_newest_complete, read_newest_entry, take_found
 from rsb_d2.config.setup import setup
-from rsb_d2.data.sample import make_sample_data
 from tests.helpers.kill_and_resume import SMALL
 from tests.helpers.paths import CONFIGS
 

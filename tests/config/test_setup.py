@@ -11,8 +11,8 @@ import pytest
 from detectron2.engine import default_argument_parser
 
 from rsb_d2 import UserError
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.config.setup import setup
-from rsb_d2.data.sample import make_sample_data
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.data.bad_input import Case, check_stop, opts
 from tests.helpers.runs.programs import check_line

@@ -3,8 +3,8 @@
 import yaml
 from detectron2.engine import default_argument_parser
 
+from rsb_d2.addons.workbench.sample import CLASS_NAMES
 from rsb_d2.config.setup import setup
-from rsb_d2.data.sample import CLASS_NAMES
 from tests.helpers.runs.scripted_training import CLASS_IDS, SMALL, data_opts
 from tests.helpers.seeded_run import make_seeded_config
 

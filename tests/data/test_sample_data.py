@@ -12,11 +12,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from rsb_d2 import UserError, add_rsb_config
+from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data
+from rsb_d2.addons.workbench.sample.__main__ import main
+from rsb_d2.addons.workbench.sample.draw import draw_picture
+from rsb_d2.addons.workbench.sample.folder import to_annotation
 from rsb_d2.data import register_coco_json
-from rsb_d2.data.sample import CLASS_NAMES, make_sample_data
-from rsb_d2.data.sample.__main__ import main
-from rsb_d2.data.sample.draw import draw_picture
-from rsb_d2.data.sample.folder import to_annotation
 
 SMALL = dict(num_train=60, num_val=20, image_size=96)
 
@@ -231,7 +231,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rsb_d2.data.sample.folder.write_json", fail)
+    monkeypatch.setattr("rsb_d2.addons.workbench.sample.folder.write_json", fail)
     for name in ("sample", "new"):
         with pytest.raises(KeyboardInterrupt):
             make_sample_data(str(tmp_path / name), **TINY, seed=1)

@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from rsb_d2 import UserError
+from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data, make_sample_objects
 from rsb_d2.config.setup import setup
-from rsb_d2.data.sample import CLASS_NAMES, make_sample_data, make_sample_objects
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.paths import CONFIGS
 

@@ -13,8 +13,8 @@ import sys
 from detectron2.engine import default_argument_parser
 
 from rsb_d2.config.loading import load_config
-from rsb_d2.data.classification.loading import mix_group
 from rsb_d2.modeling import is_classifier
+from rsb_d2.pretraining.data.loading import mix_group
 from tests.helpers.paths import ROOT
 
 LONG = 10_000  # iterations
@@ -83,7 +83,7 @@ def is_a_schedule_of_days(command):
 
 
 def is_a_long_measurement(command):
-    """tests/benchmark and tests/programs run what these run, on small models."""
+    """tests/benchmarks and tests/programs run what these run, on small models."""
     words = words_of(command)
     before, sys.argv = sys.argv, words[1:]
     try:

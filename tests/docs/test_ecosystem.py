@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsb_d2.data.sample.draw import draw_picture
-from rsb_d2.export.plain import export_package
+from rsb_d2.addons.export.plain import export_package
+from rsb_d2.addons.workbench.sample.draw import draw_picture
 from tests.helpers.models.exporting import NAMES, pictures
 from tests.helpers.pages import find_blocks, read
 from tests.helpers.runs.without_rsb_d2 import run_without_rsb_d2

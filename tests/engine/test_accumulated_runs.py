@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from rsb_d2.data.sample import make_sample_data
+from rsb_d2.addons.workbench.sample import make_sample_data
 from tests.helpers.paths import CONFIGS, ROOT
 
 HELPERS = ROOT / "tests" / "helpers"

@@ -10,8 +10,8 @@ from detectron2.engine import default_argument_parser
 
 import train_net
 from rsb_d2 import Trainer, UserError
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.config.setup import setup
-from rsb_d2.data.sample import make_sample_data
 from tests.helpers.devices import reproducible
 from tests.helpers.kill_and_resume import SMALL, differences
 from tests.helpers.paths import CONFIGS

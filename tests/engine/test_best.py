@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from rsb_d2.addons.workbench.sample import CLASS_NAMES
 from rsb_d2.config.check_best_metric import check_best_metric
-from rsb_d2.data.sample import CLASS_NAMES
 from rsb_d2.engine.best import MetricHistory
 from tests.helpers.runs.scripted_training import CLASS_IDS, load, make_config, train
 

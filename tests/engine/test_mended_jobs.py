@@ -7,7 +7,7 @@ import socket
 import pytest
 import torch
 
-from rsb_d2.data.sample import make_sample_data
+from rsb_d2.addons.workbench.sample import make_sample_data
 from tests.engine.test_processes import FIXED, check_equal_weights
 from tests.helpers.kill_and_resume import differences, evaluations
 from tests.helpers.killed_job import Job, kill_at_random, wait_until

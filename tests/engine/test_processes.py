@@ -15,7 +15,7 @@ import torch.distributed as dist
 from detectron2.engine import default_argument_parser
 
 from rsb_d2 import UserError
-from rsb_d2.data.sample import make_sample_data
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.engine import launch
 from rsb_d2.engine.launch import _name_of_meeting
 from tests.helpers import two_processes

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rsb_d2 import Trainer
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.checkpoint import find_newest_complete
-from rsb_d2.data.sample import make_sample_data
 from tests.helpers.devices import reproducible
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.resumable_run import load, make_config, run, train

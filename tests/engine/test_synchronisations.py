@@ -13,8 +13,8 @@ from detectron2.utils.events import EventStorage
 from torchvision.ops import nms
 
 from rsb_d2 import Trainer, optimize_for_inference
-from rsb_d2.export.plain.config import plain_config
-from rsb_d2.export.plain.weights import plain_weights
+from rsb_d2.addons.export.plain.config import plain_config
+from rsb_d2.addons.export.plain.weights import plain_weights
 from tests.helpers.models.optimized import make_images
 from tests.helpers.pretended_gpu import GPU, PretendedGPU
 from tests.helpers.runs.resumable_run import make_config
@@ -34,9 +34,9 @@ OPTIMIZED = {
     "rsb_d2.modeling.proposals.rpn:_choose nonzero": 1,
     "rsb_d2.modeling.proposals.rpn:_choose tolist": 1,
     "rsb_d2.modeling.proposals.nms:_at_once nms": 4,
-    "rsb_d2.inference.roi_heads:inference item": 1,
-    "rsb_d2.inference.roi_heads:inference nonzero": 1,
-    "rsb_d2.inference.roi_heads:inference tolist": 1,
+    "rsb_d2.addons.accelerate.roi_heads:inference item": 1,
+    "rsb_d2.addons.accelerate.roi_heads:inference nonzero": 1,
+    "rsb_d2.addons.accelerate.roi_heads:inference tolist": 1,
 }
 # In all, at most; of stock 43, 55 and 30 in Detectron2 0.6.
 IN_ALL = {"mask": 19, "cascade": 28, "retinanet": 30}

@@ -8,9 +8,9 @@ import torch
 from detectron2.modeling.poolers import ROIPooler
 
 from rsb_d2 import Trainer, UserError
+from rsb_d2.addons.accelerate.roi_align import ChannelsLastROIPooler
 from rsb_d2.checkpoint import find_newest_complete
 from rsb_d2.config.loading import load_config
-from rsb_d2.inference.roi_align import ChannelsLastROIPooler
 from tests.helpers.devices import tolerance
 from tests.helpers.paths import CONFIGS
 from tests.helpers.runs.resumable_run import load, make_config, train

@@ -14,9 +14,9 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from timm.layers import DropPath
 from torch import nn
 
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.data import register_coco_json
 from rsb_d2.data.random_state import random_state_kept
-from rsb_d2.data.sample import make_sample_data
 from rsb_d2.engine.best import EarlyStopping, MetricHistory, StopTraining
 from rsb_d2.engine.validation import (
     build_validation_loader,

@@ -18,8 +18,8 @@ from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from benchmarks.evaluation import make_detections
 from rsb_d2 import UserError
-from rsb_d2.benchmark.evaluation import make_detections
 from rsb_d2.evaluation import COCOEvaluator, build_evaluator
 from rsb_d2.evaluation.coco_evaluation import evaluate_detections
 

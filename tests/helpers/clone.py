@@ -12,9 +12,9 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 
 from rsb_d2 import Checkpointer
+from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_objects
 from rsb_d2.checkpoint import zoo
 from rsb_d2.data import make_sample_data
-from rsb_d2.data.sample import CLASS_NAMES, make_sample_objects
 
 from .clips import make_clip
 from .fake_hub import add_to_cache, make_weights
@@ -52,8 +52,9 @@ COCO_MODEL = [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "MODEL.RETINANET.NUM_
 # What the server of commands has imported before they come.
 IMPORTS = """
 import cv2, matplotlib.figure, onnx, onnxruntime, timm, torch, torchvision
-import rsb_d2.benchmark, rsb_d2.config.setup, rsb_d2.engine, rsb_d2.evaluation, rsb_d2.export
-import rsb_d2.inference, rsb_d2.model_zoo, rsb_d2.predict, rsb_d2.report
+import benchmarks, rsb_d2.config.setup, rsb_d2.engine, rsb_d2.evaluation, rsb_d2.addons.export
+import rsb_d2.addons.accelerate, rsb_d2.model_zoo, rsb_d2.addons.predict
+import rsb_d2.addons.workbench.report
 from rsb_d2.checkpoint import zoo
 zoo.URLS["frcnn_rsb_1x"] = {url!r}
 """

@@ -1,7 +1,7 @@
 """A predictor without a network: what it finds in an image follows from its pixels, and quickly.
 
 As a program, started by torchrun, it predicts a folder of images, and kills itself where it is
-told; see tests/predict/test_pipeline.py.
+told; see tests/addons/predict/test_pipeline.py.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from rsb_d2.benchmark.profiling import peak_memory
+from benchmarks.profiling import peak_memory
+from rsb_d2.addons.predict.files import find_images
+from rsb_d2.addons.predict.pipeline import Options, join_processes, predict_files
 from rsb_d2.data.class_names import ClassNames
-from rsb_d2.predict.files import find_images
-from rsb_d2.predict.pipeline import Options, join_processes, predict_files
-from rsb_d2.predict.predictor import Preparation
+from rsb_d2.predictor import Preparation
 
 SIZES = ((96, 64), (64, 96), (80, 80), (120, 64))
 

@@ -2,8 +2,8 @@
 
 from detectron2.engine import default_argument_parser
 
+from rsb_d2.addons.workbench.sample import make_sample_objects
 from rsb_d2.config.setup import setup
-from rsb_d2.data.sample import make_sample_objects
 from tests.helpers.paths import CONFIGS
 
 CLASSES = ["circle", "square", "star", "triangle"]

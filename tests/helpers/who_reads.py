@@ -10,8 +10,8 @@ from detectron2.engine import default_setup
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 
 from rsb_d2 import Trainer, UserError, add_rsb_config
+from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data
 from rsb_d2.data import register_coco_json
-from rsb_d2.data.sample import CLASS_NAMES, make_sample_data
 from rsb_d2.model_zoo import with_rsb_backbone
 from tests.helpers.recorded_config import Reads, keys_of, recorded
 from tests.helpers.zoo_model import small_config

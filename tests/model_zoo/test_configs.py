@@ -12,9 +12,9 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from rsb_d2 import Trainer, model_zoo
+from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data
 from rsb_d2.config.loading import load_config
 from rsb_d2.data import register_coco_json
-from rsb_d2.data.sample import CLASS_NAMES, make_sample_data
 from tests.helpers.paths import CONFIGS
 
 FOLDER = CONFIGS

@@ -12,8 +12,8 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from rsb_d2 import Trainer, model_zoo
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.data import register_coco_json
-from rsb_d2.data.sample import make_sample_data
 
 ROWS = ["frcnn_rsb_1x", "mask_rcnn_rsb_1x", "cascade_mask_rcnn_rsb_1x", "retinanet_rsb_1x"]
 NUM_TRAINABLE = {

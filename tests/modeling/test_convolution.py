@@ -9,10 +9,9 @@ from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import build_model
 from torch import nn
 
+from rsb_d2.addons.accelerate import convolution, optimize_for_inference
+from rsb_d2.addons.accelerate.convolution import convolve_by_products
 from rsb_d2.engine import speed
-from rsb_d2.inference import optimize_for_inference
-from rsb_d2.modeling.layers import convolution
-from rsb_d2.modeling.layers.convolution import convolve_by_products
 from tests.helpers.small_detector import make_config
 
 WIDE = 128

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rsb_d2 import TimmBackbone
-from rsb_d2.modeling.layers.fold_norm import (
+from rsb_d2.modeling.fold_norm import (
     FoldedBatchNorm2d,
     FoldingConv2d,
     fold_norms_in_training,

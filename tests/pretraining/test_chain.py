@@ -15,7 +15,7 @@ from detectron2.modeling import build_resnet_backbone
 from rsb_d2 import Checkpointer, Trainer, UserError
 from rsb_d2.checkpoint.convert import convert_file
 from rsb_d2.config.loading import load_config
-from rsb_d2.engine.pictures import classification as pictures
+from rsb_d2.pretraining import pictures
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.paths import CONFIGS
 from tests.helpers.runs.programs import load_tool

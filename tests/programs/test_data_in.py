@@ -7,7 +7,7 @@ import shlex
 import pytest
 import torch
 
-from rsb_d2.data.sample import make_sample_data
+from rsb_d2.addons.workbench.sample import make_sample_data
 from tests.helpers.data.label_files import yolo
 from tests.helpers.runs.programs import call_train_net, load_tool
 

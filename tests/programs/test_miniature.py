@@ -177,7 +177,7 @@ def test_real_trainings(tmp_path):
         target = "m.DETECTOR" if name == "DETECTOR" else f"m.PRETRAINING[{name!r}]"
         lines.append(f"{target} = {str(path)!r}")
     lines += [
-        "from rsb_d2.data.sample import make_sample_data, make_sample_objects",
+        "from rsb_d2.addons.workbench.sample import make_sample_data, make_sample_objects",
         f"make_sample_data({str(data / 'a')!r}, num_train=4, num_val=2, image_size=64)",
         f"make_sample_objects({str(data / 'b')!r}, num_train=16, num_val=8, image_size=32)",
         "sys.exit(m.main())",

@@ -10,9 +10,9 @@ from detectron2.solver import build_lr_scheduler
 from timm.scheduler import CosineLRScheduler
 
 from rsb_d2 import Trainer, UserError
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.config.loading import load_config
 from rsb_d2.config.setup import setup
-from rsb_d2.data.sample import make_sample_data
 from rsb_d2.solver.epochs import epochs_to_iterations, resolve_epochs
 from tests.helpers.paths import CONFIGS
 

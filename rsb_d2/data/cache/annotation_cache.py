@@ -22,14 +22,20 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import file_lock, get_cache_dir
 from portalocker.exceptions import LockException
 
+from ...addons.storage.tar import split_tar_path
 from ...errors import UserError
 from ...files import whole_file
 from ...memory import garbage_collection_paused
 from ..coco_check import check_image_files
-from ..storage.arrays import Arrays, UnusableFile, gather_arrays, read_arrays, write_arrays
-from ..storage.fingerprint import fingerprint, is_unchanged
-from ..storage.tar import split_tar_path
+from .arrays import (
+    Arrays,
+    UnusableFile,
+    gather_arrays,
+    read_arrays,
+    write_arrays,
+)
 from .checked import CheckedCocoJson, check_coco_json
+from .fingerprint import fingerprint, is_unchanged
 from .records import PackedRecords
 from .stock import read_coco_json
 

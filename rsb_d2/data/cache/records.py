@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from ...errors import UserError
-from ..storage.arrays import STREAM, Arrays, read_arrays
+from .arrays import STREAM, Arrays, read_arrays
 from .packing import CROWD, HAS_RLE
 
 _decode = msgspec.msgpack.Decoder().decode

@@ -3,7 +3,7 @@
 from detectron2.config import CfgNode
 
 from ...modeling import is_classifier
-from .classification import ClassificationPictures
+from ...pretraining.pictures import ClassificationPictures
 from .curves import draw_curves, read_metrics
 from .detections import PictureWriter, draw_detections
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from rsb_d2.data.convert import convert
+from rsb_d2.addons.workbench.convert import convert
 
 
 def image(path, size=(100, 80), orientation=None):

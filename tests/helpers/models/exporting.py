@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from rsb_d2.addons.workbench.sample.draw import draw_picture
 from rsb_d2.data.class_names import ClassNames
-from rsb_d2.data.sample.draw import draw_picture
-from rsb_d2.predict.predictor import Predictor
+from rsb_d2.predictor import Predictor
 from tests.helpers.seeded_run import (
     CLASSES,
     IDS,

@@ -3,8 +3,8 @@
 import torch
 
 from rsb_d2 import Trainer
+from rsb_d2.addons.workbench.sample import CLASS_NAMES
 from rsb_d2.data import register_coco_json
-from rsb_d2.data.sample import CLASS_NAMES
 from tests.helpers.seeded_run import make_seeded_config
 
 

@@ -1,0 +1,348 @@
+"""A trained detector made faster for inference, without changing what it computes."""
+
+import copy
+import importlib.util
+import logging
+import os
+import shutil
+from typing import Any, Dict, Tuple
+
+import torch
+from detectron2.modeling.backbone import FPN, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from ...addons.accelerate.convolution import convolve_as_before
+from ...errors import UserError
+from ...modeling import OpenMMLabCascadeROIHeads, TimmBackbone, TimmRes5ROIHeads
+from ...modeling.fold_norm import unfold_norms
+from ...modeling.norm import BATCH_NORM_TYPES
+from ...modeling.retinanet import LastLevelP6P7WithoutReLU
+from .blocks import InferenceFPN, replace_blocks
+from .conv import InferenceConv2d, fuse_all, has_fused_kernels
+from .fold import fold_graph, replace_convs, replace_rows
+from .graphs import CudaGraphs, replay_dense_parts
+from .roi_align import ChannelsLastROIPooler, UnsplitROIPooler
+from .roi_heads import flatten_channels_last, replace_predictor
+from .rpn import InferenceRPN, InferenceRPNHead
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ROI_HEADS = (StandardROIHeads, CascadeROIHeads, OpenMMLabCascadeROIHeads)
+_MARK = "_optimized_for_inference"
+
+
+def optimize_for_inference(
+    model: nn.Module, dtype: torch.dtype = torch.float32, compile: bool | str = False
+) -> nn.Module:
+    """Make a faster copy of a detector for inference, which computes the same.
+
+    Batch norms, ReLUs and the additions of residual blocks and FPN are folded into the
+    convolutions, features are channels-last from the image on, on the CPU RoIAlign runs on all
+    threads, and the RPN decodes only the anchors that it chooses. That covers Faster, Mask and
+    Cascade R-CNN, RetinaNet and panoptic FPN, on Detectron2's ResNets and any
+    :class:`rsb_d2.TimmBackbone`. Parts of other classes, subclasses of Detectron2's included, stay
+    as they are.
+
+    The given model keeps its weights, mode, memory format and device. The result shares nothing
+    with it: it takes as much memory as the model does, and the model may be dropped. It is in
+    evaluation mode for good, on the same device.
+
+    Args:
+        model (nn.Module): a detector of Detectron2 with weights in float32, on the CPU or a GPU,
+            in any mode; a model that is wrapped for data parallelism is unwrapped. One that was
+            optimized in the same way is returned itself.
+        dtype (torch.dtype): ``torch.float32``; or ``torch.bfloat16`` or ``torch.float16``, in
+            which the convolutions and linear layers then compute. The last layers of RPN and box
+            head stay in float32, as do anchors, boxes, scores and NMS.
+        compile (bool or str): True to compile backbone and dense heads with ``torch.compile``, at
+            the first call and for images of all sizes; a few sizes, such as a batch or a feature
+            map of 1, are compiled anew, up to torch's limit of recompilations. Without a compiler
+            there is a warning, and nothing is compiled.
+            ``"reduce-overhead"``, on a GPU: nothing is compiled, but their kernels, and those of
+            the RPN up to its candidates, are recorded as a CUDA graph at the first call with a
+            batch of each size, as padded to 32, and then replayed, which costs the processor next
+            to nothing: the same kernels, so the same results. There are 64 sizes at most. What the
+            backbone returns is overwritten by its next call. In either way a copy of the result is
+            as without.
+
+    Returns:
+        nn.Module: called as ``model`` is, with the same outputs.
+
+    Raises:
+        UserError: if ``model`` is no detector with a backbone or has other weights than float32,
+            if ``dtype`` or ``compile`` is another one, or if the model was optimized in another
+            way. Calling ``train()`` on the result raises one, too.
+    """
+    if isinstance(model, (DistributedDataParallel, DataParallel)):
+        model = model.module
+    if dtype not in _DTYPES:
+        raise UserError(f"dtype is {dtype}; write one of {', '.join(map(str, _DTYPES))}")
+    before = getattr(model, _MARK, None)
+    if before is not None:
+        if before != (dtype, compile):
+            raise UserError(
+                f"the model was optimized with dtype {before[0]} and compile {before[1]} already; "
+                "optimize the one that it was made from"
+            )
+        return model
+    device = _check_model(model)
+    _check_compile(compile, device)
+    asked = compile
+    compile = compile is True and _has_compiler(device)
+
+    result = copy.deepcopy(model).eval().requires_grad_(False)
+    unfold_norms(result)  # where it comes from a trainer
+    convolve_as_before(result)
+    _optimize_backbone(result.backbone, dtype)
+    parts = {name: m for name, m in result.named_children() if name != "backbone"}
+    all_known = all([_optimize_part(m, dtype, device) for m in parts.values()])
+    if dtype != torch.float32 and not all_known:
+        result.backbone.register_forward_hook(_features_to_float32)
+    if compile:
+        _compile(result)
+    elif has_fused_kernels(device, dtype):
+        fuse_all(result)
+    if asked == "reduce-overhead":
+        replay_dense_parts(result, CudaGraphs(device))
+    setattr(result, _MARK, (dtype, asked))
+    result.train = _EvaluationOnly(result)
+    return result
+
+
+def _check_model(model: nn.Module) -> torch.device:
+    if not isinstance(getattr(model, "backbone", None), nn.Module):
+        raise UserError(
+            f"optimize_for_inference takes a detector of Detectron2, which has a backbone; "
+            f"{type(model).__name__} has none"
+        )
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    other = {p.dtype for p in parameters} - {torch.float32}
+    if other:
+        raise UserError(
+            f"optimize_for_inference takes a model in torch.float32, not in {other.pop()}: "
+            "leave the casting to its argument dtype"
+        )
+    return parameters[0].device
+
+
+def _check_compile(compile: bool | str, device: torch.device) -> None:
+    if compile not in (False, True, "reduce-overhead"):
+        raise UserError(f'compile is {compile!r}; write True, False or "reduce-overhead"')
+    if compile == "reduce-overhead" and device.type != "cuda":
+        raise UserError(
+            f'compile is "reduce-overhead", which is for a GPU, not {device}; write True'
+        )
+
+
+class _EvaluationOnly:
+    """In the place of an optimized model's ``train``."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        if mode:
+            raise UserError(
+                "a model from optimize_for_inference cannot be trained: train the model that it "
+                "was made from, and optimize that anew"
+            )
+        return type(self._model).train(self._model, False)
+
+
+def _optimize_backbone(backbone: nn.Module, dtype: torch.dtype) -> None:
+    bottom_up = backbone.bottom_up if isinstance(backbone, FPN) else backbone
+    if isinstance(bottom_up, TimmBackbone):
+        fold_graph(bottom_up.body, dtype)
+    elif type(bottom_up) is not ResNet:
+        logger.info(f"{type(bottom_up).__name__} stays as it is")
+        bottom_up = None
+    if InferenceFPN.takes(backbone):
+        for name, child in list(backbone.named_children()):
+            if child not in (bottom_up, backbone.bottom_up):
+                _optimize_fpn_part(backbone, name, child, dtype)
+        backbone.__class__ = InferenceFPN
+        backbone.renew_lists()
+    if bottom_up is not None:
+        _optimize_stages(bottom_up, dtype)
+
+
+def _optimize_stages(stages: nn.Module, dtype: torch.dtype) -> None:
+    """Optimize a ResNet or another timm model, or a part of one, that takes one tensor."""
+    replace_convs(stages, dtype)
+    replace_blocks(stages)
+    stages.to(dtype=dtype, memory_format=torch.channels_last)
+    for module in stages.modules():
+        if isinstance(module, BATCH_NORM_TYPES):
+            module.float()  # torch normalises any dtype with statistics in float32
+    stages.register_forward_pre_hook(_InputTo(dtype))
+
+
+def _optimize_fpn_part(fpn: FPN, name: str, part: nn.Module, dtype: torch.dtype) -> None:
+    if type(part) in (LastLevelP6P7, LastLevelP6P7WithoutReLU):
+        part.p6, part.p7 = InferenceConv2d(part.p6, dtype), InferenceConv2d(part.p7, dtype)
+    else:
+        holder = nn.ModuleDict({name: part})
+        replace_convs(holder, dtype)
+        setattr(fpn, name, holder[name].to(dtype))
+
+
+class _InputTo:
+    """A forward pre-hook: the images in the dtype and the memory format of the backbone."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def __call__(self, module: nn.Module, inputs: Tuple[torch.Tensor]) -> Tuple[torch.Tensor]:
+        return (inputs[0].to(self.dtype).contiguous(memory_format=torch.channels_last),)
+
+
+def _features_to_float32(
+    module: nn.Module, inputs: Any, features: Dict[str, torch.Tensor]
+) -> Dict[str, torch.Tensor]:
+    """A forward hook, where something that is not known takes the features."""
+    return {name: feature.float() for name, feature in features.items()}
+
+
+def _optimize_part(part: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Optimize what takes the features; False if it stays as it is."""
+    if InferenceRPN.takes(part) and InferenceRPNHead.takes(part.rpn_head):
+        replace_convs(part.rpn_head, dtype)
+        part.rpn_head = InferenceRPNHead(part.rpn_head)
+        part.__class__ = InferenceRPN
+    elif type(part) is RetinaNetHead:
+        replace_rows(part, dtype)
+        for name in ("cls_score", "bbox_pred"):
+            setattr(part, name, _in_float32(InferenceConv2d(getattr(part, name), dtype)))
+        part.to(dtype)
+    elif type(part) is SemSegFPNHead:
+        replace_convs(part, dtype)
+        _in_float32(part.predictor)
+        part.to(dtype)
+    elif type(part) in _ROI_HEADS:
+        return _optimize_roi_heads(part, dtype, device)
+    elif type(part) is TimmRes5ROIHeads:
+        _optimize_c4_heads(part, dtype, device)
+    else:
+        # Anchor generators and the like compute nothing from the features.
+        return not list(part.parameters())
+    return True
+
+
+def _in_float32(layer: InferenceConv2d) -> InferenceConv2d:
+    layer.output_dtype = torch.float32
+    return layer
+
+
+def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: torch.device) -> bool:
+    box_heads = _as_list(heads.box_head)
+    predictors = _as_list(heads.box_predictor)
+    is_known = all(type(h) is FastRCNNConvFCHead for h in box_heads)
+    is_known &= all(type(p) is FastRCNNOutputLayers for p in predictors)
+    is_channels_last = _optimize_pooler(heads.box_pooler, is_known, dtype, device)
+    if is_known:
+        for box_head in box_heads:
+            if is_channels_last:
+                flatten_channels_last(box_head, heads.box_pooler.output_size)
+            replace_rows(box_head, dtype)
+            replace_convs(box_head, dtype)
+            box_head.to(dtype)
+        for predictor in predictors:
+            replace_predictor(predictor)
+    if heads.mask_on:
+        mask_heads = _as_list(heads.mask_head)
+        is_known = all(
+            type(h) is MaskRCNNConvUpsampleHead and len(h.conv_norm_relus) for h in mask_heads
+        )
+        if heads.mask_pooler is None:
+            return False
+        _optimize_pooler(heads.mask_pooler, is_known, dtype, device)
+        if is_known:
+            for mask_head in mask_heads:
+                _optimize_mask_head(mask_head, dtype)
+    if heads.keypoint_on:
+        if heads.keypoint_pooler is None:
+            return False
+        _optimize_pooler(heads.keypoint_pooler, False, dtype, device)
+    return True
+
+
+def _optimize_c4_heads(heads: TimmRes5ROIHeads, dtype: torch.dtype, device: torch.device) -> None:
+    _optimize_pooler(heads.pooler, True, dtype, device)
+    fold_graph(heads.res5.body, dtype)
+    _optimize_stages(heads.res5, dtype)
+    if type(heads.box_predictor) is FastRCNNOutputLayers:
+        replace_predictor(heads.box_predictor)
+    mask_head = heads.mask_head if heads.mask_on else None
+    if type(mask_head) is MaskRCNNConvUpsampleHead:
+        _optimize_mask_head(mask_head, dtype)
+    elif dtype != torch.float32:  # one that may not take it
+        heads.res5.register_forward_hook(_output_to_float32)
+
+
+def _output_to_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """A forward hook, where something that is not known takes the output."""
+    return output.float()
+
+
+def _optimize_mask_head(mask_head: MaskRCNNConvUpsampleHead, dtype: torch.dtype) -> None:
+    replace_convs(mask_head, dtype)
+    _in_float32(mask_head.predictor)
+    mask_head.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def _as_list(module: nn.Module) -> list:
+    """The heads of the stages of a cascade, or the only one."""
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
+
+
+class Float32ROIPooler(ROIPooler):
+    """``ROIPooler`` for features of a dtype that its operator may not take."""
+
+    def forward(self, x, box_lists):
+        """As the stock method; the output is float32."""
+        return super().forward([feature.float() for feature in x], box_lists)
+
+
+def _optimize_pooler(
+    pooler: ROIPooler, is_head_known: bool, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Change a pooler's class; True if its output is then channels-last."""
+    if is_head_known and device.type == "cpu" and ChannelsLastROIPooler.takes(pooler):
+        pooler.__class__ = ChannelsLastROIPooler
+        return True
+    if device.type != "cpu" and UnsplitROIPooler.takes(pooler):
+        pooler.__class__ = UnsplitROIPooler
+        return False
+    if dtype != torch.float32 and type(pooler) in (ROIPooler, ChannelsLastROIPooler):
+        pooler.__class__ = Float32ROIPooler
+    return False
+
+
+def _has_compiler(device: torch.device) -> bool:
+    if device.type == "cuda":
+        found = importlib.util.find_spec("triton") is not None
+    else:
+        names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+        found = any(name and shutil.which(name) for name in names)
+    if not found:
+        needed = "Triton" if device.type == "cuda" else "a C++ compiler"
+        logger.warning(f"Nothing is compiled: torch.compile needs {needed}, and there is none.")
+    return found
+
+
+def _compile(model: nn.Module) -> None:
+    dense = [model.backbone, getattr(model, "head", None), getattr(model, "sem_seg_head", None)]
+    dense.append(getattr(getattr(model, "proposal_generator", None), "rpn_head", None))
+    for module in dense:
+        if module is not None:
+            module.compile(dynamic=True)

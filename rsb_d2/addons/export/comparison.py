@@ -1,0 +1,133 @@
+"""Whether two lists of detections of one image are the same."""
+
+from dataclasses import dataclass
+from typing import List, Tuple
+
+import numpy as np
+
+from ...errors import UserError
+
+BOX_TOLERANCE = 0.1  # pixels
+SCORE_TOLERANCE = 1e-3  # also of a mask's probabilities
+
+
+@dataclass
+class Detections:
+    """What was found in one image.
+
+    Args:
+        boxes (ndarray): (N, 4), x0, y0, x1, y1 in pixels.
+        scores (ndarray): (N,), best first.
+        classes (ndarray): (N,), integers.
+        masks (ndarray or None): (N, H, W), probabilities in the box.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass
+class Difference:
+    """The largest differences of detections that count as the same.
+
+    Args:
+        detections (int): how many were compared.
+        box (float): in pixels.
+        score (float): of the scores.
+        mask (float): of the masks' probabilities.
+    """
+
+    detections: int = 0
+    box: float = 0.0
+    score: float = 0.0
+    mask: float = 0.0
+
+    def add(self, other: "Difference") -> None:
+        """Take the larger of each, and the sum of the detections."""
+        self.detections += other.detections
+        self.box = max(self.box, other.box)
+        self.score = max(self.score, other.score)
+        self.mask = max(self.mask, other.mask)
+
+
+def compare(
+    expected: Detections,
+    found: Detections,
+    score_threshold: float = 0.0,
+    max_detections: int | None = None,
+    box_tolerance: float = BOX_TOLERANCE,
+    score_tolerance: float = SCORE_TOLERANCE,
+    paired: List[Tuple[int, int]] | None = None,
+) -> Difference:
+    """Pair detections of the same class, and measure how far the pairs are apart.
+
+    A detection without a partner is no mistake only if its score is within the tolerance of the
+    threshold, or, in a list that is full, of the lowest score of the list.
+
+    Args:
+        expected (Detections): of the model.
+        found (Detections): of the exported file.
+        score_threshold (float): below which the two leave out detections.
+        max_detections (int or None): of which the two keep the best.
+        box_tolerance (float): between partners, in pixels.
+        score_tolerance (float): between partners, of the score.
+        paired (list or None): gets the indices of the partners in the two.
+
+    Returns:
+        Difference
+
+    Raises:
+        UserError: if a detection of one has no partner in the other within the tolerances, or if
+            the probabilities of a mask differ by more than 1e-3.
+    """
+    pairs, lonely, extra = _pair(expected, found, box_tolerance, score_tolerance)
+    if paired is not None:
+        paired += pairs
+    borders = [score_threshold]
+    if max_detections is not None and max(len(expected), len(found)) >= max_detections:
+        borders += [d.scores.min() for d in (expected, found) if len(d)]
+    for what, detections, indices in (("missing", expected, lonely), ("new", found, extra)):
+        for i in indices:
+            if min(abs(detections.scores[i] - b) for b in borders) > score_tolerance:
+                raise UserError(
+                    f"{len(lonely)} of {len(expected)} detections are missing and {len(extra)} are "
+                    f"new, {what} for one class {detections.classes[i]}, score "
+                    f"{detections.scores[i]:.4f}, box {detections.boxes[i].round(2).tolist()}"
+                )
+    if not pairs:
+        return Difference()
+    i, j = np.array(pairs).T
+    difference = Difference(
+        len(pairs),
+        float(np.abs(expected.boxes[i] - found.boxes[j]).max()),
+        float(np.abs(expected.scores[i] - found.scores[j]).max()),
+    )
+    if expected.masks is not None:
+        difference.mask = float(np.abs(expected.masks[i] - found.masks[j]).max())
+        if difference.mask > SCORE_TOLERANCE:
+            raise UserError(f"the probabilities of a mask differ by {difference.mask:.4f}")
+    return difference
+
+
+def _pair(
+    expected: Detections, found: Detections, box_tolerance: float, score_tolerance: float
+) -> Tuple[List[Tuple[int, int]], List[int], List[int]]:
+    """Pairs of indices, best first, and the indices of either that have no partner."""
+    pairs, lonely, free = [], [], np.ones(len(found), bool)
+    for i in range(len(expected)):
+        near = free & (found.classes == expected.classes[i])
+        near &= np.abs(found.scores - expected.scores[i]) <= score_tolerance
+        distance = np.abs(found.boxes - expected.boxes[i]).max(axis=1, initial=0.0)
+        near &= distance <= box_tolerance
+        if near.any():
+            j = int(np.where(near, distance, np.inf).argmin())
+            free[j] = False
+            pairs.append((i, j))
+        else:
+            lonely.append(i)
+    return pairs, lonely, np.flatnonzero(free).tolist()

@@ -1,0 +1,59 @@
+"""A model in memory in the form of Detectron2's ``DefaultPredictor``, for what is built on that."""
+
+from typing import Any, Dict
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data.catalog import Metadata
+
+from ...errors import UserError
+from ...predictor import Predictor
+
+
+class BGRPredictor:
+    """Takes one image in BGR, as ``DefaultPredictor`` does, and returns what that returns.
+
+    Its ``input_format`` says BGR whatever the model's own is: programs that have RGB ask for it to
+    know whether to turn their image round, as SAHI does, or do not ask at all.
+
+    Args:
+        predictor (Predictor): of the model.
+    """
+
+    input_format = "BGR"
+
+    def __init__(self, predictor: Predictor):
+        self._predictor = predictor
+        self.model = predictor.model
+        self.metadata = Metadata(name="rsb_d2", thing_classes=list(predictor.classes.names))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dtype: str = "float32") -> "BGRPredictor":
+        """Load the model of a config, and optimize it for inference.
+
+        Arguments and errors as :meth:`Predictor.from_config`.
+        """
+        return cls(Predictor.from_config(cfg, dtype))
+
+    def __call__(self, image: np.ndarray) -> Dict[str, Any]:
+        """Detect objects.
+
+        Args:
+            image (ndarray): uint8 of shape (H, W, 3), BGR, as of ``cv2.imread``.
+
+        Returns:
+            dict: ``instances``, on the CPU, in pixels of the image.
+
+        Raises:
+            UserError: for anything but such an image.
+        """
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise UserError(
+                f"an image of shape {image.shape} and type {image.dtype}; it must be uint8 of "
+                "shape (height, width, 3), BGR"
+            )
+        if self._predictor.input_format == "RGB":
+            image = image[:, :, ::-1]
+        (instances,) = self._predictor([self._predictor.prepare(np.ascontiguousarray(image))])
+        return {"instances": instances}

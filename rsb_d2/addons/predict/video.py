@@ -1,0 +1,209 @@
+"""Videos in; annotated clips without sound, and detections by frame, out.
+
+Frame by frame, so that an hour takes no more memory than a second. OpenCV encodes, in MPEG-4
+(``mp4v``), which its packages have and every player knows.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, List, TextIO
+
+import cv2
+import numpy as np
+from detectron2.structures import Instances
+from tqdm import tqdm
+
+from ...errors import UserError
+from ...predictor import Predictor
+from .video_reader import Frame, VideoReader, quiet
+
+_CODEC = "mp4v"
+
+Draw = Callable[[np.ndarray, Instances], np.ndarray]
+
+
+@dataclass
+class VideoSummary:
+    """What :func:`predict_video` did.
+
+    Args:
+        path (str): of the video.
+        clip (str): the annotated one.
+        results_file (str): detections, a list in the COCO results format, each with ``frame`` and
+            ``time`` beside its ``image_id``, which is the index of the frame.
+        frames_file (str): frames and categories in the COCO format, which the ids stand for.
+        num_frames (int): in which objects were looked for.
+        num_objects (int): that were found.
+        skipped (list[str]): one line for each frame that could not be decoded, or run of them.
+    """
+
+    path: str
+    clip: str
+    results_file: str
+    frames_file: str
+    num_frames: int = 0
+    num_objects: int = 0
+    skipped: List[str] = field(default_factory=list)
+
+
+def predict_video(
+    predictor: Predictor,
+    draw: Draw,
+    path: str,
+    output: str,
+    batch_size: int = 1,
+    every: int = 1,
+) -> VideoSummary:
+    """Detect objects in the frames of a video.
+
+    Args:
+        predictor (Predictor): of the model.
+        draw (callable): makes an annotated RGB picture of an RGB one and its detections, always of
+            the same size for frames of one size.
+        path (str): of the video.
+        output (str): the clip to write, ``….mp4``. ``….results.json`` and ``….frames.json`` are
+            beside it. They appear when all of it is done.
+        batch_size (int): frames at a time.
+        every (int): take every n-th frame; the clip has these alone and takes as long as before.
+
+    Returns:
+        VideoSummary
+
+    Raises:
+        UserError: if the video has no frame that can be decoded, or a file cannot be written.
+    """
+    stem = os.path.splitext(output)[0]
+    summary = VideoSummary(path, output, f"{stem}.results.json", f"{stem}.frames.json")
+    reader = VideoReader(path)
+    total = -(-reader.length // every) or None
+    try:
+        with _Outputs(summary, predictor, reader.rate / every) as outputs:
+            with tqdm(total=total, unit="frame", desc=os.path.basename(path)) as progress:
+                for batch in _batches(reader.frames(every), batch_size):
+                    inputs = [predictor.prepare(_to(predictor.input_format, f)) for f in batch]
+                    for frame, instances in zip(batch, predictor(inputs)):
+                        outputs.add(frame, instances, draw)
+                    progress.update(len(batch))
+            if not summary.num_frames:
+                raise UserError(f"{path} has no frame that can be decoded")
+    finally:
+        reader.close()
+    summary.skipped = [_named(first, last, reader) for first, last in reader.damaged]
+    # Of a file that was cut without coding it anew, a few frames before the cut are counted.
+    if reader.missing > reader.length // 100:
+        summary.skipped.append(f"{reader.missing} of its {reader.length} frames are not there")
+    for line in summary.skipped:
+        print(f"skipped {path}: {line}", file=sys.stderr)
+    return summary
+
+
+def _batches(frames: Iterator[Frame], size: int) -> Iterator[List[Frame]]:
+    batch = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _to(input_format: str, frame: Frame) -> np.ndarray:
+    return frame.image if input_format == "BGR" else frame.image[:, :, ::-1]
+
+
+def _named(first: int, last: int, reader: VideoReader) -> str:
+    which = f"frame {first}" if first == last else f"frames {first} to {last}"
+    return f"{which} (at {first / reader.rate:.2f} s) cannot be decoded"
+
+
+class _Outputs:
+    """The clip and the two files of one video, written piece by piece to files aside.
+
+    Args:
+        summary (VideoSummary): says where; its numbers are counted up.
+        predictor (Predictor): of the model.
+        rate (float): frames a second of the clip.
+    """
+
+    def __init__(self, summary: VideoSummary, predictor: Predictor, rate: float):
+        self._summary = summary
+        self._predictor = predictor
+        self._rate = rate
+        self._clip: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> "_Outputs":
+        folder = os.path.dirname(self._summary.clip) or "."
+        try:
+            os.makedirs(folder, exist_ok=True)
+            self._aside = tempfile.TemporaryDirectory(prefix=".video-", dir=folder)
+            paths = (self._summary.results_file, self._summary.frames_file)
+            self._results, self._frames = (open(self._place(path), "w") for path in paths)
+        except OSError as e:
+            raise UserError(f"cannot write {self._summary.clip}: {e.strerror or e}") from None
+        classes = self._predictor.classes
+        categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names)]
+        info = {"video": self._summary.path}
+        head = json.dumps({"info": info, "annotations": [], "categories": categories})
+        self._results.write("[")
+        self._frames.write(head[:-1] + ', "images": [')
+        return self
+
+    def add(self, frame: Frame, instances: Instances, draw: Draw) -> None:
+        height, width = frame.image.shape[:2]
+        record = {"id": frame.index, "file_name": f"{self._summary.path}#{frame.index}"}
+        record |= {"height": height, "width": width, "frame": frame.index, "time": frame.time}
+        _append(self._frames, record, not self._summary.num_frames)
+        for result in self._predictor.to_coco(instances, frame.index):
+            result |= {"frame": frame.index, "time": frame.time}
+            _append(self._results, result, not self._summary.num_objects)
+            self._summary.num_objects += 1
+        self._summary.num_frames += 1
+        self._write(draw(np.ascontiguousarray(frame.image[:, :, ::-1]), instances))
+
+    def _write(self, rgb: np.ndarray) -> None:
+        # Codecs code colours of two by two pixels.
+        rgb = np.pad(rgb, [(0, rgb.shape[0] % 2), (0, rgb.shape[1] % 2), (0, 0)], mode="edge")
+        size = (rgb.shape[1], rgb.shape[0])
+        if self._clip is None:
+            self._size = size
+            path = self._place(self._summary.clip)
+            with quiet():
+                self._clip = cv2.VideoWriter(
+                    path, cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*_CODEC), self._rate, size
+                )
+            if not self._clip.isOpened():
+                raise UserError(
+                    f"cannot write {self._summary.clip}: this OpenCV does not have the codec "
+                    f"{_CODEC} for {size[0]} x {size[1]} pixels; install opencv-python-headless"
+                )
+        if size != self._size:  # the video changes its size
+            rgb = cv2.resize(rgb, self._size)
+        self._clip.write(np.ascontiguousarray(rgb[:, :, ::-1]))
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            if self._clip is not None:
+                self._clip.release()
+            self._results.write("]\n")
+            self._frames.write("]}\n")
+            self._results.close()
+            self._frames.close()
+            if kind is None:
+                summary = self._summary
+                for path in (summary.clip, summary.results_file, summary.frames_file):
+                    os.replace(self._place(path), path)
+        except OSError as e:
+            raise UserError(f"cannot write {self._summary.clip}: {e.strerror or e}") from None
+        finally:
+            self._aside.cleanup()
+
+    def _place(self, path: str) -> str:
+        return os.path.join(self._aside.name, os.path.basename(path))
+
+
+def _append(file: TextIO, record: Dict[str, Any], is_first: bool) -> None:
+    file.write(("\n" if is_first else ",\n") + json.dumps(record))

@@ -1,0 +1,254 @@
+"""Video files: which of a user's files are some, and their frames one after the other.
+
+OpenCV decodes, with the FFmpeg that is in its package; where PyAV is installed, it does, since it
+says of a damaged frame that FFmpeg has mended with a part of another that it is none.
+"""
+
+import glob
+import os
+from contextlib import contextmanager
+from typing import Iterator, List, NamedTuple, Tuple
+
+import cv2
+import numpy as np
+
+from ...errors import UserError
+
+try:
+    import av
+except ImportError:  # it is no dependency
+    av = None
+
+# What FFmpeg has to say of a damaged file is many lines, and goes past Python.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+ENDINGS = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"),
+    *(".mts", ".m2ts", ".3gp", ".ogv"),
+)
+# Of these the number of frames is in the file; that of others is an estimate.
+_COUNTED = (".mp4", ".m4v", ".mov", ".avi")
+_DEFAULT_RATE = 25.0  # frames a second, of a file that does not say
+_MAX_FAILURES = 1000  # in a row, after which the file has ended
+_PASSED_OVER = np.empty((0, 0, 3), dtype=np.uint8)
+
+
+class Frame(NamedTuple):
+    """One frame of a video.
+
+    Args:
+        index (int): 0 for the first one of the file.
+        time (float): seconds from the beginning.
+        image (ndarray): (H, W, 3), uint8, BGR, upright.
+    """
+
+    index: int
+    time: float
+    image: np.ndarray
+
+
+def is_video(path: str) -> bool:
+    """Whether a file is one by the ending of its name."""
+    return path.lower().endswith(ENDINGS)
+
+
+def find_videos(inputs: List[str], output_dir: str = "") -> Tuple[List[str], List[str]]:
+    """Take the videos out of what a user names.
+
+    Args:
+        inputs (list[str]): images, videos, folders (with all folders in them) and globs.
+        output_dir (str): passed over when it is in one of the folders.
+
+    Returns:
+        list[str], list[str]: the paths of the videos, each once; the other inputs, as they are. A
+        glob is replaced by its other files where it matches videos, and a folder is left out where
+        it has nothing but videos.
+    """
+    videos: List[str] = []
+    others: List[str] = []
+    for path in inputs:
+        if os.path.isdir(path):
+            found, rest = _in_folder(path, output_dir)
+            others += [path] if rest or not found else []
+        elif glob.has_magic(path) and not os.path.isfile(path):
+            files = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
+            found = [file for file in files if is_video(file)]
+            others += [file for file in files if not is_video(file)] if found else [path]
+        else:
+            found = [path] if is_video(path) and os.path.isfile(path) else []
+            others += [] if found else [path]
+        videos += found
+    return list(dict.fromkeys(map(os.path.normpath, videos))), others
+
+
+def _in_folder(folder: str, output_dir: str) -> Tuple[List[str], bool]:
+    """The videos in a folder, and whether it has files that are none."""
+    output_dir = os.path.realpath(output_dir) if output_dir else ""
+    found, rest = [], False
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != output_dir]
+        found += [os.path.join(parent, name) for name in names if is_video(name)]
+        rest = rest or not all(map(is_video, names))
+    return sorted(found), rest
+
+
+class VideoReader:
+    """The frames of a video file.
+
+    Args:
+        path (str): of the file.
+
+    Attributes:
+        rate (float): frames a second.
+        length (int): frames that the file says it has; 0 where it does not say.
+        damaged (list[tuple[int, int]]): of the frames that could not be decoded so far, the first
+            and the last of each run.
+        missing (int): frames that the file says it has and that were not there, at its end or
+            where FFmpeg passed over them.
+
+    Raises:
+        UserError: if it is no video, has no frame that can be decoded, or is of a codec that
+            OpenCV does not have.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        _check_codec()
+        if os.path.getsize(path) == 0:
+            raise UserError(f"{path} is empty, so there is no video in it")
+        with quiet():
+            capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
+        if not capture.isOpened():
+            raise UserError(
+                f"{path} cannot be opened: it is no video, has no frames, is cut short, or is of a "
+                "codec that OpenCV's FFmpeg does not have; convert it, as with ffmpeg to H.264"
+            )
+        self.rate = _rate(capture.get(cv2.CAP_PROP_FPS))
+        self.length = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        self.damaged: List[Tuple[int, int]] = []
+        self.missing = 0
+        self._capture = capture
+
+    def frames(self, every: int = 1) -> Iterator[Frame]:
+        """Decode the frames; those that cannot be are named in ``damaged``.
+
+        Args:
+            every (int): only the frames of the indices 0, ``every``, 2 * ``every``, ...
+        """
+        index = 0
+        for time, image in self._decoded(every):
+            if image is None:
+                if self.damaged and self.damaged[-1][1] == index - 1:
+                    self.damaged[-1] = (self.damaged[-1][0], index)
+                else:
+                    self.damaged.append((index, index))
+            elif index % every == 0:
+                yield Frame(index, round(max(time, 0.0), 6), image)
+            index += 1
+        if self.path.lower().endswith(_COUNTED):
+            self.missing = max(self.length - index, 0)
+
+    def _decoded(self, every: int) -> Iterator[Tuple[float, np.ndarray | None]]:
+        """Time and image of each frame, ``None`` of a damaged one.
+
+        One that is passed over may have any image.
+        """
+        return self._by_pyav(every) if av is not None else self._by_opencv(every)
+
+    def _by_opencv(self, every: int) -> Iterator[Tuple[float, np.ndarray | None]]:
+        index, failures, time = 0, 0, 0.0
+        while failures <= _MAX_FAILURES:
+            # What is passed over is decoded, but not converted to pixels.
+            if not self._capture.grab():
+                failures += 1
+                continue
+            for _ in range(failures):
+                yield time, None
+            index, failures = index + failures, 0
+            said = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            time = said if said > 0 or index == 0 else time + 1 / self.rate
+            if index % every == 0:
+                whole, image = self._capture.retrieve()
+                yield time, _three_channels(image) if whole and image.size else None
+            else:
+                yield time, _PASSED_OVER
+            index += 1
+
+    def _by_pyav(self, every: int) -> Iterator[Tuple[float, np.ndarray | None]]:
+        index, time, failed = 0, 0.0, 0
+        with av.open(self.path, metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            start = float((stream.start_time or 0) * stream.time_base)
+            for packet in _until_damaged(container.demux(stream)):
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError:
+                    failed += 1
+                    continue
+                for frame in frames:
+                    for _ in range(failed):
+                        yield time, None
+                    index, failed = index + failed, 0
+                    time = time + 1 / self.rate if frame.time is None else frame.time - start
+                    image = None if frame.is_corrupt else _PASSED_OVER
+                    if image is not None and index % every == 0:
+                        image = frame.to_ndarray(format="bgr24")
+                        image = np.rot90(image, round(frame.rotation / 90))
+                    yield time, image
+                    index += 1
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+def _until_damaged(packets: Iterator) -> Iterator:
+    """Packets up to where the container itself is damaged; what is then missing is counted."""
+    try:
+        yield from packets
+    except av.error.FFmpegError:
+        return
+
+
+def check_video(path: str) -> None:
+    """See that a video can be opened and has a frame.
+
+    Args:
+        path (str): of the file.
+
+    Raises:
+        UserError: if not; see :class:`VideoReader`.
+    """
+    reader = VideoReader(path)
+    try:
+        if next(reader.frames(), None) is None:
+            raise UserError(f"{path} has no frame that can be decoded")
+    finally:
+        reader.close()
+
+
+def _three_channels(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image[:, :, :3]
+
+
+def _rate(said: float) -> float:
+    # Files with time stamps alone give 0, or the units of these.
+    return said if np.isfinite(said) and 0 < said <= 1000 else _DEFAULT_RATE
+
+
+def _check_codec() -> None:
+    if cv2.CAP_FFMPEG not in cv2.videoio_registry.getBackends():
+        raise UserError(
+            "this OpenCV is built without FFmpeg, so it reads no videos; install "
+            "opencv-python-headless"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """OpenCV says nothing: the error that follows says it in one line."""
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)

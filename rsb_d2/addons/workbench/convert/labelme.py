@@ -1,0 +1,228 @@
+"""LabelMe: a JSON file an image, with polygons, rectangles, circles and masks.
+
+A circle becomes a polygon of 64 corners. Shapes of one label and one ``group_id`` are one object
+of several polygons. Points and lines enclose nothing and are left out, as is what is labelled
+``__ignore__``. An image that is in the JSON file alone is written beside the COCO file.
+"""
+
+import base64
+import binascii
+import io
+import json
+import math
+import os
+from collections import Counter
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+
+from ....errors import UserError
+from .images import ImageFinder
+from .records import (
+    DataSet,
+    Object,
+    Picture,
+    Polygon,
+    Problems,
+    claim,
+    files_in,
+    in_order,
+    progress,
+)
+from .shapes import box_of
+
+_CORNERS = 64
+_IGNORED = ("__ignore__", "_background_")
+_OPEN_SHAPES = ("point", "points", "line", "linestrip")
+_NOTE = "points, lines and shapes called __ignore__ left out"
+
+
+def read_labelme(path: str, images: str, output: str, problems: Problems) -> DataSet:
+    """Read a data set.
+
+    Args:
+        path (str): a folder with JSON files, or one of them. Folders in it that are called
+            ``train``, ``val`` and ``test`` are splits.
+        images (str): a folder to look for the images in; ``""`` for where the files say.
+        output (str): folder that gets the images that are in JSON files alone.
+        problems (Problems): gets the files that are wrong.
+
+    Raises:
+        UserError: if there is no such file, or an image cannot be read.
+    """
+    root = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    files = files_in(path, (".json",)) if os.path.isdir(path) else [path]
+    finder = ImageFinder(root, images, beside=())
+    notes: Counter = Counter()
+    claims: Dict[str, str] = {}
+    pictures: List[Picture] = []
+    for file in progress(files, "JSON files"):
+        content = _load(file, problems)
+        if content is None:
+            continue
+        if not isinstance(content.get("shapes"), list):
+            notes["JSON files without 'shapes' left out"] += 1
+            continue
+        picture = _read_picture(content, file, finder, root, output, problems)
+        if picture is not None and claim(claims, picture.path, file, problems):
+            pictures.append(picture)
+            picture.objects = _read_shapes(content["shapes"], picture, notes, problems)
+    problems.stop_if_any()
+    if not pictures:
+        raise UserError(f"{path} has no JSON files of LabelMe in it")
+    if os.path.isdir(path):
+        pictures += finder.unlabelled(claims)
+    names = sorted({thing.category for picture in pictures for thing in picture.objects})
+    return DataSet(names, in_order(finder.by_folder(pictures)), notes)
+
+
+def _load(file: str, problems: Problems) -> Dict[str, Any] | None:
+    try:
+        with open(file, encoding="utf-8-sig") as f:
+            content = json.load(f)
+    except OSError as e:
+        problems.add(file, f"cannot be read: {e.strerror}")
+    except (ValueError, RecursionError) as e:
+        problems.add(file, f"is cut short, or no JSON ({str(e)[:80]})")
+    else:
+        return content if isinstance(content, dict) else {}
+    return None
+
+
+def _read_picture(
+    content: Dict[str, Any],
+    file: str,
+    finder: ImageFinder,
+    root: str,
+    output: str,
+    problems: Problems,
+) -> Picture | None:
+    name = content.get("imagePath")
+    name = name if isinstance(name, str) else ""
+    data = content.get("imageData")
+    path, embedded = finder.look(file, name), b""
+    if path is None and isinstance(data, str) and data:
+        try:
+            embedded = base64.b64decode(data, validate=False)
+            with Image.open(io.BytesIO(embedded)) as image:
+                size, kind = image.size, (image.format or "png").lower()
+        except (binascii.Error, OSError, ValueError):
+            problems.add(file, "has 'imageData' that is no image, and no image file")
+            return None
+        stem = os.path.splitext(os.path.relpath(file, root))[0]
+        path = os.path.join(output, "images", f"{stem}.{'jpg' if kind == 'jpeg' else kind}")
+    else:
+        path, size = finder.find(file, name, problems)
+        if path is None:
+            return None
+    said = (content.get("imageWidth"), content.get("imageHeight"))
+    if all(type(n) in (int, float) and n > 0 for n in said) and said != size:
+        problems.add(file, finder.other_size(path, said, size))
+        return None
+    return Picture(path, size, source=file, embedded=embedded)
+
+
+def _read_shapes(
+    shapes: List[Any], picture: Picture, notes: Counter, problems: Problems
+) -> List[Object]:
+    groups: Dict[Tuple, Object] = {}
+    for number, shape in enumerate(shapes, 1):
+        where = f"{picture.source}, shape {number}"
+        try:
+            thing = _read_shape(shape, picture.size, where)
+        except ValueError as e:
+            problems.add(where, str(e))
+            continue
+        if thing is None:
+            notes[_NOTE] += 1
+            continue
+        group = shape.get("group_id")
+        key = (thing.category, number if group is None else f"group {group}")
+        if key in groups:
+            _merge(groups[key], thing, picture.size)
+        else:
+            groups[key] = thing
+    return list(groups.values())
+
+
+def _read_shape(shape: Any, size: Tuple[int, int], where: str) -> Object | None:
+    label = shape.get("label") if isinstance(shape, dict) else None
+    if not isinstance(label, str) or not label:
+        raise ValueError("has no 'label'")
+    kind = shape.get("shape_type") or "polygon"
+    if label in _IGNORED or kind in _OPEN_SHAPES:
+        return None
+    points = shape.get("points")
+    if not isinstance(points, list) or not all(map(_is_point, points)):
+        raise ValueError("has 'points' that are not [[x, y], ...]")
+    if kind == "mask":
+        return _read_mask(shape, label, points, size, where)
+    if kind == "rectangle" and len(points) in (2, 4):
+        x, y, w, h = box_of([[n for point in points for n in point]])
+        return Object(label, (x, y, w, h), where=where)
+    if kind == "circle" and len(points) == 2:
+        polygon, box = _circle(*points)
+        return Object(label, box, [polygon], where=where)
+    if kind == "polygon" and len(points) < 3:
+        raise ValueError(f"is a polygon of {len(points)} points; three are the fewest")
+    if kind not in ("polygon", "oriented_rectangle"):
+        raise ValueError(f"is a {kind} of {len(points)} points, which is nothing that is known")
+    polygon = [float(n) for point in points for n in point]
+    return Object(label, box_of([polygon]), [polygon], where=where)
+
+
+def _is_point(point: Any) -> bool:
+    if not (isinstance(point, list) and len(point) == 2):
+        return False
+    return all(type(n) is float or (type(n) is int and abs(n) < 2**53) for n in point)
+
+
+def _circle(middle: List[float], edge: List[float]) -> Tuple[Polygon, Tuple]:
+    (x, y), r = middle, math.dist(middle, edge)
+    angles = [2 * math.pi * i / _CORNERS for i in range(_CORNERS)]
+    polygon = [n for a in angles for n in (x + r * math.cos(a), y + r * math.sin(a))]
+    return polygon, (x - r, y - r, 2 * r, 2 * r)
+
+
+def _read_mask(
+    shape: Dict[str, Any], label: str, points: List[List[float]], size: Tuple[int, int], where: str
+) -> Object:
+    """A picture of zeros and ones in the box that two points span, both of them pixels in it."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+            part = np.asarray(image).astype(bool)
+        x, y = (int(n) for n in points[0])
+        mask = np.zeros(size[::-1], dtype=np.uint8, order="F")
+        mask[y : y + part.shape[0], x : x + part.shape[1]] = part
+        if min(x, y) < 0 or not mask.any():
+            raise ValueError
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, OSError, binascii.Error):
+        raise ValueError("has a 'mask' that is no picture of a mask in the image") from None
+    return _of_mask(label, mask, where)
+
+
+def _of_mask(label: str, mask: np.ndarray, where: str) -> Object:
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    box = tuple(float(n) for n in mask_util.toBbox(rle))
+    return Object(label, box, rle={**rle, "counts": rle["counts"].decode()}, where=where)
+
+
+def _merge(thing: Object, other: Object, size: Tuple[int, int]) -> None:
+    """Make two shapes of one group one object."""
+    if thing.rle is None and other.rle is None:
+        thing.polygons = _outline(thing) + _outline(other)
+        thing.box = box_of(thing.polygons)
+        return
+    rles = [
+        one.rle or mask_util.merge(mask_util.frPyObjects(_outline(one), *size[::-1]))
+        for one in (thing, other)
+    ]
+    merged = _of_mask(thing.category, mask_util.decode(mask_util.merge(rles)), thing.where)
+    thing.box, thing.rle, thing.polygons = merged.box, merged.rle, []
+
+
+def _outline(thing: Object) -> List[Polygon]:
+    x, y, w, h = thing.box
+    return thing.polygons or [[x, y, x + w, y, x + w, y + h, x, y + h]]

@@ -1,0 +1,146 @@
+"""Pascal VOC: an XML file an image, with boxes whose corners are pixels, the first of them 1.
+
+A box from ``xmin`` to ``xmax`` covers both, so that it begins at ``xmin - 1`` and is
+``xmax - xmin + 1`` wide, as Detectron2's own reader has it. ``difficult`` objects become crowds:
+neither trained on nor counted, as in VOC's own evaluation.
+"""
+
+import os
+from collections import Counter
+from typing import Dict, List
+from xml.etree import ElementTree
+
+from ....errors import UserError
+from .images import ImageFinder
+from .records import (
+    DataSet,
+    Object,
+    Picture,
+    Problems,
+    claim,
+    files_in,
+    in_order,
+    progress,
+)
+
+_LISTS = ("train", "val", "test")
+
+
+def read_voc(path: str, images: str, problems: Problems) -> DataSet:
+    """Read a data set.
+
+    Args:
+        path (str): a folder with ``Annotations`` and ``JPEGImages`` in it, or one with XML files
+            and images together; or one XML file. Its splits are those of ``ImageSets/Main``, or
+            else of folders called ``train``, ``val`` and ``test``.
+        images (str): a folder to look for the images in; ``""`` for ``JPEGImages`` or ``images``
+            beside that of the XML files, or the latter itself.
+        problems (Problems): gets the files that are wrong.
+
+    Raises:
+        UserError: if there is no XML file, or an image cannot be read.
+    """
+    root = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    files = files_in(path, (".xml",)) if os.path.isdir(path) else [path]
+    if not files:
+        raise UserError(f"{path} has no XML files in it")
+    finder = ImageFinder(root, images, beside=("JPEGImages", "images"))
+    notes: Counter = Counter()
+    claims: Dict[str, str] = {}
+    pictures: List[Picture] = []
+    for file in progress(files, "XML files"):
+        picture = _read_file(file, finder, notes, problems)
+        if picture is not None and claim(claims, picture.path, file, problems):
+            pictures.append(picture)
+    if os.path.isdir(path):
+        pictures += finder.unlabelled(claims)
+    names = sorted({thing.category for picture in pictures for thing in picture.objects})
+    lists = _read_lists(root)
+    splits = _by_lists(pictures, lists, notes) if lists else finder.by_folder(pictures)
+    return DataSet(names, in_order(splits), notes)
+
+
+def _read_file(
+    file: str, finder: ImageFinder, notes: Counter, problems: Problems
+) -> Picture | None:
+    try:
+        root = ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, LookupError, ValueError) as e:
+        problems.add(file, f"is cut short, or no XML ({e})")
+        return None
+    except OSError as e:
+        problems.add(file, f"cannot be read: {e.strerror}")
+        return None
+    if root.tag != "annotation":
+        problems.add(file, f"is no Pascal VOC: it begins with <{root.tag}>, not <annotation>")
+        return None
+    image, size = finder.find(file, (root.findtext("filename") or "").strip(), problems)
+    if image is None:
+        return None
+    said = tuple(_integer(root.findtext(f"size/{key}")) for key in ("width", "height"))
+    if all(said) and said != size:  # some tools write 0
+        problems.add(file, finder.other_size(image, said, size))
+        return None
+    picture = Picture(image, size, source=file)
+    for number, element in enumerate(root.findall("object"), 1):
+        where = f"{file}, object {number}"
+        try:
+            thing = _read_object(element, where)
+        except ValueError as e:
+            problems.add(where, str(e))
+            continue
+        picture.objects.append(thing)
+        notes["difficult objects made crowds: not trained on, not counted"] += thing.crowd
+        notes["boxes that begin at 0, where VOC begins at 1"] += min(thing.box[:2]) == -1
+        notes["polygons left out"] += element.find("polygon") is not None
+    return picture
+
+
+def _read_object(element: ElementTree.Element, where: str) -> Object:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise ValueError("has no <name>")
+    texts = [element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        x1, y1, x2, y2 = (float(text) for text in texts)
+    except (TypeError, ValueError):
+        raise ValueError("has no <bndbox> with xmin, ymin, xmax and ymax") from None
+    if x2 < x1 or y2 < y1:
+        raise ValueError(f"has its corners the wrong way round: {', '.join(map(str, texts))}")
+    crowd = (element.findtext("difficult") or "").strip() in ("1", "true", "True")
+    return Object(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), crowd=crowd, where=where)
+
+
+def _integer(text: str | None) -> int:
+    try:
+        return round(float(text or 0))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _read_lists(root: str) -> Dict[str, List[str]]:
+    folder = os.path.join(root, "ImageSets", "Main")
+    names = [n for n in _LISTS if os.path.isfile(os.path.join(folder, f"{n}.txt"))]
+    lists = {}
+    for name in names:
+        with open(os.path.join(folder, f"{name}.txt"), errors="replace") as f:
+            lists[name] = [line.split()[0] for line in f if line.strip()]
+    return lists
+
+
+def _by_lists(
+    pictures: List[Picture], lists: Dict[str, List[str]], notes: Counter
+) -> Dict[str, List[Picture]]:
+    by_stem: Dict[str, Picture] = {}
+    for picture in pictures:
+        stem = os.path.splitext(os.path.basename(picture.source or picture.path))[0]
+        by_stem[stem] = picture
+    splits = {}
+    for name, stems in lists.items():
+        unknown = [stem for stem in stems if stem not in by_stem]
+        if unknown:
+            raise UserError(f"ImageSets/Main/{name}.txt has {unknown[0]}, which has no image")
+        splits[name] = [by_stem[stem] for stem in dict.fromkeys(stems)]
+    listed = {stem for stems in lists.values() for stem in stems}
+    notes["images in no list of ImageSets/Main left out"] += len(by_stem.keys() - listed)
+    return splits

@@ -1,0 +1,125 @@
+"""How well the anchors of a config cover the boxes of a data set."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    RetinaNet,
+    build_anchor_generator,
+    build_backbone,
+)
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+
+from .....errors import UserError
+
+
+class AnchorGrid(NamedTuple):
+    """The anchors of a config.
+
+    Args:
+        generator (DefaultAnchorGenerator): Detectron2's own.
+        divisibility (int): by what the sides of a batch are divisible, in pixels.
+        short_side (int): of the resized image, in pixels; the middle one of ``MIN_SIZE_TRAIN``.
+        max_size (int): limit of its longer side.
+    """
+
+    generator: DefaultAnchorGenerator
+    divisibility: int
+    short_side: int
+    max_size: int
+
+    def scale(self, height: int, width: int) -> float:
+        """Return by what an image of this size is multiplied in training; 1 for no resizing."""
+        if not self.short_side:
+            return 1.0
+        # As ResizeShortestEdge does, whose output is rounded to whole pixels.
+        scale = self.short_side / min(height, width)
+        return min(scale, self.max_size / max(height, width))
+
+    def size(self, height: int, width: int) -> tuple:
+        """Return the height and width of an image in training, in pixels."""
+        if not self.short_side:
+            return height, width
+        return ResizeShortestEdge.get_output_shape(height, width, self.short_side, self.max_size)
+
+
+def build_anchor_grid(cfg: CfgNode) -> AnchorGrid:
+    """Build a config's anchor generator.
+
+    Args:
+        cfg (CfgNode): of a model with an RPN, or of a RetinaNet.
+
+    Returns:
+        AnchorGrid
+
+    Raises:
+        UserError: if the model has no anchors, or rotated ones.
+    """
+    # A project's own RetinaNet, registered under another name, is one too.
+    is_retinanet = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), RetinaNet)
+    if not is_retinanet and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RPN":
+        raise UserError(f"{cfg.MODEL.META_ARCHITECTURE} has no anchors that lie upright")
+    names = cfg.MODEL.RETINANET.IN_FEATURES if is_retinanet else cfg.MODEL.RPN.IN_FEATURES
+    backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    shapes = backbone.output_shape()
+    missing = [name for name in names if name not in shapes]
+    if missing:
+        raise UserError(
+            f"the backbone has no features {', '.join(missing)}; it has {', '.join(shapes)}"
+        )
+    generator = build_anchor_generator(cfg, [shapes[name] for name in names])
+    if not isinstance(generator, DefaultAnchorGenerator):
+        raise UserError(
+            f"MODEL.ANCHOR_GENERATOR.NAME {cfg.MODEL.ANCHOR_GENERATOR.NAME}: its "
+            "anchors do not lie upright, so they cannot be compared with boxes"
+        )
+    sizes = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
+    return AnchorGrid(
+        generator, backbone.size_divisibility, sizes[len(sizes) // 2], cfg.INPUT.MAX_SIZE_TRAIN
+    )
+
+
+def best_anchor_ious(grid: AnchorGrid, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return each box's IoU with the anchor that fits it best.
+
+    All anchors of a shape have the same size, so the best one of them is that whose centre is
+    nearest in x and in y: only it is compared.
+
+    Args:
+        grid (AnchorGrid): of a config.
+        boxes (np.ndarray): (N, 4) as x, y, width, height in pixels of the original images.
+        sizes (np.ndarray): (N, 2) height and width of their images, in pixels.
+
+    Returns:
+        np.ndarray: (N,) in 0 ... 1.
+    """
+    unique, inverse = np.unique(np.asarray(sizes).reshape(-1, 2), axis=0, return_inverse=True)
+    resized = np.array([grid.size(int(h), int(w)) for h, w in unique], dtype=float).reshape(-1, 2)
+    inverse = inverse.reshape(-1)
+    scale = (resized / unique)[inverse][:, ::-1]  # of x and y
+    low = boxes[:, :2] * scale
+    high = low + boxes[:, 2:] * scale
+    divisor = max(grid.divisibility, 1)
+    padded = (np.ceil(resized / divisor) * divisor)[inverse][:, ::-1]
+
+    best = np.zeros(len(boxes))
+    for stride, cells in zip(grid.generator.strides, grid.generator.cell_anchors):
+        last = np.ceil(padded / stride) - 1
+        for anchor in cells.to(torch.float64).numpy():
+            offset = (anchor[:2] + anchor[2:]) / 2 + grid.generator.offset * stride
+            position = np.round(((low + high) / 2 - offset) / stride).clip(0, last)
+            shift = (position + grid.generator.offset) * stride
+            best = np.maximum(best, _iou(low, high, shift + anchor[:2], shift + anchor[2:]))
+    return best
+
+
+def _iou(low: np.ndarray, high: np.ndarray, low2: np.ndarray, high2: np.ndarray) -> np.ndarray:
+    """Return (N,) IoU of boxes given by their (N, 2) corners."""
+    overlap = (np.minimum(high, high2) - np.maximum(low, low2)).clip(0).prod(axis=1)
+    union = (high - low).prod(axis=1) + (high2 - low2).prod(axis=1) - overlap
+    return overlap / union.clip(1e-9)

@@ -1,5 +1,0 @@
-"""Measurements of this project beside stock Detectron2, or timm, behind ``tools/benchmark.py``.
-
-A module for each sub-command, with ``add_arguments(parser)`` and ``run(args)``, which returns a
-report as :mod:`rsb_d2.benchmark.report` describes it.
-"""

@@ -1,0 +1,314 @@
+"""A trained detector, from its config and weights to detections on any image."""
+
+import difflib
+import os
+from contextlib import nullcontext
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from . import model_zoo
+from .addons.accelerate import optimize_for_inference
+from .checkpoint import Checkpointer
+from .config.loading import load_config
+from .data.class_names import ClassNames, find_class_names
+from .errors import UserError
+from .modeling import is_classifier
+from .transfer import send_images
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Which file of a run to use, the first that is there.
+_RUN_WEIGHTS = ("model_best.pth", "model_final.pth")
+
+
+def load_predict_config(
+    config_file: str = "",
+    weights: str = "",
+    run: str = "",
+    opts: List[str] = (),
+    device: str = "",
+    threshold: float | None = None,
+) -> CfgNode:
+    """Make the config of a trained model, from what a user says on a command line.
+
+    Args:
+        config_file (str): path of a YAML file, or a name in the model zoo; ``""`` for that of
+            ``run``, or of weights named ``zoo://NAME``.
+        weights (str): as ``MODEL.WEIGHTS``; ``""`` for those of the run or the config.
+        run (str): ``OUTPUT_DIR`` of a training: its ``config.yaml``, and its best or else its
+            last weights.
+        opts (list[str]): ``KEY VALUE`` pairs.
+        device (str): ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``""`` for the config's, or the CPU
+            where there is no GPU.
+        threshold (float or None): the lowest score of a detection, 0 ... 1; ``None`` for the
+            config's.
+
+    Returns:
+        CfgNode: not frozen; ``MODEL.WEIGHTS`` is set.
+
+    Raises:
+        UserError: if the files are not there, or an argument has no meaning.
+    """
+    if run:
+        config_file, weights = _find_run(run, config_file, weights)
+    if not config_file and weights.startswith("zoo://"):
+        config_file = weights[len("zoo://") :]
+    if not config_file:
+        raise UserError("name a config with --config-file, or the folder of a training with --run")
+    if not os.path.isfile(config_file) and os.sep not in config_file:
+        try:
+            config_file = model_zoo.get_config_file(config_file)
+        except UserError as e:
+            raise UserError(f"--config-file: there is no such file, and {e}") from None
+    cfg = load_config(config_file, list(opts))
+    if is_classifier(cfg):
+        raise UserError(
+            f"{config_file} is of an image classifier, which finds no objects; name a detector's, "
+            "trained from its weights (docs/pretraining.md)"
+        )
+    cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError(f"{config_file} has no MODEL.WEIGHTS: name the weights with --weights")
+    cfg.MODEL.DEVICE = _check_device(device, cfg.MODEL.DEVICE)
+    if threshold is not None:
+        _set_threshold(cfg, threshold)
+    return cfg
+
+
+def _find_run(run: str, config_file: str, weights: str) -> Tuple[str, str]:
+    if not os.path.isdir(run):
+        raise UserError(f"--run: there is no folder {run}")
+    config_file = config_file or os.path.join(run, "config.yaml")
+    if not os.path.isfile(config_file):
+        raise UserError(f"--run: {run} has no config.yaml, so it is no OUTPUT_DIR of a training")
+    if weights:
+        return config_file, weights
+    names = list(_RUN_WEIGHTS)
+    try:
+        with open(os.path.join(run, "last_checkpoint")) as f:
+            names.append(f.read().strip())
+    except OSError:
+        pass
+    for name in names:
+        path = os.path.join(run, name)
+        if name and os.path.isfile(path):
+            return config_file, path
+    raise UserError(f"--run: {run} has no checkpoint yet: {' or '.join(_RUN_WEIGHTS)}")
+
+
+def _check_device(device: str, configured: str) -> str:
+    has_gpu = torch.cuda.is_available()
+    if not device:
+        return configured if has_gpu or not configured.startswith("cuda") else "cpu"
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        near = difflib.get_close_matches(device, ["cpu", "cuda"], n=1) or ["cpu", "cuda"]
+        raise UserError(f"--device is {device!r}; write {' or '.join(near)}") from None
+    if parsed.type == "cuda" and not (has_gpu and (parsed.index or 0) < torch.cuda.device_count()):
+        raise UserError(f"--device is {device}, but torch finds no such GPU; write cpu")
+    return device
+
+
+def _set_threshold(cfg: CfgNode, threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold is {threshold}; a score is between 0 and 1")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = threshold
+
+
+def load_detector(cfg: CfgNode) -> Tuple[nn.Module, ClassNames]:
+    """Build a detector, load all of its weights, and find the names of its classes.
+
+    Args:
+        cfg (CfgNode): of :func:`load_predict_config`.
+
+    Returns:
+        nn.Module, ClassNames: the model in evaluation mode, on ``MODEL.DEVICE``.
+
+    Raises:
+        UserError: if the weights are not there, or are not those of the whole model.
+    """
+    model = build_model(cfg).eval()
+    checkpointer = Checkpointer(model)
+    checkpoint = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    _check_complete(cfg, checkpointer)
+    return model, find_class_names(cfg, checkpoint, num_classes(model))
+
+
+def num_classes(model: nn.Module) -> int:
+    """The number of classes of a detector of Detectron2."""
+    return getattr(model, "roi_heads", model).num_classes
+
+
+def _check_complete(cfg: CfgNode, checkpointer: Checkpointer) -> None:
+    report = checkpointer.report
+    if report is None:
+        return
+    if report.classes:
+        there, here = report.classes
+        key = "RETINANET" if hasattr(checkpointer.model, "head") else "ROI_HEADS"
+        raise UserError(
+            f"{cfg.MODEL.WEIGHTS} is of a model with {there} classes, but MODEL.{key}.NUM_CLASSES "
+            f"is {here}: use the config that it was trained with"
+        )
+    if report.initial:
+        raise UserError(
+            f"{cfg.MODEL.WEIGHTS} is not a whole detector of this config: "
+            f"{len(report.initial)} tensors are missing, as {report.initial[0]}; name the weights "
+            "of a trained one with --weights"
+        )
+
+
+class Preparation:
+    """Resizes images as for evaluation; small, for processes that have no model.
+
+    Args:
+        cfg (CfgNode): its ``INPUT`` keys are read.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.input_format = cfg.INPUT.FORMAT
+        self._resize = T.ResizeShortestEdge(
+            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
+        )
+
+    def __call__(self, image: np.ndarray) -> Dict[str, Any]:
+        """Arguments and result as of :meth:`Predictor.prepare`."""
+        height, width = image.shape[:2]
+        resized = self._resize.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
+
+    def size(self, height: int, width: int) -> Tuple[int, int]:
+        """Height and width in pixels that an image of this height and width is resized to."""
+        shortest, longest = self._resize.short_edge_length[0], self._resize.max_size
+        if not shortest:
+            return height, width
+        return T.ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
+
+
+class Predictor:
+    """Runs a detector on images of any size, resized as for evaluation.
+
+    Args:
+        cfg (CfgNode): its ``INPUT`` keys are read.
+        model (nn.Module): in evaluation mode.
+        classes (ClassNames): of the model.
+        dtype (str): ``"float32"``, or ``"bfloat16"`` for automatic mixed precision. A model of
+            :func:`rsb_d2.optimize_for_inference` has its own and takes ``"float32"`` here.
+
+    Raises:
+        UserError: for another ``dtype``.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, classes: ClassNames, dtype: str = "float32"):
+        _check_dtype(dtype)
+        self.model = model
+        self.classes = classes
+        self.preparation = Preparation(cfg)
+        self.input_format = self.preparation.input_format
+        self._dtype = DTYPES[dtype]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dtype: str = "float32") -> "Predictor":
+        """Load the model of a config, and optimize it for inference.
+
+        Args:
+            cfg (CfgNode): see :func:`load_detector`.
+            dtype (str): ``"float32"`` or ``"bfloat16"``.
+
+        Raises:
+            UserError: see :func:`load_detector`; for another ``dtype``, too.
+        """
+        _check_dtype(dtype)
+        model, classes = load_detector(cfg)
+        return cls(cfg, optimize_for_inference(model, DTYPES[dtype]), classes)
+
+    def prepare(self, image: np.ndarray) -> Dict[str, Any]:
+        """Resize an image as for evaluation.
+
+        Args:
+            image (ndarray): uint8 of shape (H, W, 3), channels as in ``INPUT.FORMAT``.
+
+        Returns:
+            dict: one image of the list that a detector of Detectron2 takes.
+        """
+        return self.preparation(image)
+
+    def __call__(self, batch: List[Dict[str, Any]]) -> List[Instances]:
+        """Detect objects.
+
+        Args:
+            batch (list[dict]): what :meth:`prepare` returns, of one or more images. Images of a
+                batch are padded to the same size, which changes scores in the third decimal.
+
+        Returns:
+            list[Instances]: of each image, on the CPU, in pixels of the image before it was
+            resized: ``pred_boxes``, ``scores``, ``pred_classes``, with masks ``pred_masks``.
+        """
+        device, autocast = self.model.device, nullcontext()
+        batch = send_images(batch, device)
+        if self._dtype != torch.float32:
+            autocast = torch.autocast(device.type, self._dtype)
+        with torch.no_grad(), autocast:
+            outputs = self.model(batch)
+        instances = [_to_cpu(output["instances"]) for output in outputs]
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+        return [_to_float32(found) for found in instances]
+
+    def to_coco(self, instances: Instances, image_id: int) -> List[Dict[str, Any]]:
+        """Detections as entries of a COCO results file.
+
+        Args:
+            instances (Instances): of one image.
+            image_id (int): of the image.
+
+        Returns:
+            list[dict]: ``image_id``, ``category_id`` as in the annotation file, ``bbox`` (x, y,
+            width, height in pixels), ``score``, and with masks ``segmentation`` as RLE.
+        """
+        return to_coco(instances, image_id, self.classes.ids)
+
+
+def to_coco(instances: Instances, image_id: int, class_ids: Sequence[int]) -> List[Dict[str, Any]]:
+    """As :meth:`Predictor.to_coco`, with the ids of the classes as in the annotation file."""
+    results = instances_to_coco_json(instances, image_id)
+    for result in results:
+        result["category_id"] = class_ids[result["category_id"]]
+    return results
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; write one of {', '.join(DTYPES)}")
+
+
+def _to_cpu(instances: Instances) -> Instances:
+    """Copies that are not waited for; the caller waits once for those of all images."""
+    fields = instances.get_fields().items()
+    return Instances(instances.image_size, **{name: _field_to_cpu(v) for name, v in fields})
+
+
+def _field_to_cpu(value: Any) -> Any:
+    if isinstance(value, Boxes):
+        return Boxes(value.tensor.to("cpu", non_blocking=True))
+    if isinstance(value, torch.Tensor):
+        return value.to("cpu", non_blocking=True)
+    return value.to("cpu")
+
+
+def _to_float32(instances: Instances) -> Instances:
+    instances.scores = instances.scores.float()
+    instances.pred_boxes.tensor = instances.pred_boxes.tensor.float()
+    return instances

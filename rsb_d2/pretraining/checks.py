@@ -1,0 +1,163 @@
+"""The keys of an image classifier, which meet no detector's; its data, and its network."""
+
+import logging
+from typing import Any, Dict
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+
+from ..config.defaults import add_rsb_config
+from ..errors import UserError
+from ..modeling import is_classifier
+from ..modeling.resnets.spec import check_features
+from ..pretraining.classifier import ImageClassifier
+from .data import EVALUATOR_TYPE
+from .data.loading import build_sampler, mix_group
+from .data.transforms import build_transform
+
+logger = logging.getLogger(__name__)
+
+# What only detectors read, and what a classifier reads instead.
+_OF_DETECTORS = {
+    "INPUT.MIN_SIZE_TRAIN": "INPUT.CLASSIFIER.TRAIN_SIZE",
+    "INPUT.MAX_SIZE_TRAIN": "INPUT.CLASSIFIER.TRAIN_SIZE",
+    "INPUT.MIN_SIZE_TEST": "INPUT.CLASSIFIER.TEST_SIZE",
+    "INPUT.MAX_SIZE_TEST": "INPUT.CLASSIFIER.TEST_SIZE",
+    "INPUT.RANDOM_FLIP": "INPUT.CLASSIFIER.FLIP_PROB",
+    "INPUT.CROP.ENABLED": "INPUT.CLASSIFIER.CROP_SCALE",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "MODEL.CLASSIFIER.NUM_CLASSES",
+    "MODEL.RETINANET.NUM_CLASSES": "MODEL.CLASSIFIER.NUM_CLASSES",
+}
+
+
+def check_classifier(cfg: CfgNode) -> None:
+    """Check the keys of an image classifier; of a detector, that none of them is set.
+
+    Args:
+        cfg (CfgNode): whose single values are in their ranges; not changed.
+
+    Raises:
+        UserError: for a key that would not be read, or values that do not go together.
+    """
+    defaults = get_cfg()
+    add_rsb_config(defaults)
+    if not is_classifier(cfg):
+        for node in ("MODEL.CLASSIFIER", "INPUT.CLASSIFIER"):
+            for key, value in _node(cfg, node).items():
+                if value != _node(defaults, node)[key]:
+                    raise UserError(
+                        f"{node}.{key} is {value!r}, but {cfg.MODEL.META_ARCHITECTURE} is no image "
+                        "classifier; leave it out, or write MODEL.META_ARCHITECTURE ImageClassifier"
+                    )
+        return
+    for key, instead in _OF_DETECTORS.items():
+        parent, _, name = key.rpartition(".")
+        value = _node(cfg, parent)[name]
+        if value != _node(defaults, parent)[name]:
+            raise UserError(
+                f"{key} is {value!r}, which an image classifier does not read: leave "
+                f"it out; there is {instead}"
+            )
+    if cfg.MODEL.BACKBONE.FREEZE_AT:
+        raise UserError(
+            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}, but an image classifier "
+            "trains whole; write 0"
+        )
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError("TEST.AUG.ENABLED is for detectors; write False")
+    _check_images(cfg.INPUT.CLASSIFIER)
+    _check_smoothing(cfg.MODEL.CLASSIFIER)
+    try:
+        build_transform(cfg, is_train=True)
+    except (AssertionError, ValueError, KeyError, IndexError, TypeError) as e:
+        raise UserError(
+            f"INPUT.CLASSIFIER.AUTO_AUGMENT is {cfg.INPUT.CLASSIFIER.AUTO_AUGMENT!r}, of which "
+            f"timm makes nothing ({e or type(e).__name__}); write rand-m7-mstd0.5-inc1 or the like"
+        ) from None
+
+
+def check_kind_of_data(cfg: CfgNode, eval_only: bool) -> None:
+    """Check that a detector gets boxes and an image classifier labels.
+
+    Args:
+        cfg (CfgNode): its ``DATASETS.TRAIN`` and ``.TEST`` are registered.
+        eval_only (bool): leave out ``DATASETS.TRAIN``.
+
+    Raises:
+        UserError: if a data set is of the other kind.
+    """
+    for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[split]:
+            has_labels = MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
+            if has_labels and not is_classifier(cfg):
+                raise UserError(
+                    f"DATASETS.{split}: {name} has one label an image and no boxes, but "
+                    f"{cfg.MODEL.META_ARCHITECTURE} is a detector; name data in COCO's format, or "
+                    "take a config of configs/pretrain"
+                )
+            if is_classifier(cfg) and not has_labels:
+                raise UserError(
+                    f"DATASETS.{split}: {name} is no data set of images with one label each, which "
+                    "an image classifier needs; name one of DATASETS.IMAGE_FOLDER or .TIMM, or "
+                    "take the config of a detector"
+                )
+
+
+def check_network(cfg: CfgNode, eval_only: bool) -> None:
+    """Build the backbone of a detector, or the classifier, and throw it away.
+
+    Args:
+        cfg (CfgNode): with checked values.
+        eval_only (bool): leave out how a classifier's batches are made.
+
+    Raises:
+        UserError: if it cannot be built.
+    """
+    if is_classifier(cfg):
+        ImageClassifier(cfg)
+        # Detectron2 changes the batch with the number of processes where the config names one.
+        if not (eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
+            mix_group(cfg, cfg.SOLVER.IMS_PER_BATCH)
+        if not eval_only:
+            build_sampler(cfg, num_images=1, seed=0)
+    else:
+        backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+        check_features(cfg, list(backbone.output_shape()))
+
+
+def _node(cfg: CfgNode, key: str) -> Dict[str, Any]:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _check_images(keys: CfgNode) -> None:
+    for name in ("CROP_SCALE", "CROP_RATIO"):
+        values = keys[name]
+        if len(values) != 2 or values[0] > values[1]:
+            raise UserError(
+                f"INPUT.CLASSIFIER.{name} is {list(values)}; write the lowest and the highest"
+            )
+    if keys.COLOR_JITTER and keys.AUTO_AUGMENT and "3a" not in keys.AUTO_AUGMENT:
+        raise UserError(
+            f"INPUT.CLASSIFIER.COLOR_JITTER is {keys.COLOR_JITTER}, but timm has none beside "
+            f"AUTO_AUGMENT {keys.AUTO_AUGMENT}; write 0.0 for the one or '' for the other"
+        )
+
+
+def _check_smoothing(keys: CfgNode) -> None:
+    smoothing, thresh = keys.LABEL_SMOOTHING, keys.TARGET_THRESH
+    if keys.LOSS != "bce" or thresh < 0 or not smoothing or keys.SMOOTH_AFTER_THRESH:
+        return
+    if smoothing / keys.NUM_CLASSES > thresh:
+        raise UserError(
+            f"MODEL.CLASSIFIER.LABEL_SMOOTHING {smoothing} gives each of {keys.NUM_CLASSES} "
+            f"classes more than TARGET_THRESH {thresh}, so all would count as 1; raise that, or "
+            "write MODEL.CLASSIFIER.SMOOTH_AFTER_THRESH True"
+        )
+    logger.warning(
+        f"MODEL.CLASSIFIER.TARGET_THRESH {thresh} undoes LABEL_SMOOTHING {smoothing}, as in timm's "
+        "train.py; SMOOTH_AFTER_THRESH True keeps both."
+    )

@@ -1,0 +1,64 @@
+"""supervision's detections and annotators, on a package and on a model in memory."""
+
+import numpy as np
+import pytest
+
+from rsb_d2 import UserError
+from rsb_d2.addons.predict.bgr_predictor import BGRPredictor
+
+sv = pytest.importorskip("supervision")
+
+
+@pytest.fixture(params=["package", "in memory"])
+def predictor(request, served):
+    return served.in_memory if request.param == "in memory" else served.package()
+
+
+@pytest.fixture
+def bgr(rgb):
+    return np.ascontiguousarray(rgb[:, :, ::-1])
+
+
+def test_detections(served, predictor, rgb, bgr):
+    detections = sv.Detections.from_detectron2(predictor(bgr))
+    expected = served.detect(rgb)
+    assert len(detections) == len(expected) >= 10
+    assert np.abs(detections.xyxy - expected.pred_boxes.tensor.numpy()).max() < 1e-3
+    assert np.abs(detections.confidence - expected.scores.numpy()).max() < 1e-5
+    assert detections.class_id.tolist() == expected.pred_classes.tolist()
+    assert (detections.mask is not None) == expected.has("pred_masks")
+    if detections.mask is not None:
+        assert (detections.mask != expected.pred_masks.numpy()).mean() < 1e-4
+
+
+def test_annotators(served, predictor, bgr):
+    detections = sv.Detections.from_detectron2(predictor(bgr))
+    detections = detections[detections.confidence > 0.5]
+    labels = [served.names[i] for i in detections.class_id]
+    for annotator, options in (
+        (sv.BoxAnnotator(), {}),
+        (sv.LabelAnnotator(), {"labels": labels}),
+        *([(sv.MaskAnnotator(), {})] if detections.mask is not None else []),
+    ):
+        picture = annotator.annotate(bgr.copy(), detections, **options)
+        assert picture.shape == bgr.shape and (picture != bgr).any()
+
+
+def test_no_detections(served, bgr):
+    detections = sv.Detections.from_detectron2(served.in_memory(bgr))
+    none = detections[detections.confidence > 2]
+    assert len(none) == 0 and (sv.BoxAnnotator().annotate(bgr.copy(), none) == bgr).all()
+
+
+def test_the_names_are_where_detectron2_has_them(served):
+    assert isinstance(served.in_memory, BGRPredictor)
+    assert served.in_memory.metadata.thing_classes == served.names
+    assert served.in_memory.input_format == served.package().input_format == "BGR"
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))]
+)
+def test_what_is_no_image(served, image):
+    with pytest.raises(UserError, match="must be uint8 of shape"):
+        served.in_memory(image)

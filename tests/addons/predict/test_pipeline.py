@@ -1,0 +1,277 @@
+"""The pipeline of predictions: the same files from any number of processes, killed or not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from pycocotools.coco import COCO
+
+from rsb_d2 import UserError
+from rsb_d2.addons.predict.files import find_images
+from rsb_d2.addons.predict.pipeline import Options, Processes, predict_files
+from rsb_d2.addons.predict.pipeline.batches import chunk_size, group_by_shape
+from rsb_d2.addons.predict.pipeline.folder import RunFolder
+from rsb_d2.addons.predict.pipeline.journal import Journal, Lines
+from rsb_d2.addons.predict.pipeline.run import _predict
+from rsb_d2.addons.predict.pipeline.writing import pack, unpack
+from tests.helpers import colour_finder
+from tests.helpers.colour_finder import ColourFinder, make_images
+from tests.helpers.paths import ROOT
+
+NUMBER = 42
+BAD = 2  # of them
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return find_images([str(make_images(tmp_path_factory.mktemp("many") / "images", NUMBER))])
+
+
+@pytest.fixture(scope="module")
+def expected(images, tmp_path_factory):
+    """The outputs of one process that is not killed, by the size of the batch."""
+    folder = tmp_path_factory.mktemp("expected")
+
+    def get(batch):
+        if not (folder / str(batch)).exists():
+            predict_files(ColourFinder(), images, str(folder / str(batch)), Options(batch, 0))
+        return contents(folder / str(batch))
+
+    return get
+
+
+def contents(folder):
+    """All files of a run's output but ``run.json``, by name."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files if p.name != "run.json"}
+
+
+def killed(call):
+    """Call a function in a child process that kills itself."""
+    child = os.fork()
+    if not child:
+        try:
+            call()
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] & 0x7F == signal.SIGKILL
+
+
+def test_the_files_of_one_process(images, expected, tmp_path):
+    found = expected(1)
+    assert sorted(found) == sorted(
+        ["images.json", "results.json"]
+        + [f"pictures/{name}.jpg" for i, (_, name) in enumerate(images) if i not in (4, 8)]
+    )
+    records = json.loads(found["images.json"])
+    results = json.loads(found["results.json"])
+    # An image's id is its place, whether those before it can be read or not.
+    places = [i + 1 for i in range(NUMBER) if i not in (4, 8)]
+    assert [r["id"] for r in records["images"]] == places
+    assert [r["file_name"] for r in records["images"]] == [images[i - 1][0] for i in places]
+    assert [r["image_id"] for r in results] == sorted(r["image_id"] for r in results)
+    # What one call of the predictor says, image by image.
+    finder, own = ColourFinder(), []
+    for index, (path, _) in enumerate(images):
+        if index not in (4, 8):
+            image = np.asarray(colour_finder.Image.open(path))
+            own.append(len(finder([finder.preparation(image)])[0]))
+    counts = Counter(r["image_id"] for r in results)
+    assert [counts[i] for i in places] == own and sum(own) > NUMBER
+    for name in ("images.json", "results.json"):  # as json.dump writes it
+        assert json.dumps(json.loads(found[name])).encode() == found[name]
+        (tmp_path / name).write_bytes(found[name])
+    truth = COCO(str(tmp_path / "images.json"))
+    assert len(truth.loadRes(str(tmp_path / "results.json")).getAnnIds()) == len(results)
+
+
+@pytest.mark.parametrize("batch, workers", [(1, 2), (4, 0), (4, 2)])
+def test_workers_change_nothing(images, expected, tmp_path, batch, workers):
+    out = tmp_path / "out"
+    summary = predict_files(ColourFinder(), images, str(out), Options(batch, workers))
+    assert contents(out) == expected(batch)
+    assert (summary.num_images, summary.num_skipped) == (NUMBER - BAD, BAD)
+    assert len(summary.rows) == 20 and sum(summary.counts.values()) > NUMBER
+
+
+def test_batches_are_of_like_shapes(images, expected, tmp_path):
+    finder = ColourFinder()
+    predict_files(finder, images, str(tmp_path), Options(4, 0, pictures=False))
+    assert sum(finder.batches) == NUMBER - BAD and max(finder.batches) == 4
+    assert len(finder.batches) <= NUMBER / 4 + 4
+    assert not (tmp_path / "pictures").exists()
+    # Padding is all that a batch changes.
+    assert contents(tmp_path)["images.json"] == expected(1)["images.json"]
+    sizes = [(i, *((800, 1200), (1200, 800))[i % 2]) for i in range(20)] + [(20, 800, 800)]
+    groups = group_by_shape(sizes, 4)
+    assert sorted(sum(groups, [])) == list(range(21)) and max(map(len, groups)) == 4
+    shapes = [{sizes[i][1:] for i in group} for group in groups]
+    assert not any({(800, 1200), (1200, 800)} <= found for found in shapes)
+    # A small image is not padded to the size of a large one.
+    assert group_by_shape([(0, 64, 64), (1, 1000, 1000), (2, 64, 64)], 4) in (
+        [[0, 2], [1]],
+        [[0], [1], [2]],
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_killed_run_goes_on(images, expected, tmp_path, batch, capsys):
+    out = str(tmp_path / "out")
+    resume = Options(batch, 0, resume=True)
+    calls = 0
+    for kill_at in (5, 3, 4):
+        assert killed(lambda n=kill_at: predict_files(ColourFinder(n), images, out, resume))
+        calls += kill_at - 1
+        assert not (tmp_path / "out" / "results.json").exists()
+        with open(tmp_path / "out" / "progress" / "results-0.jsonl", "ab") as f:
+            f.write(b'{"index": 41, "image": {"id"')  # what was not written to its end
+    finder = ColourFinder()
+    predict_files(finder, images, out, resume)
+    assert contents(out) == expected(batch)
+    whole = ColourFinder()
+    predict_files(whole, images, str(tmp_path / "whole"), Options(batch, 0, pictures=False))
+    assert calls + len(finder.batches) == len(whole.batches)  # no batch twice
+    assert "images are done" in capsys.readouterr().err
+    # A finished run is left as it is.
+    idle = ColourFinder()
+    summary = predict_files(idle, images, out, resume)
+    assert idle.batches == [] and summary.num_images == NUMBER - BAD and len(summary.rows) == 20
+    assert "is finished" in capsys.readouterr().err and contents(out) == expected(batch)
+
+
+def test_without_resume_it_begins_anew(images, expected, tmp_path, capsys):
+    out = str(tmp_path)
+    assert killed(lambda: predict_files(ColourFinder(5), images, out, Options(1, 0)))
+    finder = ColourFinder()
+    predict_files(finder, images, out, Options(1, 0))
+    assert "is begun anew; --resume would go on" in capsys.readouterr().err
+    assert len(finder.batches) == NUMBER - BAD and contents(out) == expected(1)
+
+
+def test_other_settings_are_not_gone_on_with(images, tmp_path):
+    out, settings = str(tmp_path), {"--threshold": 0.5, "the weights": "10 bytes, abc"}
+    begun = Options(2, 0, resume=True)
+
+    def run(images=images, options=begun, settings=settings, kill=2):
+        predict_files(ColourFinder(kill), images, out, options, settings)
+
+    assert killed(run)
+    before = contents(out)
+    for changed, message in (
+        (dict(images=images[1:]), "other images"),
+        (dict(options=Options(3, 0, resume=True)), "--batch 2, not 3"),
+        (dict(options=Options(2, 0, pictures=False, resume=True)), "pictures True, not False"),
+        (dict(settings={**settings, "--threshold": 0.3}), "--threshold 0.5, not 0.3"),
+        (dict(settings={**settings, "the weights": "11 bytes, abd"}), "other weights"),
+    ):
+        with pytest.raises(UserError, match=message) as e:
+            run(**changed)
+        assert "\n" not in str(e.value) and "leave --resume out" in str(e.value)
+    assert contents(out) == before
+    run(options=Options(2, 1, resume=True), kill=0)  # the number of workers is no matter
+    with pytest.raises(UserError, match="--threshold 0.5, not 0.3"):
+        run(settings={**settings, "--threshold": 0.3})  # of a finished one either
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="cannot read"):
+        run()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_processes_share_the_images(images, expected, tmp_path, batch):
+    """As torchrun has them do, one after the other; killed, and gone on with by three."""
+    folder, settings = RunFolder(str(tmp_path)), {"any": 1}
+    options, seen = Options(batch, 0), []
+    for size, kill_at in ((2, 3), (3, 0)):
+        done = folder.begin(settings, NUMBER, resume=True, pictures=True)
+        for rank in range(size):
+            finder = ColourFinder(kill_at)
+            arguments = (finder, images, folder, options, done, Processes(rank, size))
+            if kill_at:
+                assert killed(lambda given=arguments: _predict(*given))
+                seen.append(kill_at - 1)
+            else:
+                _predict(*arguments)
+                seen.append(len(finder.batches))
+        if kill_at:
+            with pytest.raises(UserError, match="one folder that all machines see"):
+                folder.finish(settings, NUMBER, ColourFinder().classes)
+    folder.finish(settings, NUMBER, ColourFinder().classes)
+    assert contents(tmp_path) == expected(batch)
+    assert max(seen[2:]) - min(seen[2:]) <= chunk_size(batch)
+
+
+def test_lines_that_are_not_whole_do_not_count(tmp_path):
+    with Journal(str(tmp_path), 0) as journal:
+        journal.add(b'{"index": 1, "results": []}\n')
+    path = tmp_path / "results-0.jsonl"
+    path.write_bytes(path.read_bytes() + bytes(40) + b'\n[1]\n{"index": 9}\n{"index": 2, "res')
+    with Journal(str(tmp_path), 0) as journal:
+        journal.add(b'{"index": 3, "path": "a", "skipped": "b"}\n')
+    (tmp_path / "results-1.jsonl").write_bytes(b'{"index": 0, "results": [7]}\n')
+    lines = Lines(str(tmp_path), 5)
+    assert list(lines.done()) == [1, 1, 0, 1, 0]
+    assert lines[0]["results"] == [7] and lines.skipped == [("a", "b")]
+    with pytest.raises(KeyError):
+        lines[2]
+    lines.close()
+
+
+def test_detections_on_their_way_to_another_process():
+    found = Instances((5, 13))
+    found.pred_boxes = Boxes(torch.rand(3, 4))
+    found.scores, found.pred_classes = torch.rand(3), torch.arange(3)
+    found.pred_masks = torch.rand(3, 5, 13) > 0.5
+    found.pred_keypoints = torch.rand(3, 17, 3)
+    for instances in (found, found[:0]):
+        back = unpack(pack(instances))
+        assert back.image_size == (5, 13) and back.get_fields().keys() == found.get_fields().keys()
+        for name, value in instances.get_fields().items():
+            value = getattr(value, "tensor", value)
+            assert torch.equal(getattr(back.get(name), "tensor", back.get(name)), value)
+
+
+def test_a_picture_that_cannot_be_written(images, tmp_path):
+    (tmp_path / "pictures" / f"{images[3][1]}.jpg").mkdir(parents=True)
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=f"cannot write .*{images[3][1]}.jpg: Is a directory"):
+            predict_files(ColourFinder(), images, str(tmp_path), Options(1, workers))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [int(os.environ.get("PREDICTED_IMAGES", 1000))])
+def test_two_processes_and_two_kills(tmp_path, number):
+    """Each image once, the files of one process, and memory that does not grow."""
+    folder = make_images(tmp_path / "images", number)
+    once = [sys.executable, colour_finder.__file__, str(folder)]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def run(output, *arguments, launcher=()):
+        words = [once[0], *launcher, once[1], once[2], str(tmp_path / output), *arguments]
+        return subprocess.run(words, env=environment, cwd=tmp_path, timeout=3600)
+
+    options = ["--batch", "4", "--workers", "1", "--resume"]
+    share = number // 8  # batches of a process
+    for kill in (["0", str(share // 3)], ["1", str(share // 4)]):
+        assert run("two", *options, "--kill", *kill, launcher=two).returncode != 0
+        assert not (tmp_path / "two" / "results.json").exists()
+    assert run("two", *options, launcher=two).returncode == 0
+    said = [json.loads((tmp_path / f"two.{rank}.json").read_text()) for rank in (0, 1)]
+    assert run("one", *options).returncode == 0
+    said.append(json.loads((tmp_path / "one.0.json").read_text()))
+    print(*said, sep="\n")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    ids = [r["id"] for r in json.loads((tmp_path / "two" / "images.json").read_text())["images"]]
+    assert ids == [i + 1 for i in range(number) if i not in (4, 8)]
+    assert said[0]["images"] + said[1]["images"] < number * 0.8  # the rest was not done again
+    for words in said:
+        before, peak = words["MiB before and at the peak"]
+        assert peak - before < 100
