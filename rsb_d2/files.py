@@ -1,38 +1,167 @@
-"""Files that are written completely or not at all, and the files in a folder."""
+"""Files and folders that are written completely or not at all, listings, and addresses."""
 
+import errno
+import io
 import os
+import re
+import shutil
+import tempfile
 from contextlib import contextmanager, suppress
-from typing import IO, Iterator, List, Set, Tuple
+from typing import IO, Any, Iterator, List, Set, Tuple
+from urllib.parse import quote
 
-from .errors import UserError
+from .errors import UserError, printable
+
+# Errors that say that a file system takes no more: never the fault of what is written.
+_NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+# Characters that RFC 3986, 3.3, allows in the path of an address as they are.
+_PATH_CHARACTERS = "/:@!$&'()*+,;=~"
+_HTTP = ("http://", "https://")
+
+
+# ---- writing ----
 
 
 @contextmanager
 def whole_file(path: str) -> Iterator[IO[bytes]]:
     """Open a file that takes its place when the block ends, and is gone if the block fails.
 
+    Other errors of the block, such as one of a file that it reads, pass as they are.
+
     Args:
         path (str): a local file; its folder must exist.
 
     Yields:
-        file: to write bytes to.
+        file: to write bytes to; writing raises the :class:`UserError` below.
 
     Raises:
         UserError: if it cannot be written.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as f:
+        with open_output(temporary, path) as f:
             yield f
             f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
+            with errors_of_writing(path):
+                os.fsync(f.fileno())
+        with errors_of_writing(path):
+            os.replace(temporary, path)
         _sync_folder(os.path.dirname(path) or ".")
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     finally:
         if os.path.lexists(temporary):
             os.remove(temporary)
+
+
+@contextmanager
+def errors_of_writing(path: str, key: str = "") -> Iterator[None]:
+    """Turn an ``OSError`` of the block, which does nothing but write, into a :class:`UserError`.
+
+    Args:
+        path (str): what the message says cannot be written.
+        key (str): what comes before that, such as ``"--output: "``.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{key}cannot write {path}: {e.strerror or e}") from e
+
+
+class _Output(io.FileIO):
+    def __init__(self, path: str, shown: str):
+        self._shown = shown
+        with errors_of_writing(shown):
+            super().__init__(path, "wb")
+
+    def write(self, data: Any) -> int:
+        with errors_of_writing(self._shown):
+            return super().write(data)
+
+    def close(self) -> None:
+        with errors_of_writing(self._shown):
+            super().close()
+
+
+def open_output(path: str, shown: str = "") -> IO[bytes]:
+    """Open a file to write bytes to, all of whose own errors are a :class:`UserError`.
+
+    A block that writes to it may read other files: their errors keep their own cause.
+
+    Args:
+        path (str): of the file.
+        shown (str): what messages call it; ``path`` if empty.
+    """
+    return io.BufferedWriter(_Output(path, shown or path))
+
+
+@contextmanager
+def whole_folder(folder: str, key: str = "") -> Iterator[str]:
+    """Make a folder that takes its place when the block ends, and is gone if the block fails.
+
+    Args:
+        folder (str): nothing is there, or an empty folder; folders above it are made.
+        key (str): as of :func:`errors_of_writing`.
+
+    Yields:
+        str: a folder to write to.
+
+    Raises:
+        UserError: if it cannot be written, or a file that the block reads cannot be read.
+    """
+    path = os.path.abspath(folder)
+    with errors_of_writing(folder, key):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # In its own folder, so that it is renamed and not copied.
+        aside = tempfile.mkdtemp(
+            prefix=f".{os.path.basename(path)[:50]}-", dir=os.path.dirname(path)
+        )
+    new = os.path.join(aside, "new")
+    try:
+        with errors_of_writing(folder, key):
+            os.mkdir(new)
+        try:
+            yield new
+        except OSError as e:
+            raise error_of_block(e, new, folder, key) from e
+        with errors_of_writing(folder, key):
+            os.rename(new, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def error_of_block(error: OSError, temporary: str, folder: str, key: str = "") -> Exception:
+    """The error with the right cause, of a block that reads files and writes into a folder.
+
+    Args:
+        error (OSError): of the block.
+        temporary (str): the folder that the block writes to.
+        folder (str): what messages call it.
+        key (str): as of :func:`errors_of_writing`.
+
+    Returns:
+        Exception: a :class:`UserError` that says which file cannot be read or written.
+    """
+    reason = error.strerror or str(error)
+    name = error.filename
+    if error.errno in _NO_MORE or str(name).startswith(temporary):
+        return UserError(f"{key}cannot write {folder}: {reason}")
+    if name is None:
+        return UserError(f"{key}{folder} was not written: {reason}")
+    return UserError(f"cannot read {printable(str(name))}: {reason}")
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """Whether an error, or one that it comes from, is that a file of this machine is not writable.
+
+    Errors of a network are ``OSError`` as well; they have other numbers, or name no file.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_MORE:
+            return True
+        if isinstance(error, (PermissionError, NotADirectoryError)) and error.filename:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _sync_folder(folder: str) -> None:
@@ -43,6 +172,9 @@ def _sync_folder(folder: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+# ---- listing ----
 
 
 def files_below(folder: str, without: str = "") -> Tuple[List[str], List[str]]:
@@ -92,3 +224,53 @@ def files_below(folder: str, without: str = "") -> Tuple[List[str], List[str]]:
                 is_file = os.path.isfile(path) or os.path.islink(path)
                 (files if is_file and not name.startswith(".") else passed_over).append(path)
     return sorted(files), sorted(passed_over)
+
+
+def listing_error(path: str) -> str:
+    """Why a folder, such as one that :func:`files_below` passes over, cannot be listed; or ""."""
+    try:
+        os.scandir(path).close()
+    except OSError as e:
+        return e.strerror or str(e)
+    return ""
+
+
+# ---- addresses ----
+
+
+def is_http(path: str) -> bool:
+    """Whether a path is the address of a file on a web server."""
+    return path.startswith(_HTTP)
+
+
+def escape_address(path: str) -> str:
+    """An address as it is requested from a web server; any other path as it is.
+
+    ``?`` begins the parameters and ``%20`` is a space, as in a browser. ``#`` is a part of a file's
+    name, as are a ``%`` without two digits behind it, spaces and letters beyond ASCII.
+
+    Args:
+        path (str): any path.
+    """
+    if not is_http(path):
+        return path
+    scheme, _, rest = path.partition("://")
+    host, slash, rest = rest.partition("/")
+    with suppress(UnicodeError):
+        host = host.encode("idna").decode()
+    rest = re.sub("%(?![0-9A-Fa-f]{2})", "%25", rest)
+    return f"{scheme}://{host}{slash}{_quoted(rest, _PATH_CHARACTERS + '?%[]')}"
+
+
+def join_address(root: str, name: str) -> str:
+    """The address of a file in a folder on a web server.
+
+    Args:
+        root (str): address of the folder.
+        name (str): of the file, as it is called there: a ``%`` in it is a ``%``.
+    """
+    return f"{root.rstrip('/')}/{_quoted(name, _PATH_CHARACTERS)}"
+
+
+def _quoted(text: str, safe: str) -> str:
+    return quote(text, safe=safe, errors="surrogateescape")

@@ -1,11 +1,23 @@
-"""Listing a folder: each file once, and what is passed over by its name."""
+"""Files that are written completely or not at all, the causes of errors, listings, addresses."""
 
+import errno
 import os
+import shutil
 
 import pytest
+import torch
 
+from rsb_d2 import UserError, files
+from rsb_d2.checkpoint.writing import save_torch
 from rsb_d2.data.images import is_image_name
-from rsb_d2.files import files_below
+from rsb_d2.files import (
+    escape_address,
+    files_below,
+    is_disk_error,
+    join_address,
+    whole_file,
+    whole_folder,
+)
 
 
 def make(folder, *names):
@@ -62,3 +74,116 @@ def test_names_of_images(name):
 @pytest.mark.parametrize("name", ["a.heic", "a.h5", "a.pdf", "a.mpg", "a", ".jpg", "._a.jpg"])
 def test_names_of_other_files(name):
     assert not is_image_name(name)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Writing fails; creating and reading files does not."""
+
+    def write(self, data):
+        with files.errors_of_writing(self._shown):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files._Output, "write", write)
+
+
+def test_a_source_that_cannot_be_read_is_not_an_output_that_cannot_be_written(tmp_path):
+    output = tmp_path / "out.bin"
+    output.write_bytes(b"before")
+    with pytest.raises(FileNotFoundError) as error, whole_file(str(output)) as f:
+        f.write(b"half")
+        open(tmp_path / "source.bin", "rb")
+    assert error.value.filename == str(tmp_path / "source.bin")
+    assert output.read_bytes() == b"before" and os.listdir(tmp_path) == ["out.bin"]
+
+
+@pytest.mark.parametrize("size", [1, 10_000_000])  # in the buffer, and beyond it
+def test_a_full_disk_is_the_output_that_cannot_be_written(tmp_path, full_disk, size):
+    with pytest.raises(UserError, match="cannot write .*out.bin: No space left") as error:
+        with whole_file(str(tmp_path / "out.bin")) as f:
+            f.write(bytes(size))
+    assert isinstance(error.value.__cause__, OSError) and os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_below_torch(tmp_path, full_disk):
+    with pytest.raises(UserError, match="cannot write .*a.pth: No space left"):
+        save_torch(str(tmp_path / "a.pth"), {"a": torch.zeros(1_000_000)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="cannot write .*no/a: No such file"):
+        with whole_file(str(tmp_path / "no" / "a")):
+            pass
+
+
+@pytest.mark.parametrize(
+    "fail, message",
+    [
+        (lambda source, new: open(source), "^cannot read .*source: No such file"),
+        (lambda source, new: shutil.copyfile(source, f"{new}/a"), "^cannot read .*source: No such"),
+        (lambda source, new: open(f"{new}/no/a", "w"), "^--output: cannot write .*out: No such"),
+        (lambda source, new: _fail(errno.ENOSPC), "^--output: cannot write .*out: No space left"),
+        (lambda source, new: _fail(errno.EIO), "^--output: .*out was not written: Input/output"),
+    ],
+)
+def test_causes_in_a_folder(tmp_path, fail, message):
+    with pytest.raises(UserError, match=message):
+        with whole_folder(str(tmp_path / "out"), "--output: ") as new:
+            fail(str(tmp_path / "source"), new)
+    assert os.listdir(tmp_path) == []
+
+
+def _fail(number):
+    raise OSError(number, os.strerror(number))
+
+
+def test_a_folder_takes_its_place_as_a_whole(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with whole_folder(str(out)) as new:
+        open(os.path.join(new, "a"), "w").close()
+        assert not out.exists()
+    assert [p.name for p in out.iterdir()] == ["a"]
+    assert os.listdir(tmp_path / "deep") == ["out"]
+    with pytest.raises(UserError, match="cannot write"):
+        with whole_folder(str(out / "a" / "b")):
+            pass
+
+
+def test_errors_of_disks_and_of_networks():
+    locked = PermissionError(errno.EACCES, "Permission denied", "/cache/a")
+    refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    wrapped = RuntimeError("download failed")
+    wrapped.__cause__ = locked
+    assert is_disk_error(locked) and is_disk_error(wrapped)
+    assert is_disk_error(OSError(errno.ENOSPC, "No space left on device"))
+    assert not is_disk_error(refused) and not is_disk_error(
+        FileNotFoundError(errno.ENOENT, "", "a")
+    )
+
+
+# Left as they are: what https://url.spec.whatwg.org/#path-percent-encode-set does not have.
+@pytest.mark.parametrize(
+    "address, requested",
+    [
+        ("https://h/a.jpg?w=1&h=%20", "https://h/a.jpg?w=1&h=%20"),
+        ("https://h/a#1.jpg", "https://h/a%231.jpg"),
+        ("https://h/50%.jpg", "https://h/50%25.jpg"),
+        ("https://h/a%20b c.jpg", "https://h/a%20b%20c.jpg"),
+        ("https://h/é\udce9.jpg", "https://h/%C3%A9%E9.jpg"),
+        ("http://bücher.example:80/(a)+b,c~@.jpg", "http://xn--bcher-kva.example:80/(a)+b,c~@.jpg"),
+        ("s3://bucket/a#b c.jpg", "s3://bucket/a#b c.jpg"),
+        ("my/a#b%.jpg", "my/a#b%.jpg"),
+    ],
+)
+def test_addresses(address, requested):
+    assert escape_address(address) == requested
+    assert escape_address(requested) == requested
+
+
+def test_names_on_a_server_are_names():
+    names = {"a/b.jpg": "a/b.jpg", "a#1?.jpg": "a%231%3F.jpg", "a%20b.jpg": "a%2520b.jpg"}
+    for name, escaped in names.items():
+        for root in ("https://h/r", "https://h/r/"):
+            assert join_address(root, name) == f"https://h/r/{escaped}"
+            assert escape_address(join_address(root, name)) == f"https://h/r/{escaped}"

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from ..errors import UserError
-from ..files import whole_file
+from ..files import errors_of_writing, whole_file
 from .reading import StateDict
 
 # What torch.load(weights_only=True) reads back as it was.
@@ -29,11 +29,11 @@ def save_torch(path: str, content: Any) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    with whole_file(path) as f:
+    with whole_file(path) as f, errors_of_writing(path):
         try:
             torch.save(content, f)
-        except RuntimeError as e:  # torch closes its archive, which fails anew
-            if isinstance(e.__context__, OSError):
+        except RuntimeError as e:  # torch closes its archive, which fails again
+            if isinstance(e.__context__, (OSError, UserError)):
                 raise e.__context__ from None
             raise
 

@@ -239,6 +239,8 @@ def _reason(error: Exception) -> str:
         return f"it is too large to be decoded ({error})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, MemoryError):
+        return "there is too little memory for it"
     text = str(error) or "no reason given"
     # Pillow's OSErrors say what is wrong, as "image file is truncated".
     return f"it is damaged ({text if isinstance(error, OSError) else f'{_name(error)}, {text}'})"

@@ -8,6 +8,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..addons.storage.remote import is_remote, read_remote, remote_exists
 from ..addons.storage.tar import open_member, open_tar, split_tar_path
+from ..files import is_http, join_address
 
 
 def open_file(path: str, *, fresh: bool = False) -> BinaryIO:
@@ -31,6 +32,19 @@ def open_file(path: str, *, fresh: bool = False) -> BinaryIO:
     if is_remote(path):
         return io.BytesIO(read_remote(path, fresh=fresh))
     return PathManager.open(path, "rb")
+
+
+def image_path(image_root: str, file_name: str) -> str:
+    """The path of an image in an image folder, for :func:`open_file`.
+
+    Args:
+        image_root (str): as for :func:`is_image_folder`.
+        file_name (str): of the image, as an annotation file has it. It is what the file is called,
+            wherever it is: on a web server, too, ``a%20b.jpg`` has a ``%`` in its name.
+    """
+    if is_http(image_root) and split_tar_path(image_root) is None:
+        return join_address(image_root, file_name)
+    return os.path.join(image_root, file_name)
 
 
 def is_image_folder(path: str) -> bool:
@@ -64,7 +78,7 @@ def find_missing(file_names: List[str], image_root: str) -> List[str]:
     listings = {}
     missing = []
     for file_name in file_names:
-        folder, name = os.path.split(os.path.join(image_root, file_name))
+        folder, name = os.path.split(image_path(image_root, file_name))
         if folder not in listings:
             listings[folder] = _list_folder(folder)
         # The second look is for file systems that do not tell A.jpg from a.jpg.

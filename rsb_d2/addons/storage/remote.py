@@ -8,13 +8,13 @@ import os
 import random
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from typing import Callable
 
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import HTTPURLHandler
 
+from ...files import escape_address, is_http
 from .disk_cache import DiskCache
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ LONGEST_WAIT = 30
 # Where it helps to ask once more: https://www.rfc-editor.org/rfc/rfc9110#name-status-codes, and
 # https://www.rfc-editor.org/rfc/rfc6585 for 429.
 _WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
-_HTTP = ("http://", "https://")
 
 # Not Python's own generator, whose numbers are the training's.
 _random = random.SystemRandom()
@@ -69,20 +68,13 @@ def _is_plain_http(path: str) -> bool:
     """Whether no handler of the user's own is for this address."""
     handlers = getattr(PathManager, "_path_handlers", {})
     mine = [handler for prefix, handler in handlers.items() if path.startswith(prefix)]
-    return path.startswith(_HTTP) and all(type(handler) is HTTPURLHandler for handler in mine)
+    return is_http(path) and all(type(handler) is HTTPURLHandler for handler in mine)
 
 
 def _download(url: str) -> bytes:
-    scheme, rest = url.split("://", 1)
-    request = urllib.request.Request(
-        f"{scheme}://{urllib.parse.quote(rest, safe=_SAFE)}", headers={"User-Agent": "rsb_d2"}
-    )
+    request = urllib.request.Request(escape_address(url), headers={"User-Agent": "rsb_d2"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         return response.read()  # IncompleteRead where the body ends early
-
-
-# What an address may have as it is; a space, say, may not.
-_SAFE = "/:?&=%#+,;@!$'()*~[]"
 
 
 def _open(path: str) -> bytes:

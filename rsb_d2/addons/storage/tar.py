@@ -26,6 +26,7 @@ from ...data.cache.arrays import (
 )
 from ...data.cache.fingerprint import fingerprint, is_unchanged
 from ...errors import UserError
+from ...files import escape_address
 
 _MARK = ".tar!"
 _VERSION = 1
@@ -41,10 +42,11 @@ def split_tar_path(path: str) -> Tuple[str, str] | None:
     Returns:
         tuple[str, str]: the member is "" for the tar file as a whole; None for any other path.
     """
-    tar, mark, member = path.partition(_MARK)
-    if not mark or (member and not member.startswith("/")):
+    end = path.lower().find(_MARK) + len(_MARK)
+    tar, member = path[: end - 1], path[end:]
+    if end < len(_MARK) or (member and not member.startswith("/")):
         return None
-    return tar + _MARK[:-1], _normal(member)
+    return tar, _normal(member)
 
 
 def _normal(member: str) -> str:
@@ -110,7 +112,7 @@ def open_tar(path: str) -> TarIndex:
         UserError: if it is no uncompressed tar file.
     """
     if path not in _open_tars:
-        local = PathManager.get_local_path(path)
+        local = PathManager.get_local_path(escape_address(path))
         _open_tars[path] = TarIndex(local, _find_members(os.path.abspath(local)))
     return _open_tars[path]
 
@@ -130,7 +132,7 @@ def open_member(path: str) -> BinaryIO:
 
 def _find_members(path: str) -> Arrays:
     folder = os.path.join(get_cache_dir(), "rsb_d2", "tar")
-    name = hashlib.sha256(path.encode()).hexdigest()[:16]
+    name = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     cached = os.path.join(folder, f"{os.path.basename(path)[:100]}-{name}.safetensors")
     found = _reuse(cached, path)
     if found is not None:

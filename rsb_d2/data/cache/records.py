@@ -1,6 +1,5 @@
 """Records in Detectron2's dataset format, which are made one at a time when they are asked for."""
 
-import os
 import zlib
 from collections.abc import Sequence
 from typing import Any, Callable, Dict, Iterator, List, Tuple
@@ -10,6 +9,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from ...errors import UserError
+from ..opening import image_path
 from .arrays import STREAM, Arrays, read_arrays
 from .packing import CROWD, HAS_RLE
 
@@ -61,7 +61,7 @@ class PackedRecords(Sequence):
         for found in objects:
             found["bbox_mode"] = BoxMode.XYWH_ABS
         record = _Record(
-            file_name=os.path.join(self._image_root, name),
+            file_name=image_path(self._image_root, name),
             height=height,
             width=width,
             image_id=image_id,

@@ -1,11 +1,11 @@
 """The listing of a folder of images, one folder a class, and what can be wrong with it."""
 
 import os
-from typing import Iterator, List, NamedTuple, Tuple
+from typing import List, NamedTuple
 
-from timm.data.readers.img_extensions import get_img_extensions
-
+from ...data.images import is_image_name
 from ...errors import UserError, printable
+from ...files import files_below, listing_error
 
 _EXAMPLES = 3
 
@@ -17,7 +17,8 @@ class ImageFolder(NamedTuple):
         class_names (list[str]): in the order of their names, which is that of the class indices.
         files (list[list[str]]): of each class, the paths of its images below its folder, sorted.
         empty_files (list[str]): those of 0 bytes, with the class's folder before them.
-        others (list[str]): files that are passed over, as they do not end as an image does.
+        others (list[str]): paths that are left out: files that do not end as an image does, files
+            in no folder of a class, and names that begin with a dot.
     """
 
     class_names: List[str]
@@ -29,7 +30,7 @@ class ImageFolder(NamedTuple):
 def list_image_folder(folder: str) -> ImageFolder:
     """List a folder that has one folder a class; images may lie in folders below that.
 
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are left out.
 
     Args:
         folder (str): a local path.
@@ -44,29 +45,42 @@ def list_image_folder(folder: str) -> ImageFolder:
     if not os.path.isdir(folder):
         what = "is no folder" if os.path.exists(folder) else "there is no such folder"
         raise UserError(what)
-    names, loose = [], []
-    for entry in _entries(folder):
-        (names if entry.is_dir() else loose).append(entry.name)
+    reason = listing_error(folder)
+    if reason:
+        raise UserError(f"{printable(folder)} cannot be listed: {reason}")
+    names, loose, others = [], [], []
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name.startswith("."):
+            others.append(path)
+        else:
+            (names if os.path.isdir(path) else loose).append(name)
+    others += (os.path.join(folder, name) for name in loose)
     if not names:
         hint = f"; the {len(loose)} files in it are of no class" if loose else ""
         raise UserError(f"has no folders; put the images of each class into a folder of it{hint}")
-    names.sort()
-    files, empty_files, broken, others = [], [], [], []
+    files, empty_files, broken = [], [], []
     for name in names:
         of_class, start = [], len(os.path.join(folder, name)) + 1
-        for entry in _files(os.path.join(folder, name)):
-            if os.path.splitext(entry.name)[1].lower() not in _EXTENSIONS:
-                others.append(entry.path)
+        found, passed_over = files_below(os.path.join(folder, name))
+        others += passed_over
+        for path in passed_over:
+            reason = path.endswith("/") and listing_error(path)
+            if reason:
+                raise UserError(f"{printable(path)} cannot be listed: {reason}")
+        for path in found:
+            if not is_image_name(path):
+                others.append(path)
                 continue
             try:
-                size = entry.stat().st_size
+                size = os.stat(path).st_size
             except OSError:  # a link that leads nowhere
                 size = None
-            if size is None or not os.access(entry.path, os.R_OK):
-                broken.append(os.path.join(name, entry.path[start:]))
+            if size is None or not os.access(path, os.R_OK):
+                broken.append(os.path.join(name, path[start:]))
             elif not size:
-                empty_files.append(os.path.join(name, entry.path[start:]))
-            of_class.append(entry.path[start:])
+                empty_files.append(os.path.join(name, path[start:]))
+            of_class.append(path[start:])
         files.append(sorted(of_class))
     if broken:
         raise UserError(
@@ -76,34 +90,11 @@ def list_image_folder(folder: str) -> ImageFolder:
     if empty:
         raise UserError(
             f"{len(empty)} of {len(names)} classes have no image ({examples(empty)}); add some, "
-            f"whose names end in {', '.join(sorted(_EXTENSIONS))}, or remove the folder"
+            "whose names end as those of images do, such as .jpg, or remove the folder"
         )
     if len(names) == 1:
         raise UserError(f"has one class only ({printable(names[0])}); there must be two or more")
     return ImageFolder(names, files, empty_files, others)
-
-
-_EXTENSIONS = get_img_extensions(as_set=True)
-
-
-def _entries(folder: str) -> Iterator[os.DirEntry]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from (entry for entry in entries if not entry.name.startswith("."))
-    except OSError as e:
-        raise UserError(f"{printable(folder)} cannot be listed: {e.strerror}") from None
-
-
-def _files(folder: str) -> Iterator[os.DirEntry]:
-    folders: List[Tuple[str, ...]] = [(folder,)]
-    while folders:
-        chain = folders.pop()
-        for entry in _entries(chain[-1]):
-            if not entry.is_dir():
-                yield entry
-            # A link to a folder above it would go round for ever.
-            elif os.path.realpath(entry.path) not in map(os.path.realpath, chain):
-                folders.append((*chain, entry.path))
 
 
 def examples(names: List[str]) -> str:

@@ -35,8 +35,9 @@ class ImageFolderDataset(ClassificationDataset):
         self._listing = listing = list_image_folder(self.source)
         if listing.others:
             logger.info(
-                f"{self.source}: {len(listing.others)} files are no images by their names and are "
-                f"passed over ({examples([os.path.basename(f) for f in listing.others])})"
+                f"{self.source}: {len(listing.others)} files are left out, as they are not images "
+                "by their names or in no folder of a class "
+                f"({examples([os.path.relpath(f, self.source) for f in listing.others])})"
             )
         return listing.class_names
 

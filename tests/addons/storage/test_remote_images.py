@@ -1,6 +1,7 @@
 """Images beyond this machine: a server that fails, copies on the disk, a user's own handler."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
 
@@ -16,6 +18,8 @@ from rsb_d2.addons.predict.files import find_images
 from rsb_d2.addons.storage import remote
 from rsb_d2.addons.storage.disk_cache import DiskCache
 from rsb_d2.addons.storage.remote import cache_settings, read_remote
+from rsb_d2.addons.workbench.report.pictures import thumbnail
+from rsb_d2.addons.workbench.report.source import open_files
 from rsb_d2.data import register_coco_json
 from rsb_d2.data.images import BadImageError, read_image
 from rsb_d2.data.loader import build_train_loader
@@ -58,6 +62,32 @@ def test_image_is_read_once_and_then_from_its_copy(server):
         assert np.array_equal(read_image(f"{server.address}/a.png", "RGB"), PIXELS)
     assert server.requests == ["/a.png"]
     assert np.array_equal(read_image(f"{server.address}/with space.png", "RGB"), PIXELS)
+
+
+def test_signs_that_mean_something_in_an_address(server):
+    for asked in ("/a%231.png", "/50%25.png", "/%C3%A9%20b.png"):
+        server.files[asked] = image_bytes()
+    for name in ("a#1.png", "50%.png", "é b.png", "%C3%A9%20b.png"):
+        assert np.array_equal(read_image(f"{server.address}/{name}", "RGB"), PIXELS)
+    assert server.requests == ["/a%231.png", "/50%25.png", *["/%C3%A9%20b.png"] * 2]
+
+
+def test_file_names_of_annotations_are_names(server, tmp_path):
+    names = ["a#1.png", "50%.png", "a%20b.png", "what?.png", "deep/é.png"]
+    asked = ["/a%231.png", "/50%25.png", "/a%2520b.png", "/what%3F.png", "/deep/%C3%A9.png"]
+    server.files |= {path: image_bytes() for path in asked}
+    content = dict(
+        images=[dict(id=i, file_name=n, width=100, height=80) for i, n in enumerate(names)],
+        categories=[dict(id=1, name="cat")],
+        annotations=[dict(id=1, image_id=0, category_id=1, bbox=[5, 5, 20, 20], area=400)],
+    )
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    source = open_files(str(tmp_path / "a.json"), server.address, with_masks=False)
+    for record in DatasetCatalog.get("|".join([str(tmp_path / "a.json"), server.address])):
+        assert np.array_equal(read_image(record["file_name"], "RGB"), PIXELS)
+    assert server.requests == asked
+    assert all(thumbnail(source, image) for image in source.images)
+    assert server.requests == asked  # from the copies
 
 
 @pytest.mark.parametrize("failure", [DROP, CUT, CUT_UNTOLD, STALL, 500, 503, 429])
@@ -212,8 +242,6 @@ def test_prediction_finds_addresses():
 
 
 def test_training_skips_and_counts_what_cannot_be_fetched(server, tmp_path, caplog):
-    import json
-
     server.files |= {f"/{i}.png": image_bytes() for i in range(6)}
     server.failures = {"/0.png": [500] * 100, "/1.png": [DROP]}
     content = dict(

@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from ....checkpoint.reading import StateDict
 from ....checkpoint.writing import save_weights
 from ....data.class_names import ClassNames
 from ....errors import UserError
+from ....files import whole_folder
 from ....predictor import Predictor
 from ..comparison import Difference
 from ..contract import score_threshold
@@ -98,7 +97,7 @@ def export_package(
     metadata = _metadata_lines(datasets, classes)
     weights = os.path.join(os.path.abspath(folder), WEIGHTS)
     plain = plain_config(cfg, weights, datasets)
-    with _whole_folder(folder) as temporary:
+    with whole_folder(folder) as temporary:
         _write(os.path.join(temporary, CONFIG), dump_differences(plain))
         _write(os.path.join(temporary, CLASSES), _describe(classes, metadata))
         # With the names beside them, for this project's own programs.
@@ -210,25 +209,3 @@ def _check_names(model: nn.Module, weights: StateDict) -> None:
 def _write(path: str, text: str) -> None:
     with open(path, "w", encoding="utf-8") as f:
         f.write(text)
-
-
-@contextmanager
-def _whole_folder(folder: str) -> Iterator[str]:
-    """A folder that takes its place when the block ends, and is gone if the block fails.
-
-    Yields:
-        str: where to write.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    path = os.path.abspath(folder)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        os.mkdir(temporary)
-        yield temporary
-        os.rename(temporary, path)  # onto nothing, or onto an empty folder
-    except OSError as e:
-        raise UserError(f"cannot write {folder}: {e.strerror or e}") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator, List, Sequence
+from typing import List, Sequence
 
 from ....data.cache.annotation_cache import check_coco_json_alone
 from ....errors import UserError, first
+from ....files import whole_folder
 from .coco import read_coco, write_coco
 from .labelme import read_labelme
 from .records import (
@@ -100,7 +99,7 @@ def convert(
     root = common_folder(data.pictures())
     if split is not None:
         _split(data, root, split, seed)
-    with _whole_folder(output) as folder:
+    with whole_folder(output, "--output: ") as folder:
         if target == "yolo":
             write_yolo(data, folder, link)
         else:
@@ -222,22 +221,6 @@ def _check_output(output: str) -> None:
         return
     if os.path.lexists(output):
         raise UserError(f"--output: {output} is there already; name another folder, or empty it")
-
-
-@contextmanager
-def _whole_folder(folder: str) -> Iterator[str]:
-    """A folder to write to, which takes its name when all is written."""
-    folder = os.path.abspath(folder)
-    try:
-        os.makedirs(os.path.dirname(folder), exist_ok=True)
-        # Next to its place and then renamed, so that half of it is never taken for the whole.
-        with tempfile.TemporaryDirectory(prefix=".convert-", dir=os.path.dirname(folder)) as aside:
-            new = os.path.join(aside, "new")
-            os.mkdir(new)
-            yield new
-            os.rename(new, folder)
-    except OSError as e:
-        raise UserError(f"--output: cannot write {folder}: {e.strerror or e}") from None
 
 
 def _write_embedded(data: DataSet, output: str, folder: str) -> None:

@@ -1,7 +1,6 @@
 """Images and shapes in the form that the pages take: small JPEGs as data URIs, SVG paths."""
 
 import base64
-import os
 from typing import Any, Dict, List
 
 import cv2
@@ -9,6 +8,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from ....data.images import BadImageError, read_image
+from ....data.opening import image_path
 from .source import Source
 
 LONGEST_SIDE = 400
@@ -26,7 +26,7 @@ def thumbnail(source: Source, image: Dict[str, Any]) -> str | None:
         image (dict): one of ``Source.images``.
     """
     try:
-        picture = read_image(os.path.join(source.image_root, image["file_name"]), "BGR")
+        picture = read_image(image_path(source.image_root, image["file_name"]), "BGR")
     except BadImageError:  # the page says so
         return None
     scale = min(1.0, LONGEST_SIDE / max(picture.shape[:2]))

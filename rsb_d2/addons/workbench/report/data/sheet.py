@@ -2,7 +2,6 @@
 
 import colorsys
 import io
-import os
 from typing import Any, Dict, List
 
 import numpy as np
@@ -11,6 +10,7 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
 from .....data.images import BadImageError, read_image
+from .....data.opening import image_path
 from ..source import Source, annotations_of, xywh
 from .box_stats import (
     IOU_EDGES,
@@ -112,7 +112,7 @@ def _draw_image(
     source: Source, image: Dict[str, Any], annotations: List[Dict[str, Any]]
 ) -> np.ndarray | None:
     try:
-        picture = read_image(os.path.join(source.image_root, image["file_name"]), "RGB")
+        picture = read_image(image_path(source.image_root, image["file_name"]), "RGB")
     except BadImageError:  # the sheet says so
         return None
     visualizer = Visualizer(
