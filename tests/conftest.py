@@ -55,6 +55,20 @@ def pytest_xdist_auto_num_workers(config):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def working_folder_of_fixtures(tmp_path_factory):
+    """The working directory outside of tests, so that nothing is written into the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("working_folder"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path, monkeypatch):
+    """Each test starts in its own temporary folder, where ``output`` and the like are written."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def quick_starts_and_ends():
     """Those of trainings in this process.
 
