@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 
 from ..data.stock.packages import PANOPTIC
 from ..errors import UserError
-from ..evaluation.metrics import metric_names
+from ..evaluation.metrics import metric_names, split_metric
 from ..solver.ema import EMA_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -53,27 +53,31 @@ def uses_best_metric(cfg: CfgNode) -> bool:
     return bool(cfg.SOLVER.BEST_METRIC and cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD > 0)
 
 
-def _check_metric(cfg: CfgNode, metric: str) -> None:
-    given = metric
-    if metric.startswith(EMA_PREFIX):
-        if not cfg.MODEL_EMA.ENABLED:
-            raise UserError(f"SOLVER.BEST_METRIC is {metric}: set MODEL_EMA.ENABLED True, too")
-        metric = metric[len(EMA_PREFIX) :]
-    if metric.startswith("val_"):
+def best_mode(cfg: CfgNode) -> str:
+    """``"max"`` or ``"min"``: which values of ``SOLVER.BEST_METRIC`` are better."""
+    if cfg.SOLVER.BEST_MODE != "auto":
+        return cfg.SOLVER.BEST_MODE
+    is_loss = split_metric(cfg.SOLVER.BEST_METRIC, cfg.DATASETS.TEST).is_loss
+    return "min" if is_loss else "max"
+
+
+def _check_metric(cfg: CfgNode, given: str) -> None:
+    names = cfg.DATASETS.TEST
+    metric = split_metric(given, names)
+    if metric.averaged and not cfg.MODEL_EMA.ENABLED:
+        raise UserError(f"SOLVER.BEST_METRIC is {given}: set MODEL_EMA.ENABLED True, too")
+    if metric.is_validation_loss:
         if not cfg.TEST.VAL_LOSS:
             raise UserError(f"SOLVER.BEST_METRIC is {given}: set TEST.VAL_LOSS True, too")
         return
-    name, names = metric, cfg.DATASETS.TEST
-    dataset = names[0]
-    if len(names) > 1:
-        dataset = next((n for n in names if metric.startswith(f"{n}/")), None)
-        if dataset is None:
-            before = given[: len(given) - len(metric)]
-            raise UserError(
-                f"SOLVER.BEST_METRIC is {given}, but there are {len(names)} data sets in "
-                f"DATASETS.TEST: name one, as in {before}{names[0]}/{metric}"
-            )
-        name = metric[len(dataset) + 1 :]
+    name = f"{metric.task}/{metric.figure}" if metric.task else metric.figure
+    dataset = metric.dataset or names[0]
+    if len(names) > 1 and not metric.dataset:
+        example = f"{EMA_PREFIX if metric.averaged else ''}{dataset}/{name}"
+        raise UserError(
+            f"SOLVER.BEST_METRIC is {given}, but there are {len(names)} data sets in "
+            f"DATASETS.TEST: name one, as in {example}"
+        )
     known = metric_names(cfg, dataset)
     # Another evaluator's metrics are not known here.
     if not known or name in known:
@@ -82,13 +86,13 @@ def _check_metric(cfg: CfgNode, metric: str) -> None:
         cfg.SOLVER.BEST_METRIC = known[0]
         logger.info(f"SOLVER.BEST_METRIC is {known[0]}, as {dataset} is not evaluated by boxes.")
         return
-    if name.split("/")[0].endswith("_TTA"):
+    if metric.task.endswith("_TTA"):
         raise UserError(
             f"SOLVER.BEST_METRIC is {given}: test-time augmentation is evaluated at the end of "
-            f"the training alone; write {name.replace('_TTA', '')}"
+            f"the training only; write {metric.task.removesuffix('_TTA')}/{metric.figure}"
         )
     is_panoptic = MetadataCatalog.get(dataset).get("evaluator_type") == "coco_panoptic_seg"
-    if is_panoptic and name.startswith("panoptic_seg/") and PANOPTIC.is_missing():
+    if is_panoptic and metric.task == "panoptic_seg" and PANOPTIC.is_missing():
         raise UserError(
             f"SOLVER.BEST_METRIC is {given}, which needs {PANOPTIC.module}; install it: "
             f"{PANOPTIC.install}"

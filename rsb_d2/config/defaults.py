@@ -211,8 +211,8 @@ def add_rsb_config(cfg: CN) -> None:
     # Data that is not evaluated by boxes takes its evaluator's first metric for this one, and says
     # so: segm/AP (Cityscapes' instances), sem_seg/IoU (its labels), sem_seg/mIoU.
     cfg.SOLVER.BEST_METRIC = "bbox/AP"
-    # Whether a higher or a lower value of it is better: "max", "min", or "auto": "min" if it has
-    # "loss" in its name.
+    # Whether a higher or a lower value of it is better: "max", "min", or "auto": "min" for a loss,
+    # such as those of TEST.VAL_LOSS, "max" for the metrics of evaluators.
     cfg.SOLVER.BEST_MODE = "auto"
     # End the training when so many evaluations in a row brought no better SOLVER.BEST_METRIC;
     # 0 never ends it early.

@@ -22,6 +22,7 @@ from ..evaluation.tta import check_tta
 from ..pretraining.checks import check_classifier, check_kind_of_data, check_network
 from ..solver.accumulation import check_accumulation
 from ..solver.build import check_optimizer
+from ..solver.ema import check_average
 from ..solver.epochs import is_by_epochs, resolve_epochs
 from .check_best_metric import check_best_metric
 from .check_datasets import check_datasets, check_other_datasets
@@ -62,6 +63,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         fill_class_names(cfg)
         if cfg.TEST.AUG.ENABLED:
             check_tta(cfg)
+        check_average(cfg)
         if not args.eval_only:
             check_best_metric(cfg)
             check_optimizer(cfg)

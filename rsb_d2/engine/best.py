@@ -11,9 +11,10 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch import nn
 
-from ..config.check_best_metric import uses_best_metric
+from ..config.check_best_metric import best_mode, uses_best_metric
+from ..evaluation.metrics import split_metric
 from ..files import whole_file
-from ..solver.ema import EMA_PREFIX, AveragedWeights
+from ..solver.ema import AveragedWeights
 from .checkpoints import WeightsCheckpointer
 from .validation import is_evaluated_now
 
@@ -28,14 +29,13 @@ class MetricHistory:
     Args:
         path (str): the file.
         metric (str): as in ``metrics.json``.
-        mode (str): ``"max"``, ``"min"``, or ``"auto"``: ``"min"`` for what has ``loss`` in its
-            name.
+        mode (str): ``"max"`` or ``"min"``: which values are better.
     """
 
-    def __init__(self, path: str, metric: str, mode: str = "auto"):
+    def __init__(self, path: str, metric: str, mode: str = "max"):
         self.path = path
         self.metric = metric
-        self.mode = mode if mode != "auto" else "min" if "loss" in metric else "max"
+        self.mode = mode
         self._values: Dict[int, float] = {}
 
     @property
@@ -135,7 +135,9 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def _best_checking(self):
         value, iteration = self.trainer.storage.latest().get(self._val_metric, (None, None))
         if iteration != self.trainer.storage.iter:  # not of this evaluation
-            names = [n for n in self.trainer.storage.latest() if "/" in n or n.startswith("val_")]
+            # Evaluations and the learning rate are what Detectron2 keeps without smoothing.
+            hints = self.trainer.storage.smoothing_hints()
+            names = [n for n, is_smoothed in hints.items() if not is_smoothed and n != "lr"]
             logger.warning(
                 f"SOLVER.BEST_METRIC: the evaluation gave no {self._val_metric}, but "
                 f"{', '.join(sorted(names)) or 'nothing'}"
@@ -218,9 +220,9 @@ def build_best_hooks(
     if not uses_best_metric(cfg):
         return []
     path = os.path.join(cfg.OUTPUT_DIR, "best.json")
-    history = MetricHistory(path, cfg.SOLVER.BEST_METRIC, cfg.SOLVER.BEST_MODE)
+    history = MetricHistory(path, cfg.SOLVER.BEST_METRIC, best_mode(cfg))
     period, best_hooks = cfg.TEST.EVAL_PERIOD, []
-    if average is not None and history.metric.startswith(EMA_PREFIX):
+    if average is not None and split_metric(history.metric, cfg.DATASETS.TEST).averaged:
         model = average.model
     if comm.is_main_process():
         best_hooks.append(

@@ -23,6 +23,7 @@ from ..data.loader import TrainLoader, epoch_size
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator
+from ..evaluation.metrics import split_metric
 from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
 from ..solver import build_optimizer
 from ..solver.accumulation import use_accumulation
@@ -287,7 +288,9 @@ class Trainer(DefaultTrainer):
     def _explain_divergence(self, error: FloatingPointError) -> str:
         """One line: the iteration, the losses, the images, and what is left."""
         latest = self.storage.latest()
-        losses = [f"{name} {latest[name][0]:.4g}" for name in latest if "loss" in name]
+        metrics = {name: split_metric(name, self.cfg.DATASETS.TEST) for name in latest}
+        names = [n for n, m in metrics.items() if m.is_loss and not m.is_validation_loss]
+        losses = [f"{name} {latest[name][0]:.4g}" for name in names]
         files = getattr(self.data_loader, "last_files", ())
         images = ", ".join(error.files if isinstance(error, LossNotFinite) else files) or "unknown"
         parts = [f"iteration {self.iter}: {' '.join(str(error).split())}", f"images: {images}"]

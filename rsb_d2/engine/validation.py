@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import annotated_records
 from ..data.random_state import random_state_kept
+from ..evaluation.metrics import VALIDATION_PREFIX
 from ..modeling import is_classifier
 from ..pretraining.classifier import ImageClassifier
 from ..pretraining.data.transforms import ClassificationMapper, build_transform
@@ -167,14 +168,16 @@ def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
             _seed(batch[0]["validation_index"])
             with _attributes_kept(model):
                 losses = model(batch)
-            sums.update({f"val_{name}": loss.item() for name, loss in losses.items()})
+            sums.update(
+                {f"{VALIDATION_PREFIX}{name}": loss.item() for name, loss in losses.items()}
+            )
             count += len(batch)
     total, num_images = Counter(), 0
     for sums_of_process, count_of_process in comm.all_gather((sums, count)):
         total.update(sums_of_process)
         num_images += count_of_process
     means = {name: total[name] / num_images for name in sorted(total)}
-    return {"val_total_loss": sum(means.values()), **means} if means else {}
+    return {f"{VALIDATION_PREFIX}total_loss": sum(means.values()), **means} if means else {}
 
 
 @contextmanager

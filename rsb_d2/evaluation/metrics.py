@@ -1,6 +1,6 @@
-"""The names of the figures that the evaluation of a data set gives."""
+"""The names of metrics: the ones that an evaluation gives, and what each name says."""
 
-from typing import List
+from typing import List, NamedTuple, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -8,6 +8,7 @@ from detectron2.data import MetadataCatalog
 from ..data.stock.packages import PANOPTIC
 from ..pretraining.data import EVALUATOR_TYPE
 from ..pretraining.evaluation import MAX_LOGGED_CLASSES
+from ..solver.ema import EMA_KEY, EMA_PREFIX
 
 _COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _OF_COCO_TASK = {
@@ -17,6 +18,59 @@ _OF_COCO_TASK = {
 }
 _LVIS = (*_COCO, "APr", "APc", "APf")
 _PANOPTIC = [f"{name}{part}" for part in ("", "_th", "_st") for name in ("PQ", "SQ", "RQ")]
+
+
+# Before the name of a training loss: the same loss on the test data (TEST.VAL_LOSS).
+VALIDATION_PREFIX = "val_"
+
+
+class Metric(NamedTuple):
+    """The parts of a metric's name in ``metrics.json``.
+
+    Args:
+        averaged (bool): whether it is of the averaged weights (``MODEL_EMA``).
+        dataset (str): name of the test data set; ``""`` for a loss, and where there is only one.
+        task (str): ``"bbox"``, ``"cls"`` and so on; ``""`` for a name without a slash, such as a loss.
+        figure (str): ``"AP"``, ``"AP-cat"``, ``"val_loss_cls"`` and so on.
+    """
+
+    averaged: bool
+    dataset: str
+    task: str
+    figure: str
+
+    @property
+    def is_validation_loss(self) -> bool:
+        return not self.task and self.figure.startswith(VALIDATION_PREFIX)
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether it is a loss, for which lower is better.
+
+        Names without a slash are a model's. All others may have the name of a data set or of a
+        class in them, and are of evaluators, for which higher is better.
+        """
+        return self.is_validation_loss or (not self.task and "loss" in self.figure)
+
+
+def split_metric(name: str, test_sets: Sequence[str]) -> Metric:
+    """Split the name of a metric.
+
+    Args:
+        name (str): as in ``metrics.json``.
+        test_sets (sequence of str): ``DATASETS.TEST``. Where there are several, the name of a data
+            set is a part of each metric's.
+
+    Returns:
+        Metric
+    """
+    names = sorted(test_sets, key=len, reverse=True) if len(test_sets) > 1 else []
+    averaged = name.startswith(EMA_PREFIX) and EMA_KEY not in names
+    rest = name[len(EMA_PREFIX) :] if averaged else name
+    dataset = next((n for n in names if rest.startswith(f"{n}/")), "")
+    rest = rest[len(dataset) + 1 :] if dataset else rest
+    task, slash, figure = rest.partition("/")
+    return Metric(averaged, dataset, task, figure) if slash else Metric(averaged, dataset, "", rest)
 
 
 def metric_names(cfg: CfgNode, dataset_name: str) -> List[str]:

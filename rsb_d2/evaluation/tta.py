@@ -16,6 +16,9 @@ from ..solver.ema import AveragedWeights, evaluate_with_average
 
 logger = logging.getLogger(__name__)
 
+# Behind the name of a task, or of one of several data sets.
+_SUFFIX = "_TTA"
+
 
 def check_tta(cfg: CfgNode) -> None:
     """Check that Detectron2's test-time augmentation is there for the model of a config.
@@ -24,7 +27,8 @@ def check_tta(cfg: CfgNode) -> None:
         cfg (CfgNode): not changed.
 
     Raises:
-        UserError: if it is not, or if nothing is augmented.
+        UserError: if it is not, if nothing is augmented, or if the metrics have no names of their
+            own.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     architecture = META_ARCH_REGISTRY.get(name)
@@ -41,6 +45,13 @@ def check_tta(cfg: CfgNode) -> None:
         raise UserError(
             "TEST.AUG.ENABLED: Detectron2 augments at test time what GeneralizedRCNN finds, boxes "
             f"and masks that are not rotated, and {reason}; write TEST.AUG.ENABLED False"
+        )
+    names = cfg.DATASETS.TEST
+    taken = [name for name in names if f"{name}{_SUFFIX}" in names]
+    if taken:
+        raise UserError(
+            f"DATASETS.TEST: with TEST.AUG.ENABLED, the augmented metrics of {taken[0]} are those "
+            f"of {taken[0]}{_SUFFIX}; give the data set {taken[0]}{_SUFFIX} another name"
         )
     if not cfg.TEST.AUG.MIN_SIZES:
         raise UserError(
@@ -86,7 +97,7 @@ def evaluate_with_tta(
     folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
     evaluators = [trainer_type.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
     results = trainer_type.test(cfg, with_tta(cfg, model), evaluators)
-    return {f"{name}_TTA": figures for name, figures in results.items()}
+    return {f"{name}{_SUFFIX}": figures for name, figures in results.items()}
 
 
 class TTAEvaluation(hooks.EvalHook):

@@ -44,7 +44,7 @@ class ClassificationPictures(PictureWriter):
         logger.info(f"Training images as the model sees them: {path}")
 
     def _draw_at_end(self) -> List[str]:
-        paths = [draw_curves(self._cfg.OUTPUT_DIR)]
+        paths = [draw_curves(self._cfg.OUTPUT_DIR, self._cfg.DATASETS.TEST)]
         if self._cfg.DATASETS.TEST:
             path = os.path.join(self._cfg.OUTPUT_DIR, "predictions.png")
             paths.append(draw_predictions(self._cfg, self.trainer.model, path))

@@ -12,6 +12,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # The entry of a checkpoint, and what is before the names of what is measured on it.
@@ -117,13 +119,33 @@ def build_average(cfg: CfgNode, model: nn.Module) -> AveragedWeights | None:
 
     Returns:
         AveragedWeights or None: ``None`` where it is off.
+
+    Raises:
+        UserError: as :func:`check_average`.
     """
     if not cfg.MODEL_EMA.ENABLED:
         return None
+    check_average(cfg)
     device = torch.device(cfg.MODEL_EMA.DEVICE) if cfg.MODEL_EMA.DEVICE else None
     return AveragedWeights(
         _unwrapped(model), cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.WARMUP, device=device
     )
+
+
+def check_average(cfg: CfgNode) -> None:
+    """Check that the metrics of the averaged weights have names of their own.
+
+    Args:
+        cfg (CfgNode): its ``MODEL_EMA.ENABLED`` and ``DATASETS.TEST``.
+
+    Raises:
+        UserError: if one of several test data sets is called ``ema``.
+    """
+    if cfg.MODEL_EMA.ENABLED and len(cfg.DATASETS.TEST) > 1 and EMA_KEY in cfg.DATASETS.TEST:
+        raise UserError(
+            f"DATASETS.TEST: with MODEL_EMA.ENABLED, {EMA_PREFIX} stands before the metrics of the "
+            f"averaged weights; give the data set {EMA_KEY} another name"
+        )
 
 
 def evaluate_with_average(

@@ -81,6 +81,27 @@ def test_a_validation_loss_can_be_the_metric(sample_data, tmp_path):
     assert history["mode"] == "min" and history["best"]["value"] == min(values)
 
 
+def test_a_class_whose_name_has_loss_in_it(sample_data, tmp_path):
+    content = json.loads((sample_data / "annotations" / "val.json").read_text())
+    content["categories"][0]["name"] = "blossom"
+    for split in ("train", "val"):
+        content_of_split = json.loads((sample_data / "annotations" / f"{split}.json").read_text())
+        content_of_split["categories"] = content["categories"]
+        path = tmp_path / "data" / "annotations" / f"{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content_of_split))
+        (tmp_path / "data" / split).symlink_to(sample_data / split)
+    cfg = make_config(
+        *(tmp_path / "data", "SOLVER.BEST_METRIC", "bbox/AP-blossom"),
+        *("OUTPUT_DIR", str(tmp_path / "run"), "SOLVER.MAX_ITER", "2"),
+    )
+    check_best_metric(cfg)
+    train(cfg, [{"AP-blossom": 33.5}, {"AP-blossom": 2.8}])
+    history = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert history["mode"] == "max" and history["best"] == {"iterations": 1, "value": 33.5}
+    assert load(tmp_path / "run" / "model_best.pth")["iteration"] == 0
+
+
 def test_no_best_checkpoint_without_evaluations_on_the_way(sample_data, tmp_path):
     cfg = make_config(
         sample_data, "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path)

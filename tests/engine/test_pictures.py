@@ -114,24 +114,53 @@ def test_detections_stand_beside_the_truth(cfg, tmp_path):
     assert abs(bottom - (4 * 50 + margin + title)) <= 16 and top >= margin + title
 
 
-def test_validation_losses_are_drawn_with_those_of_training(tmp_path, monkeypatch):
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """Draw the curves of metrics; returns for each panel its title and its lines by name."""
+    drawn = SimpleNamespace()
+
+    class KeptFigure(Figure):
+        def savefig(self, *args, **kwargs):
+            drawn.axes = self.axes
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr(curves, "Figure", KeptFigure)
+
+    def call(lines, *test_sets):
+        write_metrics(tmp_path, lines)
+        draw_curves(str(tmp_path), test_sets)
+        return [
+            (axes.get_ylabel(), {line.get_label(): line for line in axes.lines})
+            for axes in drawn.axes
+        ]
+
+    return call
+
+
+def test_validation_losses_are_drawn_with_those_of_training(draw):
     lines = [
         {"iteration": i, "total_loss": 3 - i / 50, "loss_cls": 1.0, "lr": 0.1}
         | ({"val_total_loss": 3.2 - i / 70, "val_loss_cls": 1.1} if i % 40 == 39 else {})
         for i in range(19, 120, 20)
     ]
-    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-    drawn = SimpleNamespace()
-    from rsb_d2.engine.pictures import curves as curves_module
+    (_, drawn), _, _ = draw(lines)
+    assert list(drawn["val_total_loss"].get_xdata()) == [39, 79, 119]
+    assert same_color(drawn["val_total_loss"].get_color(), drawn["total_loss"].get_color())
+    assert drawn["val_total_loss"].get_linestyle() == "--"
 
-    class Figure(curves_module.Figure):
-        def savefig(self, *args, **kwargs):
-            drawn.axes = self.axes
-            super().savefig(*args, **kwargs)
 
-    monkeypatch.setattr(curves_module, "Figure", Figure)
-    draw_curves(str(tmp_path))
-    curves = {line.get_label(): line for line in drawn.axes[0].lines}
-    assert list(curves["val_total_loss"].get_xdata()) == [39, 79, 119]
-    assert same_color(curves["val_total_loss"].get_color(), curves["total_loss"].get_color())
-    assert curves["val_total_loss"].get_linestyle() == "--"
+def test_names_of_classes_and_data_sets_decide_nothing_in_the_curves(draw):
+    of_one = {"bbox/AP": 3.0, "bbox/AP-blossom": 1.0, "bbox/AP-x/AP": 2.0, "ema/bbox/AP": 4.0}
+    losses = {"total_loss": 1.0, "val_total_loss": 1.0}
+    (_, in_first), _, (title, in_third) = draw([{"iteration": 9, **losses, **of_one}], "loss")
+    assert set(in_first) == set(losses) and set(in_third) == {"bbox/AP", "ema/bbox/AP"}
+    assert title == "AP (%)" and in_third["ema/bbox/AP"].get_linestyle() == "--"
+
+    names = ("val_loss_PQ", "loss_PQ", "a/loss")
+    of_several = {f"{before}{name}/bbox/AP": 5.0 for before in ("", "ema/") for name in names}
+    lines = [{"iteration": 9, **losses, **of_several}]
+    (_, in_first), _, (title, in_third) = draw(lines, *names)
+    assert set(in_first) == set(losses) and set(in_third) == set(of_several)
+    assert title == "AP (%)"
+    dashed = {name for name, line in in_third.items() if line.get_linestyle() == "--"}
+    assert dashed == {name for name in of_several if name.startswith("ema/")}

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.coco import register_coco_instances
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils.logger import log_first_n
@@ -26,6 +27,7 @@ from .records import PackedRecords
 from .stock import NotPlain
 
 logger = logging.getLogger(__name__)
+_COCO_IDS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
 # Whose warnings go onto the pages of a data set, too.
 _coco_logger = logging.getLogger("detectron2.data.datasets.coco")
 
@@ -156,6 +158,9 @@ def _arguments_of_stock(load: Any) -> Dict[str, Any] | None:
 def set_coco_metadata(name: str, category_names: List[str], category_ids: List[int]) -> None:
     """Set what ``load_coco_json`` sets, and warn as it does of ids that are not 1, 2, 3 and so on.
 
+    COCO's own ids have gaps, and there is no warning of these; Detectron2 recognizes COCO by the
+    data set's name.
+
     Args:
         name (str): of the data set.
         category_names (list[str]): in the order of their ids.
@@ -165,7 +170,7 @@ def set_coco_metadata(name: str, category_names: List[str], category_ids: List[i
     metadata.thing_classes = list(category_names)
     metadata.thing_dataset_id_to_contiguous_id = {c: i for i, c in enumerate(category_ids)}
     is_usual = min(category_ids) == 1 and max(category_ids) == len(category_ids)
-    if not is_usual and "coco" not in name:
+    if not is_usual and list(category_ids) != _COCO_IDS:
         _coco_logger.warning(
             "Category ids in annotations are not in [1, #categories]! We'll apply a mapping for "
             "you."

@@ -2,12 +2,16 @@
 
 import json
 import os
-from typing import Dict
+from typing import Dict, Sequence
 
 from matplotlib.figure import Figure
 
-# Of the evaluations of detectors.
-_FIGURES = ("/AP", "/AP50", "/AP75", "/mIoU", "/IoU", "/PQ")
+from ...evaluation.metrics import VALIDATION_PREFIX, Metric, split_metric
+from ...solver.ema import EMA_PREFIX
+
+# Those that are drawn of the evaluations of detectors and of classifiers, and their kinds.
+_KINDS = {"AP": "AP", "AP50": "AP", "AP75": "AP", "mIoU": "IoU", "IoU": "IoU", "PQ": "PQ"}
+_ACCURACIES = ("top1", "top5")
 
 
 def read_metrics(output_dir: str) -> Dict[str, Dict[int, float]]:
@@ -30,20 +34,23 @@ def read_metrics(output_dir: str) -> Dict[str, Dict[int, float]]:
     return metrics
 
 
-def draw_curves(output_dir: str) -> str:
+def draw_curves(output_dir: str, test_sets: Sequence[str] = ()) -> str:
     """Draw losses, learning rate and AP, IoU, PQ or accuracy by iteration into ``curves.png``.
 
     Args:
         output_dir (str): the folder of ``metrics.json``.
+        test_sets (sequence of str): ``DATASETS.TEST`` of the run.
 
     Returns:
         str: path of the picture.
     """
     metrics = read_metrics(output_dir)
-    losses = sorted(name for name in metrics if "loss" in name)
-    aps = sorted(name for name in metrics if name.endswith(_FIGURES))
-    kinds = sorted({kind for kind in ("AP", "IoU", "PQ") for name in aps if kind in name}) or ["AP"]
-    accuracies = sorted(name for name in metrics if name.endswith(("/top1", "/top5")))
+    parts = {name: split_metric(name, test_sets) for name in sorted(metrics)}
+    losses = [name for name, part in parts.items() if part.is_loss]
+    evaluated = {name: part.figure for name, part in parts.items() if part.task}
+    aps = [name for name, figure in evaluated.items() if figure in _KINDS]
+    kinds = sorted({_KINDS[evaluated[name]] for name in aps}) or ["AP"]
+    accuracies = [name for name, figure in evaluated.items() if figure in _ACCURACIES]
     panels = [
         ("loss", losses),
         ("learning rate", ["lr"]),
@@ -53,11 +60,15 @@ def draw_curves(output_dir: str) -> str:
     for axes, (label, names) in zip(figure.subplots(1, len(panels)), panels):
         for name in names:
             points = sorted(metrics.get(name, {}).items())
-            marked = name in (*aps, *accuracies) or "val_" in name
-            style = {"marker": "o"} if marked else {}
-            if name[4:] in names:  # "val_" or "ema/" before it: in the colour of that
-                style.update(linestyle="--", color=f"C{names.index(name[4:])}")
-            axes.plot(*zip(*points), label=name, linewidth=1.5, **style) if points else None
+            if not points:
+                continue
+            style = {}
+            if name in evaluated or parts[name].is_validation_loss:
+                style["marker"] = "o"
+            counterpart = _counterpart(name, parts[name])
+            if counterpart in names:
+                style.update(linestyle="--", color=f"C{names.index(counterpart)}")
+            axes.plot(*zip(*points), label=name, linewidth=1.5, **style)
         axes.set_xlabel("iteration")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0, top=100 if label.endswith("(%)") else None)
@@ -68,3 +79,10 @@ def draw_curves(output_dir: str) -> str:
     path = os.path.join(output_dir, "curves.png")
     figure.savefig(path, dpi=100)
     return path
+
+
+def _counterpart(name: str, part: Metric) -> str:
+    """The metric of which this one is drawn in the color: of the model, or of training."""
+    if part.averaged:
+        return name[len(EMA_PREFIX) :]
+    return name[len(VALIDATION_PREFIX) :] if part.is_validation_loss else ""

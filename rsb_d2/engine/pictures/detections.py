@@ -38,7 +38,7 @@ class PictureWriter(HookBase):
 
     def after_step(self):
         if is_evaluated_now(self.trainer, self._period):
-            draw_curves(self._cfg.OUTPUT_DIR)
+            draw_curves(self._cfg.OUTPUT_DIR, self._cfg.DATASETS.TEST)
 
     def after_train(self):
         if self.trainer.iter + 1 < self.trainer.max_iter and not self.trainer.stopped_early:
@@ -46,7 +46,7 @@ class PictureWriter(HookBase):
         logger.info("Pictures: " + ", ".join(self._draw_at_end()))
 
     def _draw_at_end(self) -> List[str]:
-        paths = [draw_curves(self._cfg.OUTPUT_DIR)]
+        paths = [draw_curves(self._cfg.OUTPUT_DIR, self._cfg.DATASETS.TEST)]
         if self._cfg.DATASETS.TEST:
             path = os.path.join(self._cfg.OUTPUT_DIR, "detections.png")
             paths.append(draw_detections(self._cfg, self.trainer.model, path))
