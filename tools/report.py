@@ -25,7 +25,7 @@ from rsb_d2.addons.workbench.report.results.results_file import read_results
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    add_dataset_arguments(parser, "the first of DATASETS.TEST")
+    add_dataset_arguments(parser, "the one that was evaluated")
     parser.add_argument(
         "--results", required=True, metavar="FILE", help="coco_instances_results.json"
     )
@@ -56,7 +56,7 @@ def main() -> int:
     check_output(args.output, ".html")
     records = read_results(args.results)
     with_masks = any("segmentation" in record for record in records)
-    source, _ = open_dataset(args, "TEST", with_masks=with_masks)
+    source, _ = open_dataset(args, "TEST", with_masks=with_masks, results_file=args.results)
     page = report(
         source,
         args.results,

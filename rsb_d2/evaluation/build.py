@@ -1,6 +1,5 @@
 """The evaluator of a data set."""
 
-import os
 from typing import List
 
 from detectron2.config import CfgNode
@@ -23,6 +22,7 @@ from .older_numpy import (
     CityscapesSemSegEvaluator,
     LVISEvaluator,
 )
+from .predictions import prediction_folder
 
 EVALUATOR_TYPES = (
     *("coco", "coco_panoptic_seg", "sem_seg", "lvis", "pascal_voc"),
@@ -38,7 +38,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) 
     Args:
         cfg (CfgNode): ``OUTPUT_DIR`` and ``TEST.KEYPOINT_OKS_SIGMAS`` are read.
         dataset_name (str): a registered data set, whose ``evaluator_type`` says what is built.
-        output_folder (str): where predictions are written; by default ``OUTPUT_DIR/inference``.
+        output_folder (str): where predictions are written; by default
+            :func:`.predictions.prediction_folder`.
 
     Returns:
         DatasetEvaluator
@@ -46,7 +47,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) 
     Raises:
         UserError: for a data set of another type, or if its evaluator's package is missing.
     """
-    output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    output_folder = output_folder or prediction_folder(cfg, dataset_name)
     kind = _checked_type(dataset_name)
     if kind == EVALUATOR_TYPE:
         classes = MetadataCatalog.get(dataset_name).thing_classes

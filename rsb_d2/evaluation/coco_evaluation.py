@@ -11,6 +11,8 @@ from typing import Any, Dict, Iterator, List, Sequence
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2 import evaluation
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from faster_coco_eval import COCOeval_faster
 from faster_coco_eval.faster_eval_api_cpp import COCOevalEvaluateAccumulate
@@ -18,6 +20,7 @@ from pycocotools.coco import COCO
 
 from ..errors import UserError
 from ..memory import garbage_collection_paused
+from .predictions import write_dataset_name
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,14 @@ class COCOEvaluator(evaluation.COCOEvaluator):
     there.
     """
 
+    def __init__(self, dataset_name, tasks=None, distributed=True, output_dir=None, **kwargs):
+        if output_dir:
+            _forget_conversion(dataset_name, output_dir)
+        super().__init__(dataset_name, tasks, distributed, output_dir, **kwargs)
+
     def _eval_predictions(self, predictions, img_ids=None):
+        if self._output_dir:
+            write_dataset_name(self._output_dir, self._metadata.name)
         results = list(itertools.chain(*(p["instances"] for p in predictions)))
         tasks = sorted(self._tasks or self._tasks_from_predictions(results))
         if "keypoints" in tasks:
@@ -71,6 +81,20 @@ class COCOEvaluator(evaluation.COCOEvaluator):
                     f"{len(ids) - 1} only; MODEL.ROI_HEADS.NUM_CLASSES must be {len(ids)}"
                 )
             result["category_id"] = ids[number]
+
+
+def _forget_conversion(dataset_name: str, output_dir: str) -> None:
+    """Let Detectron2 convert a data set that is not in COCO's format again, once in a process.
+
+    It would take the file of an earlier process, which may be of other data.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
+    if not hasattr(metadata, "json_file"):
+        if comm.is_main_process() and os.path.isfile(path):
+            os.remove(path)
+    elif metadata.json_file == path and not os.path.isfile(path):
+        del metadata.json_file
 
 
 def evaluate_detections(

@@ -30,7 +30,7 @@ class Metric(NamedTuple):
     Args:
         averaged (bool): whether it is of the averaged weights (``MODEL_EMA``).
         dataset (str): name of the test data set; ``""`` for a loss, and where there is only one.
-        task (str): ``"bbox"``, ``"cls"`` and so on; ``""`` for a name without a slash, such as a loss.
+        task (str): ``"bbox"``, ``"cls"`` and so on; ``""`` where the name has no slash.
         figure (str): ``"AP"``, ``"AP-cat"``, ``"val_loss_cls"`` and so on.
     """
 

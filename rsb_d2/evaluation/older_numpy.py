@@ -14,6 +14,8 @@ from detectron2 import evaluation
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from .predictions import write_dataset_name
+
 
 def _in1d(values: Any, among: Any, invert: bool = False) -> np.ndarray:
     return np.isin(values, among, invert=invert).ravel()
@@ -37,6 +39,11 @@ def older_numpy() -> Iterator[None]:
 
 class LVISEvaluator(evaluation.LVISEvaluator):
     """Detectron2's, on today's NumPy."""
+
+    def _eval_predictions(self, predictions):
+        if self._output_dir:
+            write_dataset_name(self._output_dir, self._metadata.name)
+        super()._eval_predictions(predictions)
 
     def evaluate(self):
         with older_numpy():

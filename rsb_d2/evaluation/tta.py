@@ -1,7 +1,6 @@
 """Test-time augmentation: which models have it, its evaluation, and when a training does it."""
 
 import logging
-import os
 from typing import Any, Dict
 
 from detectron2.config import CfgNode
@@ -13,6 +12,7 @@ from torch import nn
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..solver.ema import AveragedWeights, evaluate_with_average
+from .predictions import prediction_folder
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,10 @@ def evaluate_with_tta(
         dict: as ``test``, with ``_TTA`` behind each name: ``"bbox_TTA"``.
     """
     logger.info("Running inference with test-time augmentation ...")
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-    evaluators = [trainer_type.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+    evaluators = [
+        trainer_type.build_evaluator(cfg, name, prediction_folder(cfg, name, "inference_TTA"))
+        for name in cfg.DATASETS.TEST
+    ]
     results = trainer_type.test(cfg, with_tta(cfg, model), evaluators)
     return {f"{name}{_SUFFIX}": figures for name, figures in results.items()}
 

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from typing import Tuple
+from typing import Sequence, Tuple
 
 from detectron2.config import CfgNode
 
@@ -10,6 +10,7 @@ from ....config.loading import load_config
 from ....data import make_sample_data
 from ....data.opening import is_image_folder
 from ....errors import UserError
+from ....evaluation.predictions import read_dataset_name
 from ....modeling import is_classifier
 from .source import (
     Source,
@@ -37,7 +38,11 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, default: str) -> None
 
 
 def open_dataset(
-    args: argparse.Namespace, split: str, *, with_masks: bool | None = None
+    args: argparse.Namespace,
+    split: str,
+    *,
+    with_masks: bool | None = None,
+    results_file: str = "",
 ) -> Tuple[Source, CfgNode | None]:
     """Open the data set that the arguments name.
 
@@ -46,6 +51,7 @@ def open_dataset(
         split (str): ``"TRAIN"`` or ``"TEST"``: whose first name is the default.
         with_masks (bool): whether annotations without a usable mask are dropped; None: as the
             config's ``MODEL.MASK_ON`` says, or if no annotation has a mask, not.
+        results_file (str): results of an evaluation; the default is then their data set.
 
     Returns:
         Source: the data set.
@@ -78,10 +84,27 @@ def open_dataset(
         return open_files(args.annotations, args.images, with_masks=bool(with_masks)), cfg
     if cfg.DATASETS.SAMPLE_DATA:
         make_sample_data(cfg.DATASETS.SAMPLE_DATA)
-    name = args.dataset or next(iter(cfg.DATASETS[split]), None)
-    if name is None:
-        raise UserError(f"DATASETS.{split} is empty; write --dataset NAME")
+    name = _choose_dataset(args.dataset, cfg.DATASETS[split], split, results_file)
     if with_masks:
         files = {entry[0]: entry[1] for entry in cfg.DATASETS.COCO_JSON if len(entry) == 3}
         with_masks = name not in files or count_masks(files[name]) > 0
     return open_registered(cfg, name, with_masks=with_masks), cfg
+
+
+def _choose_dataset(given: str | None, names: Sequence[str], split: str, results_file: str) -> str:
+    evaluated = read_dataset_name(results_file) if results_file else ""
+    if given and evaluated and given != evaluated:
+        raise UserError(
+            f"--dataset {given}: {results_file} has the results of {evaluated}; name the results "
+            f"of {given}, or write --annotations FILE --images FOLDER instead of --dataset"
+        )
+    if given or evaluated:
+        return given or evaluated
+    if not names:
+        raise UserError(f"DATASETS.{split} is empty; write --dataset NAME")
+    if results_file and len(names) > 1:
+        raise UserError(
+            f"DATASETS.{split} has {len(names)} data sets ({', '.join(names)}); write --dataset "
+            f"with the one that {results_file} has the results of"
+        )
+    return names[0]

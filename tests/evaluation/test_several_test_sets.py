@@ -1,0 +1,162 @@
+"""Several test sets: each has a folder for its predictions, and a report finds the right one."""
+
+import json
+import os
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from rsb_d2.data import register_coco_json
+from rsb_d2.data.sample import make_sample_data
+from rsb_d2.evaluation import build_evaluator
+from rsb_d2.evaluation.predictions import prediction_folder
+from rsb_d2.evaluation.tta import evaluate_with_tta
+from rsb_d2.solver.ema import evaluate_with_average
+from tests.helpers.catalogs import catalogs_kept
+from tests.helpers.detections import make_detections
+from tests.helpers.report_page import read_data
+from tests.helpers.runs.programs import call_tool, only_error
+from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
+
+RESULTS = "coco_instances_results.json"
+# Names that must not be taken apart.
+DAY, NIGHT = "val/day", "val_night"
+SPLITS = {DAY: "train", NIGHT: "val"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two data sets whose images have the same ids."""
+    folder = tmp_path_factory.mktemp("several")
+    make_sample_data(str(folder / "data"), num_train=6, num_val=6)
+    return folder
+
+
+@pytest.fixture
+def cfg(data, tmp_path):
+    sets = [[n, f"{data}/data/annotations/{s}.json", f"{data}/data/{s}"] for n, s in SPLITS.items()]
+    options = ["DATASETS.COCO_JSON", str(sets), "DATASETS.TEST", str(tuple(SPLITS))]
+    options += ["MODEL.ROI_HEADS.NUM_CLASSES", "4", "OUTPUT_DIR", str(tmp_path / "run")]
+    cfg = make_seeded_config("faster", *options)
+    cfg.DATASETS.CLASS_NAMES, cfg.DATASETS.CLASS_IDS = [], []
+    with catalogs_kept():
+        register_coco_json(cfg, eval_only=True)
+        yield cfg
+
+
+def evaluate(cfg, name, folder=None):
+    """AP in percent of detections that are the objects of the data set, jittered."""
+    evaluator = build_evaluator(cfg, name, folder)
+    evaluator.reset()
+    results = make_detections(MetadataCatalog.get(name).json_file, with_masks=False, seed=len(name))
+    for record in DatasetCatalog.get(name):
+        mine = [r for r in results if r["image_id"] == record["image_id"]]
+        boxes = torch.tensor([r["bbox"] for r in mine])
+        found = Instances((record["height"], record["width"]))
+        found.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
+        found.scores = torch.tensor([r["score"] for r in mine])
+        found.pred_classes = torch.tensor([r["category_id"] - 1 for r in mine])
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()["bbox"]["AP"]
+
+
+def write_config(cfg, tmp_path):
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    return "--config-file", tmp_path / "config.yaml"
+
+
+@pytest.mark.parametrize("name", list(SPLITS))
+def test_a_report_finds_the_data_set_of_the_results(cfg, tmp_path, name):
+    aps = {name: evaluate(cfg, name) for name in SPLITS}
+    assert abs(aps[DAY] - aps[NIGHT]) > 1
+    folder = {DAY: "val%2Fday", NIGHT: NIGHT}[name]
+    results = tmp_path / "run" / "inference" / folder / RESULTS
+    words = [*write_config(cfg, tmp_path), "--results", results, "--output", "page.html"]
+    for chosen in ([], ["--dataset", name]):
+        status, _, err = call_tool("report", tmp_path, *words, *chosen)
+        assert status == 0, err
+        (ap, *_) = read_data(tmp_path / "page.html")["tasks"]["bbox"]["figures"]
+        assert 100 * ap == pytest.approx(aps[name], abs=1e-6)
+
+    (other,) = set(SPLITS) - {name}
+    status, _, err = call_tool("report", tmp_path, *words, "--dataset", other)
+    assert status == 2 and f"has the results of {name}" in only_error("report", err.splitlines())
+
+
+def test_results_of_one_test_set_that_the_config_does_not_name_first(cfg, tmp_path):
+    given = write_config(cfg, tmp_path)
+    cfg.DATASETS.TEST = (NIGHT,)  # as on the command line of train_net.py
+    ap = evaluate(cfg, NIGHT)
+    results = tmp_path / "run" / "inference" / RESULTS  # where it was for one test set
+    status, _, err = call_tool("report", tmp_path, *given, "--results", results)
+    assert status == 0, err
+    assert 100 * read_data(tmp_path / "report.html")["tasks"]["bbox"]["figures"][0] == (
+        pytest.approx(ap, abs=1e-6)
+    )
+
+
+def test_results_that_do_not_say_what_they_are_of(cfg, tmp_path):
+    evaluate(cfg, DAY)
+    results = tmp_path / "elsewhere.json"
+    os.rename(tmp_path / "run" / "inference" / "val%2Fday" / RESULTS, results)
+    words = [*write_config(cfg, tmp_path), "--results", results]
+    status, _, err = call_tool("report", tmp_path, *words)
+    assert status == 2 and "--dataset" in only_error("report", err.splitlines())
+    assert not (tmp_path / "report.html").exists()
+    assert call_tool("report", tmp_path, *words, "--dataset", DAY)[0] == 0
+
+
+class RecordingTrainer:
+    """Stands for a trainer; evaluates nothing, and keeps where it would write."""
+
+    build_evaluator = staticmethod(lambda cfg, name, folder: folder)
+
+    @staticmethod
+    def test(cfg, model, folders):
+        RecordingTrainer.folders = [os.path.relpath(f, cfg.OUTPUT_DIR) for f in folders]
+        return {}
+
+
+def test_folders_of_test_time_augmentation_and_averaged_weights(cfg):
+    model = make_seeded_model(cfg)
+    evaluate_with_tta(RecordingTrainer, cfg, model)
+    assert RecordingTrainer.folders == ["inference_TTA/val%2Fday", f"inference_TTA/{NIGHT}"]
+
+    folders = []
+    evaluate_with_average(
+        lambda cfg, _: folders.extend(prediction_folder(cfg, n) for n in SPLITS), cfg, {}, model
+    )
+    assert [os.path.relpath(f, cfg.OUTPUT_DIR) for f in folders] == [
+        "ema/inference/val%2Fday",
+        f"ema/inference/{NIGHT}",
+    ]
+    cfg.DATASETS.TEST = (DAY,)
+    evaluate_with_tta(RecordingTrainer, cfg, model)
+    assert RecordingTrainer.folders == ["inference_TTA"]
+    assert prediction_folder(cfg, DAY) == os.path.join(cfg.OUTPUT_DIR, "inference")
+    assert prediction_folder(cfg, NIGHT) == os.path.join(cfg.OUTPUT_DIR, "inference", NIGHT)
+
+
+def test_a_data_set_of_a_script_is_converted_again_by_each_process(cfg, tmp_path):
+    """Detectron2 would take the file that another run has left, with its objects."""
+    records = [dict(r) for r in DatasetCatalog.get(NIGHT)]
+    DatasetCatalog.register("of_a_script", lambda: records)
+    MetadataCatalog.get("of_a_script").set(
+        thing_classes=MetadataCatalog.get(NIGHT).thing_classes, evaluator_type="coco"
+    )
+    cfg.DATASETS.TEST = ("of_a_script",)
+    path = tmp_path / "run" / "inference" / "of_a_script_coco_format.json"
+    path.parent.mkdir(parents=True)
+    stale = {"info": {}, "images": [], "categories": [], "annotations": []}
+    path.write_text(json.dumps(stale))
+    build_evaluator(cfg, "of_a_script")
+    assert len(json.loads(path.read_text())["images"]) == len(records)
+    # Within a process it stays, until it has gone.
+    before = path.stat().st_mtime_ns
+    build_evaluator(cfg, "of_a_script")
+    assert path.stat().st_mtime_ns == before
+    path.unlink()
+    build_evaluator(cfg, "of_a_script")
+    assert len(json.loads(path.read_text())["images"]) == len(records)
