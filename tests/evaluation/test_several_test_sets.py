@@ -8,8 +8,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.data import register_coco_json
-from rsb_d2.data.sample import make_sample_data
 from rsb_d2.evaluation import build_evaluator
 from rsb_d2.evaluation.predictions import prediction_folder
 from rsb_d2.evaluation.tta import evaluate_with_tta
