@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..evaluation.metrics import split_metric
 from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
+from ..modeling.keypoint_head import make_logits_contiguous
 from ..solver import build_optimizer
 from ..solver.accumulation import use_accumulation
 from ..solver.ema import AverageUpdate, build_average, evaluate_with_average
@@ -306,6 +307,7 @@ class Trainer(DefaultTrainer):
         model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
+            make_logits_contiguous(model)
             if cfg.MODEL.DEVICE == "cpu":
                 pool_channels_last(model)
         return model
