@@ -5,7 +5,7 @@ tools/export.py --run output/frcnn_rsb_sample --output model.onnx
     Faster or Mask R-CNN or RetinaNet to ONNX, with the best weights of a training
 tools/export.py --config-file configs/mask_rcnn_rsb_1x.yaml --weights zoo://mask_rcnn_rsb_1x \\
         --output model.pt2 --images a.jpg b.jpg
-    by torch.export, for torch and torchvision; model.ts: TorchScript, which torch gives up
+    by torch.export, for torch and torchvision
 tools/export.py --run output/frcnn_rsb_sample --output model.xml --format openvino
     OpenVINO's model.xml and model.bin; --image-size 640x853 makes these or ONNX for one size
 tools/export.py --run output/frcnn_rsb_sample --output package --format detectron2
@@ -25,6 +25,7 @@ from _program import make_parser, tells_mistakes
 
 from rsb_d2 import UserError
 from rsb_d2.addons.export.export import Exported, check_output, export_detector
+from rsb_d2.addons.export.formats import NO_TORCHSCRIPT
 from rsb_d2.addons.export.images import comparison_images, read_size
 from rsb_d2.addons.export.plain import Package, check_folder, export_package
 from rsb_d2.predictor import load_detector, load_predict_config
@@ -40,9 +41,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         required=True,
-        help="NAME.onnx, NAME.xml, NAME.pt2 or NAME.ts; with --format detectron2, a folder",
+        help="NAME.onnx, NAME.xml or NAME.pt2; with --format detectron2, a folder",
     )
-    parser.add_argument("--format", default="", choices=FORMATS, help="openvino: NAME.xml, .bin")
+    parser.add_argument(
+        "--format",
+        default="",
+        choices=(*FORMATS, "torchscript"),
+        metavar=f"{{{','.join(FORMATS)}}}",
+        help="openvino: NAME.xml, .bin",
+    )
     parser.add_argument(
         "--image-size", default="", metavar="HxW", help="the only one, of .onnx and .xml (any)"
     )
@@ -57,6 +64,8 @@ def parse_args() -> argparse.Namespace:
 @tells_mistakes
 def main() -> int:
     args = parse_args()
+    if args.format == "torchscript":
+        raise UserError(f"--format torchscript: {NO_TORCHSCRIPT}")
     size = read_size(args.image_size)
     is_package = args.format == "detectron2"
     if is_package:

@@ -53,7 +53,7 @@ def find_steps():
 
 # Of those that are run: what takes longest, and has tests of its own in the default suite.
 SLOW = (
-    r"--output model\.(pt2|ts)|torch\.(export|jit)\.load|REFERENCE_WORLD_SIZE|trainer\.train\(\)"
+    r"--output model\.pt2|torch\.export\.load|REFERENCE_WORLD_SIZE|trainer\.train\(\)"
     r"|MODEL_EMA|output/averaged/model|MAX_EPOCHS|mask_rcnn_rsb_1x\.yaml|my_coco/train"
     r"|model\.xml|SOLVER\.ACCUMULATE_STEPS 2|output/many"
 )

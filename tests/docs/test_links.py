@@ -83,7 +83,7 @@ def test_the_front_page_is_one_page():
         ("## `MODEL.WEIGHTS`, again", "modelweights-again"),
         ("## **Loud** and [linked](x.md)", "loud-and-linked"),
         ("## snake_case, Größe", "snake_case-größe"),
-        ("## For torch: `.pt2` and `.ts`", "for-torch-pt2-and-ts"),
+        ("## For torch: `.pt2` and `.pt`", "for-torch-pt2-and-pt"),
         ("## Closed ##", "closed"),
     ],
 )

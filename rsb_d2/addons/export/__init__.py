@@ -1,11 +1,11 @@
-"""A trained detector in files that run without Detectron2: ONNX, OpenVINO, torch.export, ..."""
+"""A trained detector in files that run without Detectron2: ONNX, OpenVINO, torch.export."""
 
 from .comparison import Detections, Difference, compare
 from .contract import input_contract
 from .dataflow import make_dataflow
 from .export import Exported, export_detector
 from .openvino_ir import run_openvino
-from .running import run_onnx, run_torch_export, run_torchscript
+from .running import run_onnx, run_torch_export
 from .traceable import make_traceable
 
 __all__ = [
@@ -20,5 +20,4 @@ __all__ = [
     "run_onnx",
     "run_openvino",
     "run_torch_export",
-    "run_torchscript",
 ]

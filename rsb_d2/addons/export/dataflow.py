@@ -41,7 +41,7 @@ def make_dataflow(model: nn.Module) -> nn.Module:
     if isinstance(model, GeneralizedRCNN) and type(model.roi_heads) in _HEADS:
         return _RCNN(model).eval()
     heads = type(getattr(model, "roi_heads", model)).__name__
-    raise UserError(f"{heads} cannot be exported with torch.export: name a file in .onnx or .ts")
+    raise UserError(f"{heads} cannot be exported with torch.export: name a file in .onnx")
 
 
 def smallest_side(model: nn.Module) -> int:

@@ -56,9 +56,8 @@ def export_detector(
         model (nn.Module): in evaluation mode; its parameters will not require gradients any
             more. Of one on a GPU a copy on the CPU is exported, for files that run anywhere.
         classes (ClassNames): of the model.
-        path (str): ends in ``.onnx``, in ``.xml`` for OpenVINO, which puts the weights into a
-            ``.bin`` file beside it, in ``.pt2`` for ``torch.export``, or in ``.ts`` for
-            TorchScript.
+        path (str): ends in ``.onnx``, in ``.pt2`` for ``torch.export``, or in ``.xml`` for
+            OpenVINO, whose weights are in a ``.bin`` file next to it.
         images (list[ndarray]): to compare on: uint8 (H, W, 3), channels as in ``INPUT.FORMAT``.
             The first is also compared lying on its side and at two thirds of its size, so that
             there is more than one size.

@@ -13,19 +13,18 @@ from torch import nn
 from ...errors import UserError
 from .dataflow import make_dataflow
 from .openvino_ir import import_openvino, run_openvino, to_ir
-from .running import (
-    Detector,
-    import_onnx,
-    run_onnx,
-    run_torch_export,
-    run_torchscript,
-)
+from .running import Detector, import_onnx, run_onnx, run_torch_export
 from .traceable import OUTPUTS, make_traceable
 
 # RoiAlign with the half-pixel offset of ROIAlignV2 is of 16.
 _OPSET = 17
 
-ONNX, OPENVINO, TORCH_EXPORT, TORCHSCRIPT = ".onnx", ".xml", ".pt2", ".ts"
+ONNX, OPENVINO, TORCH_EXPORT = ".onnx", ".xml", ".pt2"
+
+NO_TORCHSCRIPT = (
+    "TorchScript is deprecated by torch and no longer written; write a file that ends in "
+    f"{TORCH_EXPORT} for torch.export or in {ONNX}"
+)
 
 
 @dataclass
@@ -63,21 +62,12 @@ def format_of(path: str) -> Format:
         if path.endswith(kind.endings[0]):
             kind.check()
             return kind
+    if path.endswith(".ts"):
+        raise UserError(f"--output: {path}: {NO_TORCHSCRIPT}")
     raise UserError(
-        f"--output: {path} must end in {ONNX}, in {TORCH_EXPORT} for torch.export, in "
-        f"{TORCHSCRIPT} for TorchScript or in {OPENVINO} for OpenVINO; --format detectron2 makes "
-        "a folder"
+        f"--output: {path} must end in {ONNX}, in {TORCH_EXPORT} for torch.export or in {OPENVINO} "
+        "for OpenVINO; --format detectron2 makes a folder"
     )
-
-
-def _to_torchscript(
-    traceable: nn.Module, image: np.ndarray, contract: Dict[str, str], is_fixed: bool
-) -> Tuple[bytes]:
-    buffer = io.BytesIO()
-    with _quiet(), torch.no_grad():
-        traced = torch.jit.trace(traceable, torch.as_tensor(image), check_trace=False)
-        torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(contract)})
-    return (buffer.getvalue(),)
 
 
 def _to_torch_export(
@@ -150,5 +140,4 @@ _FORMATS = (
         can_fix_size=True,
     ),
     Format((TORCH_EXPORT,), make_dataflow, _to_torch_export, run_torch_export),
-    Format((TORCHSCRIPT,), make_traceable, _to_torchscript, run_torchscript),
 )

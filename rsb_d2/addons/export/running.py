@@ -53,12 +53,6 @@ def run_onnx(path: str, threads: int = 0) -> Detector:
     return lambda image: Detections(*session.run(None, {"image": image}))
 
 
-def run_torchscript(path: str) -> Detector:
-    """Load a TorchScript file; as :func:`run_onnx`."""
-    function = torch.jit.load(path)
-    return lambda image: _run(function, image)
-
-
 def run_torch_export(path: str) -> Detector:
     """Load a file of ``torch.export``; as :func:`run_onnx`."""
     with open(path, "rb") as f:  # by its name torch would ask for the ending .pt2
@@ -93,12 +87,6 @@ def run_model(model: nn.Module) -> Detector:
             )
 
     return run
-
-
-def _run(function: Callable, image: np.ndarray) -> Detections:
-    # The first runs would otherwise each be optimised for their image, in seconds.
-    with torch.no_grad(), torch.jit.optimized_execution(False):
-        return _detections(*function(torch.as_tensor(image))[: len(OUTPUTS)])
 
 
 def _detections(*outputs: torch.Tensor) -> Detections:

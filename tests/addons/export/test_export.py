@@ -14,7 +14,6 @@ from rsb_d2.addons.export import (
     export_detector,
     run_onnx,
     run_torch_export,
-    run_torchscript,
 )
 from rsb_d2.addons.export.export import check_output
 from rsb_d2.addons.export.images import comparison_images
@@ -61,17 +60,6 @@ def test_cascade_mask_rcnn_is_exported_too(exported):
     assert result.difference.detections >= 5
 
 
-@pytest.mark.parametrize("kind", ["faster", pytest.param("mask", marks=pytest.mark.slow)])
-def test_torchscript_computes_what_the_model_does(exported, kind):
-    model, result = exported(kind, "ts")
-    image = np.random.default_rng(0).integers(0, 256, (90, 131, 3), dtype=np.uint8)
-    difference = compare(run_model(model)(image), run_torchscript(result.path)(image), 0.3, 100)
-    assert difference.detections >= 5
-    about = {"metadata.json": ""}
-    torch.jit.load(result.path, _extra_files=about)
-    assert json.loads(about["metadata.json"]) == result.contract
-
-
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(k, marks=pytest.mark.slow) for k in ("faster", "mask", "cascade", "retinanet")],
@@ -112,15 +100,13 @@ def test_an_image_without_detections(tmp_path, kind):
     assert len(run_model(model)(image)) == len(run_onnx(path)(image)) == 0
 
 
-@pytest.mark.parametrize("suffix", ["ts", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_a_model_is_exported_from_where_it_is(tmp_path, device, suffix):
+def test_a_model_is_exported_from_where_it_is(tmp_path, device):
     cfg = make_seeded_config("mask", *THRESHOLD, "MODEL.DEVICE", device)
     model = make_seeded_model(cfg)
-    result = export_detector(cfg, model, NAMES, str(tmp_path / f"model.{suffix}"), pictures(1))
-    # Beside the model where it is, which is compared here on its own device.
-    run = run_onnx if suffix == "onnx" else run_torchscript
+    result = export_detector(cfg, model, NAMES, str(tmp_path / "model.onnx"), pictures(1))
+    # The model stays on its device, where it is compared with the file.
     image = small(cfg, pictures(2))[1]
-    difference = compare(run_model(model)(image), run(result.path)(image), 0.3, 100)
+    difference = compare(run_model(model)(image), run_onnx(result.path)(image), 0.3, 100)
     assert difference.detections >= 3
     assert difference.box < 0.1 and difference.score < 1e-3 and difference.mask < 1e-2
     assert model.device.type == torch.device(device).type
@@ -132,7 +118,7 @@ def test_a_model_is_exported_from_where_it_is(tmp_path, device, suffix):
 def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
     cfg = make_seeded_config("faster", *THRESHOLD)
     model = make_seeded_model(cfg)
-    path = tmp_path / "model.ts"
+    path = tmp_path / "model.onnx"
     path.write_bytes(b"an earlier one")
     from rsb_d2.addons.export import export
 
@@ -146,9 +132,9 @@ def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(export, "run_model", slightly_wrong)
-    with pytest.raises(UserError, match="model.ts was not written.*image of 96 x 1"):
+    with pytest.raises(UserError, match="model.onnx was not written.*image of 96 x 1"):
         export_detector(cfg, model, NAMES, str(path), pictures(1))
-    assert [p.name for p in tmp_path.iterdir()] == ["model.ts"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"an earlier one"
 
 
@@ -163,6 +149,7 @@ def test_outputs_that_cannot_be(tmp_path):
     (tmp_path / "folder.onnx").mkdir()
     for path, message in [
         ("model.pth", "must end in .onnx, in .pt2"),
+        ("model.ts", "TorchScript .* no longer written; .* .pt2 for torch.export or in .onnx"),
         ("folder.onnx", "is a folder"),
         ("no/such/model.onnx", "there is no folder"),
     ]:
@@ -175,9 +162,9 @@ def test_models_that_cannot_be_exported(tmp_path):
     model = make_seeded_model(cfg)
     model.roi_heads.keypoint_on = True
     with pytest.raises(UserError, match="keypoint model cannot be exported"):
-        export_detector(cfg, model, NAMES, str(tmp_path / "model.ts"), pictures(1))
+        export_detector(cfg, model, NAMES, str(tmp_path / "model.onnx"), pictures(1))
     with pytest.raises(UserError, match="Linear cannot be exported"):
-        export_detector(cfg, torch.nn.Linear(1, 1), NAMES, str(tmp_path / "m.ts"), pictures(1))
+        export_detector(cfg, torch.nn.Linear(1, 1), NAMES, str(tmp_path / "m.onnx"), pictures(1))
 
 
 def test_images_to_compare_on(tmp_path):

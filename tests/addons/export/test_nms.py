@@ -9,7 +9,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from torch import nn
 from torchvision.ops import boxes as box_ops
 
-from rsb_d2.addons.export import export_detector, run_onnx, run_torchscript
+from rsb_d2.addons.export import export_detector, run_onnx
 from rsb_d2.addons.export.nms import batched_nms_in_double, traceable_nms
 from rsb_d2.addons.export.running import run_model
 from rsb_d2.data.class_names import ClassNames
@@ -76,17 +76,16 @@ def make_hand_made_detector():
     ).eval()
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "ts"])
-def test_many_classes_are_kept_apart_to_the_digit(tmp_path, suffix):
+def test_many_classes_are_kept_apart_to_the_digit(tmp_path):
     cfg = make_seeded_config(
         *("faster", *THRESHOLD, "TEST.DETECTIONS_PER_IMAGE", "2000"),
         *("INPUT.MIN_SIZE_TEST", "80", "INPUT.MAX_SIZE_TEST", "1333"),
     )
     names = ClassNames(tuple(map(str, range(80))), tuple(range(80)))
-    model, path = make_hand_made_detector(), str(tmp_path / f"model.{suffix}")
+    model, path = make_hand_made_detector(), str(tmp_path / "model.onnx")
     image = np.full((80, 1333, 3), 255, np.uint8)
     export_detector(cfg, model, names, path, [image])
-    run = run_onnx(path) if suffix == "onnx" else run_torchscript(path)
+    run = run_onnx(path)
     for height, brightness, number in [
         (80, 255, 1520),  # of 1,600 candidates all but the second of each class
         (52, 255, 960),  # of 1,040

@@ -193,7 +193,7 @@ def test_files_that_differ_are_not_written(tmp_path, monkeypatch):
         (("--output", "m.onnx", "--format", "openvino"), "--output: m.onnx must end in .xml with"),
         (("--output", "m.onnx", "--image-size", "640"), "--image-size is '640'; write height x"),
         (("--output", "m.onnx", "--image-size", "0x90"), "0x90; a side must have 32 pixels"),
-        (("--output", "m.ts", "--image-size", "64x90"), "--image-size: m.ts takes images of any"),
+        (("--output", "m.onnx", "--format", "torchscript"), "--format torchscript: TorchScript"),
         (("--output", "m.pt2", "--image-size", "64x90"), "--image-size: m.pt2 takes images of any"),
         (
             ("--output", "m", "--format", "detectron2", "--image-size", "64x90"),
