@@ -45,7 +45,7 @@ def test_loaders_pin_for_a_gpu_alone(run_folder, monkeypatch, device, is_pinned)
         found.append(pin_memory)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loader, "DataLoader", stop)
+    monkeypatch.setattr(loader, "WorkerLoader", stop)
     cfg = make_config(run_folder, *OPTS)
     cfg.defrost()
     cfg.MODEL.DEVICE = device

@@ -1,14 +1,17 @@
 """The loaders of a config: of a detector's data, or of images with one label each."""
 
-from typing import Iterable
+from collections.abc import Callable, Sequence
+from typing import Any, Iterable
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import DatasetFromList, MapDataset
+from detectron2.data.samplers import InferenceSampler
 
 from ..modeling import is_classifier
 from ..pretraining import data as classification
 from . import loader
 from .images import CheckedDatasetMapper
+from .workers import WorkerLoader
 
 
 def build_train_loader(cfg: CfgNode) -> loader.TrainLoader:
@@ -36,6 +39,32 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list]:
         return classification.build_test_loader(cfg, dataset_name)
     mapper = CheckedDatasetMapper(cfg, is_train=False)
     records = loader.evaluated_records(cfg, dataset_name)
-    return build_detection_test_loader(
-        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    return build_inference_loader(records, mapper, cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_inference_loader(
+    records: Sequence[dict], mapper: Callable[[dict], dict], num_workers: int
+) -> WorkerLoader:
+    """Build the loader of Detectron2's ``build_detection_test_loader``, as a ``WorkerLoader``.
+
+    Args:
+        records (sequence of dict): in Detectron2's dataset format, of all processes.
+        mapper (callable): from a record to what the model takes.
+        num_workers (int): processes that load for this one; 0 loads in this one.
+
+    Returns:
+        WorkerLoader: of this process's share of the images, in lists of one.
+    """
+    if isinstance(records, list):
+        records = DatasetFromList(records, copy=False)
+    return WorkerLoader(
+        MapDataset(records, mapper),
+        batch_size=1,
+        sampler=InferenceSampler(len(records)),
+        num_workers=num_workers,
+        collate_fn=_same,
     )
+
+
+def _same(batch: list[Any]) -> list[Any]:
+    return batch

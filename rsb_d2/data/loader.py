@@ -7,7 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..errors import UserError
 from ..modeling import is_classifier
@@ -20,7 +20,7 @@ from .cache.selection import JoinedRecords, detection_records
 from .images import BadImageError, CheckedDatasetMapper
 from .order import Place, Replacements, TrainingOrder, are_high, build_sampler
 from .random_state import random_state_kept, seed_cpu
-from .workers import leave_signals_to_training, signals_wait
+from .workers import WorkerLoader
 
 # So many images are drawn for one place before the data is taken to be gone.
 _MAX_DRAWN = 10
@@ -60,6 +60,8 @@ class TrainLoader:
         num_records (int): how many there are.
         last_files (list[str]): the image files of the batch that was taken last, of this process.
         bad_images (BadImages): those that were skipped.
+        is_ending (callable): whether a signal has asked for the end of the training. Such a signal
+            may end workers, too: then the batch of the last step is loaded in this process.
 
     Raises:
         UserError: if there is no record, or if the batch cannot be shared out evenly.
@@ -97,6 +99,7 @@ class TrainLoader:
         self._num_batches = 0
         self.bad_images = BadImages(max_bad_images)
         self.last_files: List[str] = []
+        self.is_ending: Callable[[], bool] = lambda: False
         self._order()  # a batch that cannot be shared out is an error now
 
     def state_dict(self) -> Dict[str, Any]:
@@ -118,23 +121,19 @@ class TrainLoader:
         self.bad_images.reasons = dict(state["bad_images"])
 
     def __iter__(self) -> Iterator[List[dict]]:
-        order = self._order()
-        order.num_skipped = self._num_batches
-        images = DataLoader(
-            _MappedRecords(self._records, self.mapper, self._groups, self._seed),
-            sampler=order,
+        loader = WorkerLoader(
+            self._mapped_records(),
+            sampler=self._pending_order(),
             batch_size=None,  # one by one, so that the workers share the load of a batch
             collate_fn=_same,
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
-            worker_init_fn=leave_signals_to_training,
             generator=torch.Generator(),  # the default one would take from the training's numbers
         )
         batch_size = self._total_batch_size // comm.get_world_size()
-        with signals_wait():  # in the workers until _leave_signals_to_training
-            images = iter(images)
+        images = iter(loader)
         while True:
-            loaded = [self._next(images) for _ in range(batch_size)]
+            loaded = self._load(images, batch_size)
             for _, bad_images in loaded:
                 self.bad_images.add(bad_images)
             if self.bad_images.counted_by_loader:
@@ -174,7 +173,7 @@ class TrainLoader:
         order = TrainingOrder(self._build_sampler(self._seed), self._groups, self._total_batch_size)
         stream = itertools.chain.from_iterable(order.batches())
         stream = list(itertools.islice(stream, max(places) + 1))
-        records = _MappedRecords(self._records, self.mapper, self._groups, self._seed)
+        records = self._mapped_records()
         images = []
         for number, place in enumerate(places):
             image, _ = records[stream[place]]
@@ -194,16 +193,32 @@ class TrainLoader:
         for image, seed in zip(batch, seeds * self._num_parts):
             image["mix_seed"] = seed
 
-    def _next(self, images: Iterator) -> tuple:
+    def _load(self, images: Iterator, batch_size: int) -> List[tuple]:
+        loaded = []
         try:
-            return next(images)
+            while len(loaded) < batch_size:
+                loaded.append(next(images))
         except RuntimeError as e:
             if not str(e).startswith("DataLoader worker"):
                 raise
-            raise UserError(
-                f"a process that loads images has died ({' '.join(str(e).split())}); where the "
-                "memory was full, fewer DATALOADER.NUM_WORKERS help"
-            ) from e
+            if not self.is_ending():
+                raise UserError(
+                    f"a process that loads images has died ({' '.join(str(e).split())}); where the "
+                    "memory was full, fewer DATALOADER.NUM_WORKERS help"
+                ) from e
+            records = self._mapped_records()
+            places = itertools.islice(self._pending_order(), len(loaded), batch_size)
+            loaded += [records[place] for place in places]
+        return loaded
+
+    def _mapped_records(self) -> "_MappedRecords":
+        return _MappedRecords(self._records, self.mapper, self._groups, self._seed)
+
+    def _pending_order(self) -> TrainingOrder:
+        """The order from the next batch on."""
+        order = self._order()
+        order.num_skipped = self._num_batches
+        return order
 
     def _order(self) -> TrainingOrder:
         return TrainingOrder(

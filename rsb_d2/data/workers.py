@@ -1,14 +1,51 @@
-"""Signals and the processes that load images: the training alone ends on one."""
+"""Worker processes: what they do with signals, and their end, with that of the process they serve.
 
+That process is ``multiprocessing.parent_process()`` with every start method. It is not always the
+one above a worker in the process tree: with ``forkserver`` that is the fork server, which lives as
+long as any of its workers.
+"""
+
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
-from typing import Iterator
+from multiprocessing import resource_tracker
+from typing import Any, Iterator
+
+from torch.utils.data import DataLoader
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class WorkerLoader(DataLoader):
+    """A ``DataLoader`` whose workers leave signals to the training, and end when it does.
+
+    Args:
+        args, kwargs: of ``DataLoader``, without ``worker_init_fn``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, worker_init_fn=leave_signals_to_training, **kwargs)
+
+    def __iter__(self) -> Iterator:
+        if not self.num_workers:
+            return super().__iter__()
+        with _signals_held_back():  # until a worker leaves them to the training
+            return super().__iter__()
 
 
 @contextmanager
-def signals_wait() -> Iterator[None]:
+def _signals_held_back() -> Iterator[None]:
+    """Block SIGTERM and SIGINT in this process, and so in the workers that it starts meanwhile."""
+    method = multiprocessing.get_start_method()
+    if method == "forkserver":
+        # A server that starts in here would hold them back in all that it ever forks.
+        yield
+        return
+    if method == "spawn":
+        resource_tracker.ensure_running()  # its start lets them through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         yield
@@ -22,11 +59,31 @@ def leave_signals_to_training(worker_id: int) -> None:
     A terminal and a cluster send signals to all processes of a job, the workers among them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_training, daemon=True).start()
+    by_signal = hasattr(signal, "sigtimedwait")  # not on macOS
+    if by_signal:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    end_with_parent(by_signal)
 
 
-def _end_with_training() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def end_with_parent(by_signal: bool = False) -> None:
+    """End this process when the one that it serves has ended, whatever ended it.
+
+    Args:
+        by_signal (bool): SIGTERM is blocked, and is obeyed if it comes from that process.
+    """
+    threading.Thread(target=_watch, args=(by_signal,), daemon=True).start()
+
+
+def _watch(by_signal: bool) -> None:
+    parent = multiprocessing.parent_process()
+    # Where it is above this one, that is checked: of several forked workers, the later ones hold
+    # the sentinels of the earlier ones open.
+    is_child = os.getppid() == parent.pid
+    while os.getppid() == parent.pid if is_child else parent.is_alive():
+        if not by_signal:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            continue
+        received = signal.sigtimedwait({signal.SIGTERM}, _SECONDS_BETWEEN_LOOKS)
+        if received is not None and received.si_pid == parent.pid:
+            break
     os._exit(0)

@@ -4,6 +4,7 @@ A cluster, a launcher and a terminal may all send the same signal to the same pr
 comes within half a second counts as one.
 """
 
+import functools
 import os
 import signal
 import socket
@@ -67,6 +68,7 @@ class SignalWatch:
         if threading.current_thread() is not threading.main_thread():
             return
         self.received = self._told = None
+        _prepare_forks()
         # Python calls handlers between two of its own instructions, which may be seconds apart in
         # training; the system writes to this socket at once.
         self._reader, self._writer = socket.socketpair()
@@ -157,6 +159,14 @@ def _let_through() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+@functools.cache
+def _prepare_forks() -> None:
+    """Once in a process, for good; it does nothing while nobody has taken the signals over."""
+    os.register_at_fork(
+        before=_hold_before_fork, after_in_parent=_let_through, after_in_child=_give_back_in_child
+    )
+
+
 def _give_back_in_child() -> None:
     """A forked process has signals of its own, from its first moment on.
 
@@ -167,8 +177,3 @@ def _give_back_in_child() -> None:
     if _active is not None:
         _active._restore(-1)
     _let_through()
-
-
-os.register_at_fork(
-    before=_hold_before_fork, after_in_parent=_let_through, after_in_child=_give_back_in_child
-)

@@ -67,6 +67,8 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
         if isinstance(self.data_loader, TrainLoader):
             check_resolved(cfg, epoch_size(cfg, self.data_loader.num_records))
+            signals = self.signals
+            self.data_loader.is_ending = lambda: signals.received is not None
         prepare_for_training(self.model, cfg)
         use_amp(self, cfg)
         use_accumulation(self, cfg)

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList
 from detectron2.data import detection_utils as utils
 from detectron2.engine.hooks import HookBase
 from detectron2.engine.train_loop import TrainerBase
@@ -20,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset
 
+from ..data.build import build_inference_loader
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import annotated_records
 from ..data.random_state import random_state_kept
@@ -114,9 +115,7 @@ def build_validation_loader(cfg: CfgNode) -> Iterable:
 def _build_loader(
     cfg: CfgNode, records: Sequence[dict], mapper: Callable[[dict], dict]
 ) -> Iterable:
-    return build_detection_test_loader(
-        _Numbered(records), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+    return build_inference_loader(_Numbered(records), mapper, cfg.DATALOADER.NUM_WORKERS)
 
 
 class _Numbered(Dataset):

@@ -16,6 +16,7 @@ from detectron2.data.samplers import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
+from torch.utils.data import get_worker_info
 
 from rsb_d2 import UserError
 from rsb_d2.data.images import BadImageError
@@ -202,6 +203,17 @@ def test_a_worker_that_dies_is_an_error():
     with pytest.raises(UserError, match="a process that loads images has died.*NUM_WORKERS") as e:
         next(iter(make_loader(mapper, num_workers=1)))
     assert "\n" not in str(e.value)
+
+
+def test_a_worker_that_dies_of_the_signal_that_ends_the_training_costs_no_batch():
+    def mapper(record):
+        if get_worker_info() is not None and record["image_id"] == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return noisy(record)
+
+    loader = make_loader(mapper, num_workers=2)
+    loader.is_ending = lambda: True
+    assert contents(iter(loader), 12) == contents(iter(make_loader(noisy)), 12)
 
 
 @pytest.mark.slow

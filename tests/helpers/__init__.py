@@ -47,6 +47,7 @@ runs/resumable_run      a small training that is stopped and goes on
 runs/scripted_training  a small training whose evaluations are scripted
 runs/switched_training  a short training with the switches for speed
 runs/forked             several processes of one job, forks of this one
+runs/left_behind         a job, and the processes that it leaves behind
 runs/without_rsb_d2     a process that has Detectron2 and not this project, and runs packages
 runs/lazy_script        a program: the steps of Detectron2's script for LazyConfigs
 

@@ -9,9 +9,10 @@ from detectron2.data import DatasetCatalog, DatasetFromList, MapDataset
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.utils import comm
 from timm.data.distributed_sampler import RepeatAugSampler
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from ...data.loader import TrainLoader, annotated_records
+from ...data.workers import WorkerLoader
 from ...errors import UserError
 from ...transfer import is_pinned_for
 from .timm_dataset import sources
@@ -128,7 +129,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> WorkerLoader:
     """Build the loader of an evaluation: this process's share of the images, each once.
 
     Args:
@@ -136,11 +137,11 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         dataset_name (str): a registered data set.
 
     Returns:
-        DataLoader: of lists of ``{"image", "label", "file_name", ...}``.
+        WorkerLoader: of lists of ``{"image", "label", "file_name", ...}``.
     """
     records = DatasetFromList(DatasetCatalog.get(dataset_name), copy=False)
     mapper = ClassificationMapper(build_transform(cfg, is_train=False), sources([dataset_name]))
-    return DataLoader(
+    return WorkerLoader(
         MapDataset(records, mapper),
         batch_size=cfg.INPUT.CLASSIFIER.TEST_BATCH,
         sampler=InferenceSampler(len(records)),

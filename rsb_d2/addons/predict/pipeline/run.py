@@ -23,7 +23,7 @@ from .journal import Journal
 from .processes import ALONE, Processes
 from .settings import images_setting
 from .summary import Summary
-from .workers import allow_open_files, default_workers
+from .workers import default_workers, many_open_files
 from .writing import (
     ImageWriter,
     Task,
@@ -123,7 +123,6 @@ def _predict(
     workers = options.workers
     if workers is None:
         workers = default_workers(total, processes.local_size)
-    allow_open_files()
     paths = [path for path, _ in images]
     batches = ImageBatches(
         paths, chunks, done, predictor.preparation, options.batch_size, options.pictures
@@ -131,6 +130,7 @@ def _predict(
     classes = predictor.classes
     write = ImageWriter(classes.names, classes.ids, predictor.input_format, folder.progress)
     with ExitStack() as stack:
+        stack.enter_context(many_open_files())
         journal = stack.enter_context(Journal(folder.progress, processes.rank))
         waiting = 2 * options.batch_size + 4 * workers
         writers = stack.enter_context(Writers(write, workers, waiting))

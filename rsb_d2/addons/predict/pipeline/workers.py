@@ -3,12 +3,13 @@
 import os
 import resource
 import signal
-import threading
-import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from typing import Iterator
 
 import cv2
 import torch
+
+from ....data.workers import end_with_parent
 
 
 def become_worker(worker_id: int = 0) -> None:
@@ -17,20 +18,24 @@ def become_worker(worker_id: int = 0) -> None:
     # Threads of a pool do not outlive a fork.
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+@contextmanager
+def many_open_files() -> Iterator[None]:
+    """Open as many as the system lets this process have: each image on its way between two is one.
 
-
-def allow_open_files() -> None:
-    """As many as the system lets this process have: each image on its way between two is one."""
+    The limit is afterwards what it was.
+    """
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, most = before
     with suppress(OSError, ValueError):
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def default_workers(num_images: int, num_processes: int) -> int:
