@@ -61,7 +61,7 @@ class TrainLoader:
         last_files (list[str]): the image files of the batch that was taken last, of this process.
         bad_images (BadImages): those that were skipped.
         is_ending (callable): whether a signal has asked for the end of the training. Such a signal
-            may end workers, too: then the batch of the last step is loaded in this process.
+            may end workers, too: the last batch is then loaded in this process.
 
     Raises:
         UserError: if there is no record, or if the batch cannot be shared out evenly.
@@ -121,19 +121,10 @@ class TrainLoader:
         self.bad_images.reasons = dict(state["bad_images"])
 
     def __iter__(self) -> Iterator[List[dict]]:
-        loader = WorkerLoader(
-            self._mapped_records(),
-            sampler=self._pending_order(),
-            batch_size=None,  # one by one, so that the workers share the load of a batch
-            collate_fn=_same,
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
-            generator=torch.Generator(),  # the default one would take from the training's numbers
-        )
         batch_size = self._total_batch_size // comm.get_world_size()
-        images = iter(loader)
+        images = self._images()
         while True:
-            loaded = self._load(images, batch_size)
+            loaded = [next(images) for _ in range(batch_size)]
             for _, bad_images in loaded:
                 self.bad_images.add(bad_images)
             if self.bad_images.counted_by_loader:
@@ -193,11 +184,23 @@ class TrainLoader:
         for image, seed in zip(batch, seeds * self._num_parts):
             image["mix_seed"] = seed
 
-    def _load(self, images: Iterator, batch_size: int) -> List[tuple]:
-        loaded = []
+    def _images(self) -> Iterator[tuple]:
+        """The images of the next batches of this process, each with the bad ones before it."""
+        records, order, num_loaded = self._mapped_records(), self._order(), 0
+        order.num_skipped = self._num_batches
+        loader = WorkerLoader(
+            records,
+            sampler=order,
+            batch_size=None,  # one by one, so that the workers share the load of a batch
+            collate_fn=_same,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+            generator=torch.Generator(),  # the default one would take from the training's numbers
+        )
         try:
-            while len(loaded) < batch_size:
-                loaded.append(next(images))
+            for image in loader:
+                num_loaded += 1
+                yield image
         except RuntimeError as e:
             if not str(e).startswith("DataLoader worker"):
                 raise
@@ -206,19 +209,11 @@ class TrainLoader:
                     f"a process that loads images has died ({' '.join(str(e).split())}); where the "
                     "memory was full, fewer DATALOADER.NUM_WORKERS help"
                 ) from e
-            records = self._mapped_records()
-            places = itertools.islice(self._pending_order(), len(loaded), batch_size)
-            loaded += [records[place] for place in places]
-        return loaded
+        for place in itertools.islice(order, num_loaded, None):
+            yield records[place]
 
     def _mapped_records(self) -> "_MappedRecords":
         return _MappedRecords(self._records, self.mapper, self._groups, self._seed)
-
-    def _pending_order(self) -> TrainingOrder:
-        """The order from the next batch on."""
-        order = self._order()
-        order.num_skipped = self._num_batches
-        return order
 
     def _order(self) -> TrainingOrder:
         return TrainingOrder(
