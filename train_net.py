@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from rsb_d2 import Checkpointer, Trainer, UserError, optimize_for_inference
 from rsb_d2.config.setup import setup
 from rsb_d2.engine import launch
+from rsb_d2.errors import printable
 from rsb_d2.evaluation import check_evaluators
 from rsb_d2.memory import reuse_freed_memory
 from rsb_d2.modeling import is_classifier
@@ -43,7 +44,7 @@ def main(args):
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
     except UserError as e:
-        sys.exit(f"train_net.py: error: {e}")
+        sys.exit(f"train_net.py: error: {printable(str(e))}")
 
 
 def test(cfg, model):
@@ -62,4 +63,4 @@ if __name__ == "__main__":
     try:
         launch(main, default_argument_parser().parse_args())
     except UserError as e:
-        sys.exit(f"train_net.py: error: {e}")
+        sys.exit(f"train_net.py: error: {printable(str(e))}")

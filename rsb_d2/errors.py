@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written; surrogates, as which Python reads other bytes, cannot."""
+    return text == text.encode("utf-8", "ignore").decode("utf-8")
+
+
 def first(values: Iterable[Any], count: int = 5) -> str:
     """Return the first values as text for a message: "3, 5, 8, 9, 12, ..."."""
     values = list(values)

@@ -14,7 +14,7 @@ from typing import Callable
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-from rsb_d2 import UserError  # noqa: E402
+from rsb_d2.errors import UserError, printable  # noqa: E402
 
 
 def make_parser(text: str) -> argparse.ArgumentParser:
@@ -34,6 +34,8 @@ def make_parser(text: str) -> argparse.ArgumentParser:
 def tells_mistakes(main: Callable[[], int]) -> Callable[[], int]:
     """Let a mistake of the user end a program with one line and the exit status 2.
 
+    What stdout cannot encode, such as the name of a file that is not UTF-8, is printed in escapes.
+
     Args:
         main (callable): of a program; returns its exit status.
 
@@ -44,10 +46,12 @@ def tells_mistakes(main: Callable[[], int]) -> Callable[[], int]:
 
     @functools.wraps(main)
     def told() -> int:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main()
         except UserError as e:
-            print(f"{name}: error: {e}", file=sys.stderr)
+            print(f"{name}: error: {printable(str(e))}", file=sys.stderr)
             return 2
 
     return told

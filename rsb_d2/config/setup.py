@@ -17,7 +17,7 @@ from ..data import register_coco_json, register_image_folders
 from ..data.class_names import fill_class_names
 from ..data.loader import num_training_images
 from ..data.stock.layouts import check_layouts
-from ..errors import UserError
+from ..errors import UserError, is_utf8, printable
 from ..evaluation.tta import check_tta
 from ..pretraining.checks import check_classifier, check_kind_of_data, check_network
 from ..solver.accumulation import check_accumulation
@@ -81,6 +81,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.freeze()
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rsb_d2")
+        _escape_in_logs()
     # On a full disk, what could not be written to the log would bury the line that says so.
     logging.raiseExceptions = False
     return cfg
@@ -114,9 +115,18 @@ def _make_sample_data(cfg: CfgNode) -> None:
     comm.synchronize()
 
 
+def _escape_in_logs() -> None:
+    """Let the log's streams escape what they cannot encode, such as names that are not UTF-8."""
+    for handler in logging.getLogger("rsb_d2").handlers:
+        if hasattr(getattr(handler, "stream", None), "reconfigure"):
+            handler.stream.reconfigure(errors="backslashreplace")
+
+
 def _check_output_dir(output_dir: str) -> None:
     if not output_dir:
         raise UserError("OUTPUT_DIR is empty: name a folder for logs and checkpoints")
+    if not is_utf8(output_dir):  # which TensorBoard's writer needs
+        raise UserError(f"OUTPUT_DIR: the name {printable(output_dir)} is not UTF-8; name another")
     try:
         PathManager.mkdirs(output_dir)
         with tempfile.TemporaryFile(dir=output_dir):

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from typing import Any, Dict, List, Set
 
-from ..errors import UserError, first, first_ids
+from ..errors import UserError, first, first_ids, is_utf8
 from .masks import is_finite
 from .opening import find_missing
 
@@ -49,9 +49,14 @@ def check_categories(categories: List[Dict[str, Any]]) -> None:
         raise UserError("'categories' is empty; list the categories with their ids and names")
     _check_ids(categories, "categories")
     names = [category.get("name") for category in categories]
-    nameless = [c["id"] for c, n in zip(categories, names) if not isinstance(n, str) or not n]
+    nameless = [c["id"] for c, n in zip(categories, names) if not _is_text(n)]
     _stop_if(nameless, "categories have no 'name' that is a text")
     _check_no_duplicates(names, "category names")
+
+
+def _is_text(value: Any) -> bool:
+    # JSON's escapes can hold halves of characters, which can be neither written nor drawn.
+    return isinstance(value, str) and bool(value) and is_utf8(value)
 
 
 def check_images(images: List[Dict[str, Any]]) -> None:
@@ -66,6 +71,11 @@ def check_images(images: List[Dict[str, Any]]) -> None:
         [i["id"] for i in images if not (isinstance(i.get("file_name"), str) and i["file_name"])],
         "images have no 'file_name' that is a text",
     )
+    wrong = [i for i in images if not _can_be_a_name(i["file_name"])]
+    _stop_if(
+        [i["id"] for i in wrong],
+        f"images have a 'file_name' that no file can have, {first(i['file_name'] for i in wrong)}",
+    )
     _stop_if(
         [i["id"] for i in images if _leaves_folder(i["file_name"])],
         "images have a 'file_name' that leads out of the image folder; "
@@ -75,6 +85,14 @@ def check_images(images: List[Dict[str, Any]]) -> None:
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 < value <= _MAX_SIZE
+
+
+def _can_be_a_name(file_name: str) -> bool:
+    # A name that is not UTF-8 has surrogates in Python, of which any other ones are a mistake.
+    try:
+        return b"\0" not in file_name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def _leaves_folder(file_name: str) -> bool:

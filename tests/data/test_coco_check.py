@@ -196,6 +196,7 @@ STOPS = [
     Case("duplicate category ids", put("categories", id=3), "1 ids in 'categories' .*once"),
     Case("duplicate category names", put("categories", name="cat"), "category names .*once"),
     Case("a category without a name", put("categories", name=""), "no 'name' that is a text"),
+    Case("a category of half a letter", put("categories", name="\ud83d"), "'name' that is a text"),
     Case("no images", edited(lambda c: {**c, "images": []}), "'images' is empty"),
     Case("no categories", edited(lambda c: {**c, "categories": []}), "'categories' is empty"),
     Case("width 0", put("images", width=0), "'height' and 'width' that are integers above 0"),

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from ...data.class_names import ClassNames
-from ...errors import UserError
+from ...errors import UserError, is_utf8
 from ...files import whole_file
 from ...predictor import Predictor
 from .comparison import Detections, Difference, compare
@@ -114,6 +114,8 @@ def check_output(path: str, size: Tuple[int, int] | None = None) -> None:
     if not format_of(path).can_fix_size and size is not None:
         raise UserError(f"--image-size: {path} takes images of any size; .onnx and .xml can fix it")
     folder = os.path.dirname(os.path.abspath(path))
+    if not is_utf8(os.path.abspath(path)):  # the only names that ONNX Runtime and torch take
+        raise UserError(f"--output: the name {os.path.abspath(path)} is not UTF-8; name another")
     if os.path.isdir(path):
         raise UserError(f"--output: {path} is a folder: name a file in it")
     if not os.path.isdir(folder):

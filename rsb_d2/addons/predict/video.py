@@ -16,7 +16,7 @@ import numpy as np
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from ...errors import UserError
+from ...errors import UserError, printable
 from ...predictor import Predictor
 from .video_reader import Frame, VideoReader, quiet
 
@@ -96,7 +96,7 @@ def predict_video(
     if reader.missing > reader.length // 100:
         summary.skipped.append(f"{reader.missing} of its {reader.length} frames are not there")
     for line in summary.skipped:
-        print(f"skipped {path}: {line}", file=sys.stderr)
+        print(f"skipped {printable(path)}: {line}", file=sys.stderr)
     return summary
 
 

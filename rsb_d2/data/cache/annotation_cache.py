@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 CHECKED, CHECKED_WITH_MASKS, AS_STOCK = "checked", "checked with masks", "as Detectron2 reads it"
 
 # Raise it when the content of the files changes, by the rules of the check too.
-_VERSION = 1
+_VERSION = 2
 
 # DATASETS.CACHE for no cache.
 OFF = "off"
@@ -232,7 +232,7 @@ class AnnotationSource:
     def _path(self) -> str:
         digest = hashlib.sha256(json.dumps(self._identity()).encode()).hexdigest()
         stem = os.path.splitext(os.path.basename(self.json_file))[0]
-        return os.path.join(self.folder, f"{stem[:100]}-{digest[:16]}.safetensors")
+        return os.path.join(self.folder, f"{stem[:40]}-{digest[:16]}.safetensors")
 
 
 # ---- the image folders, and when they were last written to ----

@@ -249,7 +249,7 @@ class _CorrectedCopy:
             if kind is None:
                 self._write(b"]}")
                 self._file.flush()
-                name = f"{self._stem}-{self._digest.hexdigest()[:16]}.json"
+                name = f"{self._stem[:40]}-{self._digest.hexdigest()[:16]}.json"
                 path = os.path.join(self._folder, name)
                 os.replace(self._file.name, path)
                 self.path = path

@@ -1,8 +1,9 @@
 """From COCO's annotations to what is stored: a piece of bytes for each image, and columns.
 
 A piece is MessagePack of ``[file name, image id, height, width, annotation ids, areas, objects]``,
-which has all of JSON's types, whole numbers and fractions kept apart, and no code in it. An object
-is what ``load_coco_json`` makes of an annotation, without ``bbox_mode``.
+which has all of JSON's types, whole numbers and fractions kept apart, and no code in it. The file
+name is bytes, as it need not be UTF-8. An object is what ``load_coco_json`` makes of an annotation,
+without ``bbox_mode``.
 """
 
 import io
@@ -34,6 +35,20 @@ class ImageRecord(NamedTuple):
     file_name: str
     height: int
     width: int
+
+
+def name_to_bytes(name: str) -> bytes:
+    """The bytes of a file name, of which those that are not UTF-8 are surrogates in Python.
+
+    Raises:
+        UnicodeEncodeError: for a text that no file name becomes in Python.
+    """
+    return name.encode("utf-8", "surrogateescape")
+
+
+def name_from_bytes(name: bytes) -> str:
+    """The inverse of :func:`name_to_bytes`."""
+    return name.decode("utf-8", "surrogateescape")
 
 
 def to_object(annotation: Dict[str, Any], class_of_id: Dict[int, int]) -> Dict[str, Any] | None:
@@ -144,7 +159,7 @@ class RecordPacker:
                 mine = order[first[i] : first[i + 1]]
                 objects = [spool[a:b] for a, b in zip(starts[mine].tolist(), ends[mine].tolist())]
                 head = [
-                    *(image.file_name, image.id, image.height, image.width),
+                    *(name_to_bytes(image.file_name), image.id, image.height, image.width),
                     *(ids[mine].tolist(), areas[mine].tolist()),
                 ]
                 # A list of 7 rather than of 6 (MessagePack's fixarray), whose last one is a list.
@@ -168,12 +183,12 @@ class RecordPacker:
         order, first = self._order()
         visible = np.concatenate([[0], np.cumsum(_numbers(self._visible, np.int32)[order])])
         sizes = [[image.height, image.width] for image in self._images]
-        names = "".join(f"{image.file_name}\0" for image in self._images)
+        names = b"".join(name_to_bytes(image.file_name) + b"\0" for image in self._images)
         return {
             "starts": np.concatenate([[0], np.cumsum(_numbers(self._pieces["sizes"], np.int64))]),
             "checksums": _numbers(self._pieces["checksums"], np.int64),
             "sizes": np.array(sizes, dtype=np.int32).reshape(-1, 2),
-            "names": np.frombuffer(names.encode(), dtype=np.uint8),
+            "names": np.frombuffer(names, dtype=np.uint8),
             "first": first,
             "classes": _numbers(self._class, np.int32)[order],
             "flags": _numbers(self._flags, np.uint8)[order],

@@ -11,7 +11,7 @@ from detectron2.structures import BoxMode
 from ...errors import UserError
 from ..opening import image_path
 from .arrays import STREAM, Arrays, read_arrays
-from .packing import CROWD, HAS_RLE
+from .packing import CROWD, HAS_RLE, name_from_bytes
 
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -111,7 +111,8 @@ class PackedRecords(Sequence):
 
     def stored(self, place: int) -> List[Any]:
         """What ``packing.py`` has put there, whichever records are chosen."""
-        return _decode(self._piece(place))
+        name, *others = _decode(self._piece(place))
+        return [name_from_bytes(name), *others]
 
     def first_annotations(self) -> np.ndarray:
         """(N + 1,), int64: which of all annotations is the first one of each stored image."""
@@ -130,7 +131,7 @@ class PackedRecords(Sequence):
 
     def file_names(self) -> List[str]:
         """The names of all image files, of the chosen ones and the others, as in the file."""
-        return self._arrays["names"].tobytes().decode().split("\0")[:-1]
+        return name_from_bytes(self._arrays["names"].tobytes()).split("\0")[:-1]
 
     def num_objects(self) -> np.ndarray:
         """(N,), int64: the annotations of each image that are no crowds."""

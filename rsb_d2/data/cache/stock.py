@@ -9,7 +9,7 @@ import numpy as np
 from ...errors import UserError
 from .annotation_file import AnnotationFile
 from .checked import Messages
-from .packing import ImageRecord, RecordPacker
+from .packing import ImageRecord, RecordPacker, name_to_bytes
 
 
 class NotPlain(Exception):
@@ -60,6 +60,8 @@ def _read(content: AnnotationFile, spool: IO[bytes]) -> Tuple:
         for chunk in content.chunks("images")
         for r in chunk
     ]
+    for image in images:
+        name_to_bytes(image.file_name)  # whether it can be packed
     ids = sorted(names)
     is_unique = len(ids) == content.count("categories")
     if not (ids and is_unique and len({image.id for image in images}) == len(images)):

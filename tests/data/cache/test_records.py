@@ -280,3 +280,15 @@ def test_coco_view_is_the_annotation_file(write):
             assert found["segmentation"] == expected["segmentation"]
     places = [i for i, image in enumerate(images) if image["id"] == annotations[50]["image_id"]]
     assert annotations[50] in annotations.of_image(places[0])
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.jpg", "half \ud83d.jpg"])
+def test_names_that_are_not_utf_8_as_detectron2_reads_them(write, tmp_path, name):
+    content = make_content()
+    path, images = write(content)
+    content["images"][0]["file_name"] = name
+    with open(path, "w") as f:
+        json.dump(content, f)
+    register_coco_instances("odd", {}, path, images)
+    records = detection_records(["odd"], filter_empty=False, cache=str(tmp_path / "cache"))
+    assert list(records) == load_coco_json(path, images, "same")

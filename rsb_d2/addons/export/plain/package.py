@@ -14,7 +14,7 @@ from torch import nn
 from ....checkpoint.reading import StateDict
 from ....checkpoint.writing import save_weights
 from ....data.class_names import ClassNames
-from ....errors import UserError
+from ....errors import UserError, is_utf8
 from ....files import whole_folder
 from ....predictor import Predictor
 from ..comparison import Difference
@@ -113,6 +113,8 @@ def export_package(
 def check_folder(folder: str) -> None:
     """Raise a :class:`UserError` unless ``folder`` is one that a package can be written to."""
     path = os.path.abspath(folder)
+    if not is_utf8(path):
+        raise UserError(f"--output: the name {path} is not UTF-8; name another folder")
     if path.endswith(_FILE_ENDINGS):
         raise UserError(f"--output: {folder} is a file's name; --format detectron2 makes a folder")
     if os.path.lexists(path) and not os.path.isdir(path):

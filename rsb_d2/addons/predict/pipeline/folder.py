@@ -8,7 +8,7 @@ import sys
 from typing import Any, Dict
 
 from ....data.class_names import ClassNames
-from ....errors import UserError
+from ....errors import UserError, printable
 from ....files import whole_file
 from .journal import Lines
 from .settings import check_settings
@@ -62,7 +62,7 @@ class RunFolder:
         done = lines.done()
         lines.close()
         for path, reason in lines.skipped:
-            print(f"skipped {path}: {reason}", file=sys.stderr)
+            print(f"skipped {printable(path)}: {reason}", file=sys.stderr)
         print(f"{sum(done)} of {num_images} images are done", file=sys.stderr)
         return done
 

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 from tqdm import tqdm
 
-from ....errors import UserError
+from ....errors import UserError, printable
 from ....predictor import Predictor
 from .batches import (
     ImageBatches,
@@ -143,7 +143,8 @@ def _predict(
                 if loaded.reason and loaded.index not in batch_done:
                     path = paths[loaded.index]
                     journal.add(line_of_skipped(loaded.index, path, loaded.reason))
-                    progress.write(f"skipped {path}: {loaded.reason}", file=sys.stderr)
+                    line = f"skipped {printable(path)}: {loaded.reason}"
+                    progress.write(line, file=sys.stderr)
             for loaded, instances in _detect(predictor, batch, options):
                 if loaded.index not in batch_done:
                     path, name = images[loaded.index]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Dict, List
 
 from ....data.class_names import ClassNames
+from ....errors import printable
 from ....files import whole_file
 from .journal import Lines
 
@@ -149,4 +150,5 @@ def _count(number: int, what: str) -> str:
 
 
 def _shorten(path: str) -> str:
+    path = printable(path)
     return path if len(path) <= _NAME_WIDTH else "..." + path[3 - _NAME_WIDTH :]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from .....data.images import BadImageError, read_image
 from .....data.opening import image_path
+from .....errors import printable
 from ..source import Source, annotations_of, xywh
 from .box_stats import (
     IOU_EDGES,
@@ -56,7 +57,7 @@ def draw_sheet(source: Source, boxes: Boxes, images: List[int]) -> bytes:
         by_image = annotations_of(source, images)
         for ax, i in zip(gallery.axes, images):
             image = source.images[i]
-            ax.set_title(_shorten(image["file_name"]), fontsize=9)
+            ax.set_title(_shorten(printable(image["file_name"])), fontsize=9)
             picture = _draw_image(source, image, by_image[i])
             if picture is None:
                 ax.text(0.5, 0.5, "cannot be read", ha="center", va="center")
