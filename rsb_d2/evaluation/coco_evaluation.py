@@ -12,11 +12,13 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2 import evaluation
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from faster_coco_eval import COCOeval_faster
 from faster_coco_eval.faster_eval_api_cpp import COCOevalEvaluateAccumulate
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from ..errors import UserError
 from ..memory import garbage_collection_paused
@@ -38,6 +40,9 @@ class COCOEvaluator(evaluation.COCOEvaluator):
     def __init__(self, dataset_name, tasks=None, distributed=True, output_dir=None, **kwargs):
         if output_dir:
             _forget_conversion(dataset_name, output_dir)
+        if COCOeval_opt is COCOeval:
+            # Detectron2 is installed without its C++, and would log that at every evaluation.
+            kwargs["use_fast_impl"] = False
         super().__init__(dataset_name, tasks, distributed, output_dir, **kwargs)
 
     def _eval_predictions(self, predictions, img_ids=None):

@@ -261,6 +261,12 @@ def test_some_images_and_a_second_call(dataset):
     assert some["segm"]["AP"] != first["segm"]["AP"]
 
 
+def test_the_missing_cpp_of_detectron2_is_not_logged(dataset, caplog):
+    with caplog.at_level(logging.DEBUG):
+        COCOEvaluator(dataset[0])
+    assert "Fast COCO eval" not in caplog.text
+
+
 def test_no_detections_give_no_figures(dataset, caplog):
     name, truth, results = dataset
     outputs = list(outputs_of((name, truth, [])))
