@@ -7,13 +7,13 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from rsb_d2 import Checkpointer, Trainer, UserError, optimize_for_inference
+from rsb_d2 import Checkpointer, Trainer, UserError
 from rsb_d2.config.setup import setup
 from rsb_d2.engine import launch
+from rsb_d2.engine.tasks import get_task
 from rsb_d2.errors import printable
 from rsb_d2.evaluation import check_evaluators
 from rsb_d2.memory import reuse_freed_memory
-from rsb_d2.modeling import is_classifier
 from rsb_d2.solver.ema import evaluate_with_average, load_average
 
 
@@ -28,9 +28,9 @@ def main(args):
             checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
             checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             if checkpointer.report and checkpointer.report.initial:
-                what = "image classifier" if is_classifier(cfg) else "detector"
                 raise UserError(
-                    f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is no whole {what} of this config: "
+                    f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is not a complete {get_task(cfg).name} "
+                    "of this config: "
                     f"it lacks {', '.join(checkpointer.report.initial[:3])}, ..."
                 )
             results = test(cfg, optimized(cfg, model))
@@ -55,8 +55,7 @@ def test(cfg, model):
 
 
 def optimized(cfg, model):
-    wanted = cfg.TEST.OPTIMIZE and not is_classifier(cfg)
-    return optimize_for_inference(model) if wanted else model
+    return get_task(cfg).optimize(model) if cfg.TEST.OPTIMIZE else model
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """timm's "ResNet strikes back" backbones for Detectron2."""
 
 import importlib
+import importlib.util
 
 from .memory import garbage_collection_paused
 
@@ -19,7 +20,11 @@ with garbage_collection_paused():
     from .config import add_rsb_config
     from .errors import UserError
     from .modeling import TimmBackbone
-    from .pretraining import classifier  # noqa: F401  registers ImageClassifier
+
+    # The optional layers register what the core may call of them.
+    for _layer in ("addons", "pretraining"):
+        if importlib.util.find_spec(f"{__name__}.{_layer}"):
+            importlib.import_module(f"{__name__}.{_layer}")
 
 __version__ = "0.2.0"
 

@@ -15,12 +15,11 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from . import model_zoo
-from .addons.accelerate import optimize_for_inference
 from .checkpoint import Checkpointer
 from .config.loading import load_config
 from .data.class_names import ClassNames, find_class_names
 from .errors import UserError
-from .modeling import is_classifier
+from .extensions import ACCELERATION, TASKS
 from .transfer import send_images
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -69,7 +68,7 @@ def load_predict_config(
         except UserError as e:
             raise UserError(f"--config-file: there is no such file, and {e}") from None
     cfg = load_config(config_file, list(opts))
-    if is_classifier(cfg):
+    if cfg.MODEL.META_ARCHITECTURE in TASKS:
         raise UserError(
             f"{config_file} is of an image classifier, which finds no objects; name a detector's, "
             "trained from its weights (docs/pretraining.md)"
@@ -232,7 +231,7 @@ class Predictor:
         """
         _check_dtype(dtype)
         model, classes = load_detector(cfg)
-        return cls(cfg, optimize_for_inference(model, DTYPES[dtype]), classes)
+        return cls(cfg, ACCELERATION.get("optimize_for_inference")(model, DTYPES[dtype]), classes)
 
     def prepare(self, image: np.ndarray) -> Dict[str, Any]:
         """Resize an image as for evaluation.

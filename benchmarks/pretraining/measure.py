@@ -12,8 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from rsb_d2.data import register_image_folders
 from rsb_d2.errors import UserError
+from rsb_d2.pretraining.data import register_image_folders
 
 from .. import arguments
 from ..profiling import operator_table, peak_memory_alone

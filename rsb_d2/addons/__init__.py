@@ -1,0 +1,15 @@
+"""Optional parts on top of the core; each has a docstring that says what it is for.
+
+Importing this package imports none of them: it registers what the core may call.
+"""
+
+from ..extensions import ACCELERATION, DATASET_SOURCES, STORAGES
+
+ACCELERATION.register(
+    "optimize_for_inference", "rsb_d2.addons.accelerate.optimize.optimize_for_inference"
+)
+ACCELERATION.register("pool_channels_last", "rsb_d2.addons.accelerate.roi_align.pool_channels_last")
+ACCELERATION.register("prepare_training", "rsb_d2.addons.accelerate.training.prepare_training")
+DATASET_SOURCES.register("sample", "rsb_d2.addons.workbench.sample.make_configured")
+STORAGES.register("tar", "rsb_d2.addons.storage.TarStorage")
+STORAGES.register("remote", "rsb_d2.addons.storage.RemoteStorage")

@@ -9,7 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from ..files import whole_file
-from ..pretraining.classifier_weights import find_classifier, load_classifier
+from ..utils import unwrap
 from . import timm_hub
 from .formats.known_formats import CAFFE2_RESNET, recognise
 from .loading import LoadReport, find_backbone, load_weights, state_dict_of
@@ -28,9 +28,9 @@ class Checkpointer(DetectionCheckpointer):
     formats in :data:`rsb_d2.checkpoint.FORMATS`.
 
     Args:
-        model (nn.Module): a detector, or a part of one, with a timm backbone in it, or an image
-            classifier; may be wrapped for data parallelism. Any other model is loaded as Detectron2
-            loads it.
+        model (nn.Module): a detector, or a part of one, with a timm backbone in it, or a model with
+            a method ``load_pretrained``; may be wrapped for data parallelism. Any other model is
+            loaded as Detectron2 loads it.
         save_dir (str): where to save and to look for checkpoints.
         save_to_disk (bool or None): ``None``: the main process alone saves.
         checkpointables: more objects with ``state_dict`` and ``load_state_dict``.
@@ -63,8 +63,10 @@ class Checkpointer(DetectionCheckpointer):
             logger.info("No weights are loaded: the model starts from random ones.")
             return {}
         _, backbone = find_backbone(self.model)
-        classifier = find_classifier(self.model)
-        network = backbone if classifier is None else classifier
+        model = unwrap(self.model)
+        # A model that is not a detector loads weights of any format in its own way.
+        loads_itself = hasattr(model, "load_pretrained")
+        network = model if loads_itself else backbone
         if network is not None:
             timm_hub.check_architecture(path, network.name)
         local_path = locate(path)
@@ -75,10 +77,10 @@ class Checkpointer(DetectionCheckpointer):
             self._load_stock_model(checkpoint)
         else:
             arguments = state_dict_of(checkpoint), path, local_path, bool(names)
-            if classifier is None:
-                self.report = load_weights(self.model, *arguments)
+            if loads_itself:
+                self.report = model.load_pretrained(*arguments)
             else:
-                self.report = load_classifier(classifier, *arguments)
+                self.report = load_weights(self.model, *arguments)
             to_be_seen = self.report.other_shape or self.report.differs
             logger.log(logging.WARNING if to_be_seen else logging.INFO, str(self.report))
         for name in names:

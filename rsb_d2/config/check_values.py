@@ -24,7 +24,6 @@ from detectron2.modeling import (
 from detectron2.solver import build_lr_scheduler
 
 from ..errors import UserError
-from ..pretraining.classifier import LOSSES
 from ..solver.epochs import is_by_epochs
 
 logger = logging.getLogger(__name__)
@@ -147,7 +146,7 @@ _RANGES_OF_TRAINING = {
 }
 _CHOICES = {
     "INPUT.CLASSIFIER.INTERPOLATION": ("bicubic", "bilinear", "random"),
-    "MODEL.CLASSIFIER.LOSS": LOSSES,
+    "MODEL.CLASSIFIER.LOSS": ("bce", "ce"),
     "MODEL_EMA.DEVICE": ("", "cpu"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),

@@ -6,8 +6,7 @@ from detectron2.config import CfgNode
 
 from ..checkpoint import check_architecture, has_run, locate
 from ..errors import UserError
-from ..modeling import is_classifier
-from ..modeling.resnets.spec import BUILDERS, is_timm_backbone
+from ..modeling.resnets.spec import BUILDERS
 
 
 def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -26,7 +25,7 @@ def check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise UserError("--eval-only needs MODEL.WEIGHTS, the path of a checkpoint")
     if cfg.MODEL.WEIGHTS:
-        if is_timm_backbone(cfg) or is_classifier(cfg):
+        if cfg.MODEL.TIMM.NAME:
             check_architecture(cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.NAME)
         elif cfg.MODEL.WEIGHTS.startswith("timm://"):
             raise UserError(

@@ -205,7 +205,7 @@ def add_rsb_config(cfg: CN) -> None:
     cfg.TEST.VAL_LOSS = False
     # --eval-only evaluates the model as rsb_d2.optimize_for_inference makes it in float32: the same
     # detections, sooner. Evaluations during training, and image classifiers, are taken as they are.
-    cfg.TEST.OPTIMIZE = True
+    cfg.TEST.OPTIMIZE = False
     # Metric of the evaluations, named as in metrics.json, by which model_best.pth is chosen; "" for
     # no such file. There is none either where TEST.EVAL_PERIOD is 0: the last model is the one.
     # Data that is not evaluated by boxes takes its evaluator's first metric for this one, and says

@@ -10,11 +10,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
+from ..engine.tasks import get_task
 from ..errors import UserError
 from ..solver.epochs import keep_last_word
 from .defaults import add_rsb_config
 from .stock.arithmetic import arithmetic_in_yaml
-from .stock.follow import follow_stock_keys, said_of_resnets
+from .stock.follow import said_of_resnets
 
 # Keys of Detectron2's main branch that 0.6 does not have, and what they are about.
 _OF_MAIN = {
@@ -70,7 +71,7 @@ def load_config(config_file: str, opts: list) -> CfgNode:
     on_command_line = [key[len("SOLVER.") :] for key in opts[::2] if key.startswith("SOLVER.")]
     of_solver = [layer.get("SOLVER") or {} for layer in layers]
     keep_last_word(cfg, [*of_solver, dict.fromkeys(on_command_line)])
-    follow_stock_keys(cfg, said_of_resnets(layers, opts[::2]))
+    get_task(cfg).resolve(cfg, said_of_resnets(layers, opts[::2]))
     return cfg
 
 

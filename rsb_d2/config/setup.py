@@ -12,14 +12,14 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from ..addons.workbench.sample import make_sample_data, make_sample_objects
-from ..data import register_coco_json, register_image_folders
+from ..data import register_coco_json
 from ..data.class_names import fill_class_names
-from ..data.loader import num_training_images
+from ..data.loader import epoch_size
 from ..data.stock.layouts import check_layouts
+from ..engine.tasks import get_task
 from ..errors import UserError, is_utf8, printable
 from ..evaluation.tta import check_tta
-from ..pretraining.checks import check_classifier, check_kind_of_data, check_network
+from ..extensions import DATASET_SOURCES
 from ..solver.accumulation import check_accumulation
 from ..solver.build import check_optimizer
 from ..solver.ema import check_average
@@ -51,15 +51,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
     with _messages_held_back():  # until there is an output folder with a log
         cfg = load_config(args.config_file, args.opts)
         check_values(cfg, args.eval_only)
-        check_classifier(cfg)
+        task = get_task(cfg)
+        task.check_config(cfg)
         check_device(cfg)
         check_amp(cfg)
         check_compiler(cfg)
-        _make_sample_data(cfg)
+        for register in DATASET_SOURCES:
+            register(cfg, eval_only=args.eval_only)
         register_coco_json(cfg, eval_only=args.eval_only)
-        register_image_folders(cfg, eval_only=args.eval_only)
         check_datasets(cfg, args.eval_only)
-        check_kind_of_data(cfg, args.eval_only)
+        task.check_data(cfg, args.eval_only)
         fill_class_names(cfg)
         if cfg.TEST.AUG.ENABLED:
             check_tta(cfg)
@@ -68,12 +69,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
             check_best_metric(cfg)
             check_optimizer(cfg)
             check_accumulation(cfg, comm.get_world_size())
-        check_network(cfg, args.eval_only)
+        task.check_model(cfg, args.eval_only)
         check_weights(cfg, args)
         check_other_datasets(cfg, args.eval_only)
         check_layouts(cfg, args.eval_only)
         if is_by_epochs(cfg) and not args.eval_only:  # the data is there
-            resolve_epochs(cfg, num_training_images(cfg))
+            resolve_epochs(cfg, _num_training_images(cfg))
             check_schedule(cfg)
         if args.resume and not args.eval_only:
             check_resumed_config(cfg)
@@ -106,13 +107,12 @@ def _messages_held_back():
                     handler.handle(record)
 
 
-def _make_sample_data(cfg: CfgNode) -> None:
-    if comm.is_main_process():
-        if cfg.DATASETS.SAMPLE_DATA:
-            make_sample_data(cfg.DATASETS.SAMPLE_DATA)
-        if cfg.DATASETS.SAMPLE_OBJECTS:
-            make_sample_objects(cfg.DATASETS.SAMPLE_OBJECTS)
-    comm.synchronize()
+def _num_training_images(cfg: CfgNode) -> int:
+    """Return the samples of an epoch: each image once, however often it is repeated."""
+    num_images = epoch_size(cfg, len(get_task(cfg).records(cfg, "TRAIN")))
+    if not num_images:
+        raise UserError("DATASETS.TRAIN: there is no image to train on")
+    return num_images
 
 
 def _escape_in_logs() -> None:

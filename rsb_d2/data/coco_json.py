@@ -14,12 +14,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..addons.storage.remote import cache_settings
 from ..errors import UserError, first
 from .cache.annotation_cache import CHECKED, CHECKED_WITH_MASKS, AnnotationSource, cache_folder
 from .cache.checked import CheckedCocoJson
 from .cache.records import PackedRecords
 from .cache.selection import say_messages, set_coco_metadata
+from .opening import configure_storages
 
 # The key that says how many classes a meta architecture has. One that is not here (ProposalNetwork,
 # SemanticSegmentor, a user's own) has no such key, or none that is known.
@@ -53,7 +53,7 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
             to evaluate with.
     """
     folder = cache_folder(cfg.DATASETS.CACHE)
-    cache_settings(os.path.join(folder, "images") if folder else "", cfg.DATASETS.IMAGE_CACHE_GB)
+    configure_storages(cfg)
     datasets = {}
     for entry in cfg.DATASETS.COCO_JSON:
         dataset = _register(_parse_entry(entry, with_masks=cfg.MODEL.MASK_ON, cache=folder))

@@ -22,9 +22,9 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from PIL import Image, UnidentifiedImageError
 
-from ..addons.storage.remote import RemoteError, is_remote
 from ..errors import UserError, printable
 from .masks import is_finite, is_polygon, is_rle
+from .opening import StorageError, storage_of
 from .opening import open_file as storage_open
 from .stock.augmentation import build_augmentation, uses_large_scale_jitter
 
@@ -114,8 +114,7 @@ def read_image(
         try:
             return _read(path, image_format, size)
         except (OSError, _Unusable) as e:
-            # The copy of a file from elsewhere may be damaged, or have been when it came.
-            if not is_remote(path) or isinstance(e, (RemoteError, FileNotFoundError)):
+            if not storage_of(path).is_stale(e):
                 raise
             return _read(path, image_format, size, fresh=True)
     except Exception as e:  # what a damaged file makes Pillow raise is of many types
@@ -229,7 +228,7 @@ def _size_reason(size: Tuple[int, int], expected: Tuple[int, int], turned: bool 
 def _reason(error: Exception) -> str:
     if isinstance(error, (_Unusable, UserError)):
         return str(error)
-    if isinstance(error, RemoteError):
+    if isinstance(error, StorageError):
         return f"it cannot be fetched, {error}"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"

@@ -1,24 +1,30 @@
 """The training loader: every batch is a function of the seed and of its number."""
 
 import itertools
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList
+from detectron2.data import DatasetFromList, MapDataset
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from ..modeling import is_classifier
-from ..pretraining.mixing import mix_seeds
 from ..transfer import is_pinned_for
 from .bad_images import BadImages
 from .cache.annotation_cache import cache_folder
 from .cache.records import PackedRecords
 from .cache.selection import JoinedRecords, detection_records
 from .images import BadImageError, CheckedDatasetMapper
-from .order import Place, Replacements, TrainingOrder, are_high, build_sampler
+from .order import (
+    Place,
+    Replacements,
+    TrainingOrder,
+    are_high,
+    build_sampler,
+    group_seeds,
+)
 from .random_state import random_state_kept, seed_cpu
 from .workers import WorkerLoader
 
@@ -132,7 +138,7 @@ class TrainLoader:
             batch = [image for image, _ in loaded]
             if None in batch:
                 self._raise_unusable(loaded[batch.index(None)][1])
-            self._set_mix_seeds(batch)
+            self._set_group_seeds(batch)
             self.last_files = [image["file_name"] for image in batch if "file_name" in image]
             self._num_batches += 1
             yield batch
@@ -171,16 +177,16 @@ class TrainLoader:
             if image is None:
                 continue
             if group:
-                image["mix_seed"] = mix_seeds(self._seed, number // of_group, 1, 1)[0]
+                image["mix_seed"] = group_seeds(self._seed, number // of_group, 1, 1)[0]
             images.append(image)
         return images
 
-    def _set_mix_seeds(self, batch: List[dict]) -> None:
+    def _set_group_seeds(self, batch: List[dict]) -> None:
         if not self._mix_group:
             return
         first = self._num_batches * self._total_batch_size // self._mix_group
         share = self._mix_group // (comm.get_world_size() * self._num_parts)
-        seeds = mix_seeds(self._seed, first, len(batch) // self._num_parts, share)
+        seeds = group_seeds(self._seed, first, len(batch) // self._num_parts, share)
         for image, seed in zip(batch, seeds * self._num_parts):
             image["mix_seed"] = seed
 
@@ -268,8 +274,6 @@ def annotated_records(cfg: CfgNode, split: str) -> Sequence[dict]:
     Returns:
         sequence of dict: of all data sets of the split, in Detectron2's dataset format.
     """
-    if is_classifier(cfg):
-        return [record for name in cfg.DATASETS[split] for record in DatasetCatalog.get(name)]
     proposal_files = cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
     return detection_records(
         cfg.DATASETS[split],
@@ -301,24 +305,6 @@ def evaluated_records(cfg: CfgNode, name: str) -> Sequence[dict]:
         proposal_files=proposal_files,
         cache=cache_folder(cfg.DATASETS.CACHE),
     )
-
-
-def num_training_images(cfg: CfgNode) -> int:
-    """How many samples an epoch of training has: each image once, however often it is repeated.
-
-    Args:
-        cfg (CfgNode): its data sets are registered.
-
-    Returns:
-        int: the images that losses are computed on; of a random subset, those in it.
-
-    Raises:
-        UserError: if there are none.
-    """
-    num_images = epoch_size(cfg, len(annotated_records(cfg, "TRAIN")))
-    if not num_images:
-        raise UserError("DATASETS.TRAIN: there is no image to train on")
-    return num_images
 
 
 def epoch_size(cfg: CfgNode, num_records: int) -> int:
@@ -354,3 +340,43 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = Non
         max_bad_images=cfg.DATALOADER.MAX_BAD_IMAGES,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
     )
+
+
+def build_inference_loader(
+    records: Sequence[dict], mapper: Callable[[dict], dict], num_workers: int
+) -> WorkerLoader:
+    """Build the loader of Detectron2's ``build_detection_test_loader``, as a ``WorkerLoader``.
+
+    Args:
+        records (sequence of dict): in Detectron2's dataset format, of all processes.
+        mapper (callable): from a record to what the model takes.
+        num_workers (int): processes that load for this one; 0 loads in this one.
+
+    Returns:
+        WorkerLoader: of this process's share of the images, in lists of one.
+    """
+    if isinstance(records, list):
+        records = DatasetFromList(records, copy=False)
+    return WorkerLoader(
+        MapDataset(records, mapper),
+        batch_size=1,
+        sampler=InferenceSampler(len(records)),
+        num_workers=num_workers,
+        collate_fn=_same,
+    )
+
+
+def _same(batch: list[Any]) -> list[Any]:
+    return batch
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list]:
+    """Build the loader of an evaluation: this process's share of the images, each once.
+
+    Args:
+        cfg (CfgNode): with this project's keys.
+        dataset_name (str): a registered data set.
+    """
+    mapper = CheckedDatasetMapper(cfg, is_train=False)
+    records = evaluated_records(cfg, dataset_name)
+    return build_inference_loader(records, mapper, cfg.DATALOADER.NUM_WORKERS)

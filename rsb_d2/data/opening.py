@@ -1,37 +1,103 @@
-"""The one place where image files are opened, wherever they are."""
+"""The one place where image files are opened, wherever they are.
 
-import io
+Detectron2's ``PathManager`` opens files of this machine. :data:`rsb_d2.extensions.STORAGES` adds
+others, such as tar files and addresses.
+"""
+
 import os
 from typing import BinaryIO, List, Set
 
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from ..addons.storage.remote import is_remote, read_remote, remote_exists
-from ..addons.storage.tar import open_member, open_tar, split_tar_path
-from ..files import is_http, join_address
+from ..extensions import STORAGES
+
+
+class StorageError(OSError):
+    """A file of a storage that cannot be read; the text is the reason."""
+
+
+class Storage:
+    """Images in files and folders that ``PathManager`` opens; subclasses add other places."""
+
+    def configure(self, cfg: CfgNode) -> None:
+        """Take settings from a config, for this process and those that it starts."""
+
+    def holds(self, path: str) -> bool:
+        """Return whether a path, of a file or an image folder, belongs to this storage."""
+        return True
+
+    def open(self, path: str, *, fresh: bool = False) -> BinaryIO:
+        """Open a file to read bytes from, at any place; see :func:`open_file`."""
+        return PathManager.open(path, "rb")
+
+    def is_stale(self, error: Exception) -> bool:
+        """Return whether reading a file again with ``fresh`` can help after an error."""
+        return False
+
+    def is_folder(self, path: str) -> bool:
+        """Return whether images can be in ``path``."""
+        return PathManager.isdir(path)
+
+    def join(self, image_root: str, file_name: str) -> str:
+        """Return the path of an image in an image folder; see :func:`image_path`."""
+        return os.path.join(image_root, file_name)
+
+    def is_file(self, path: str) -> bool:
+        """Return whether a file exists."""
+        return PathManager.isfile(path)
+
+    def find_missing(self, file_names: List[str], image_root: str) -> List[str]:
+        """Return the files that are not in an image folder; see :func:`find_missing`."""
+        # One listing per folder, not one look per file, which takes minutes on a network disk.
+        listings = {}
+        missing = []
+        for file_name in file_names:
+            folder, name = os.path.split(self.join(image_root, file_name))
+            if folder not in listings:
+                listings[folder] = _list_folder(folder)
+            # The second look is for file systems that do not tell A.jpg from a.jpg.
+            if name not in listings[folder] and not self.is_file(os.path.join(folder, name)):
+                missing.append(file_name)
+        return missing
+
+    def watched_paths(self, file_names: List[str], image_root: str) -> Set[str]:
+        """Return the local paths whose times change when files are added or removed."""
+        folders = {os.path.dirname(name) for name in file_names}
+        return {os.path.join(image_root, folder) for folder in folders}
+
+
+def storage_of(path: str) -> Storage:
+    """Return the storage that a path belongs to."""
+    for storage in STORAGES:
+        storage = storage()
+        if storage.holds(path):
+            return storage
+    return Storage()
+
+
+def configure_storages(cfg: CfgNode) -> None:
+    """Let each storage take its settings from a config."""
+    for storage in STORAGES:
+        storage().configure(cfg)
 
 
 def open_file(path: str, *, fresh: bool = False) -> BinaryIO:
     """Open an image file.
 
     Args:
-        path (str): a file of this machine; ``images.tar!/a.jpg``, a member of a tar file; an
-            address as ``https://…``; or anything that Detectron2's ``PathManager`` opens.
-        fresh (bool): do not take the copy of a file from elsewhere, which turned out to be of no
-            use.
+        path (str): a local file, anything that Detectron2's ``PathManager`` opens, or a path of
+            one of the installed storages, such as ``images.tar!/a.jpg``.
+        fresh (bool): do not take a cached copy, which turned out to be unusable.
 
     Returns:
         file: to read bytes from, at any place.
 
     Raises:
         OSError: if it cannot be opened.
-        UserError: if the tar file is none.
+        UserError: if the archive that it is in cannot be used.
     """
-    if split_tar_path(path) is not None:
-        return open_member(path)
-    if is_remote(path):
-        return io.BytesIO(read_remote(path, fresh=fresh))
-    return PathManager.open(path, "rb")
+    return storage_of(path).open(path, fresh=fresh)
 
 
 def image_path(image_root: str, file_name: str) -> str:
@@ -42,25 +108,20 @@ def image_path(image_root: str, file_name: str) -> str:
         file_name (str): of the image, as an annotation file has it. It is what the file is called,
             wherever it is: on a web server, too, ``a%20b.jpg`` has a ``%`` in its name.
     """
-    if is_http(image_root) and split_tar_path(image_root) is None:
-        return join_address(image_root, file_name)
-    return os.path.join(image_root, file_name)
+    return storage_of(image_root).join(image_root, file_name)
 
 
 def is_image_folder(path: str) -> bool:
-    """Whether images can be in there: a folder, a tar file with ``!`` behind it, or an address.
+    """Return whether images can be in a path: a folder, or what a storage has instead of one.
 
     Args:
         path (str): of an image folder, as in ``DATASETS.COCO_JSON``.
     """
-    tar = split_tar_path(path)
-    if tar is not None:
-        return PathManager.isfile(tar[0])
-    return is_remote(path) or PathManager.isdir(path)
+    return storage_of(path).is_folder(path)
 
 
 def find_missing(file_names: List[str], image_root: str) -> List[str]:
-    """Those of the files that are not in an image folder.
+    """Return the files that are not in an image folder.
 
     Args:
         file_names (list[str]): relative to the folder.
@@ -72,32 +133,7 @@ def find_missing(file_names: List[str], image_root: str) -> List[str]:
     Raises:
         NotImplementedError: if the folder cannot be listed, as that of an ``https://`` address.
     """
-    if split_tar_path(image_root) is not None:
-        return _missing_in_tar(file_names, image_root)
-    # One listing a folder, not one look a file: on a network file system the latter takes minutes.
-    listings = {}
-    missing = []
-    for file_name in file_names:
-        folder, name = os.path.split(image_path(image_root, file_name))
-        if folder not in listings:
-            listings[folder] = _list_folder(folder)
-        # The second look is for file systems that do not tell A.jpg from a.jpg.
-        if name not in listings[folder] and not _is_file(os.path.join(folder, name)):
-            missing.append(file_name)
-    return missing
-
-
-def _missing_in_tar(file_names: List[str], image_root: str) -> List[str]:
-    try:
-        index = open_tar(split_tar_path(image_root)[0])
-    except OSError:
-        return list(file_names)
-    members = [split_tar_path(os.path.join(image_root, name))[1] for name in file_names]
-    return [name for name, member in zip(file_names, members) if index.find(member) is None]
-
-
-def _is_file(path: str) -> bool:
-    return bool(remote_exists(path)) if is_remote(path) else PathManager.isfile(path)
+    return storage_of(image_root).find_missing(file_names, image_root)
 
 
 def _list_folder(folder: str) -> Set[str]:

@@ -183,6 +183,18 @@ class TrainingOrder(Sampler):
                 yield waiting.pop(group)
 
 
+def group_seeds(seed: int, first: int, num_images: int, group_share: int) -> List[Tuple[int, int]]:
+    """List the seed of each image that a process has of a batch; images of a group have the same.
+
+    Args:
+        seed (int): of the training, 0 or more.
+        first (int): number of the batch's first group, counted from the start of the training.
+        num_images (int): images that the process has.
+        group_share (int): consecutive images of one group.
+    """
+    return [(seed, first + i // group_share) for i in range(num_images)]
+
+
 def is_high(record: dict) -> bool:
     """Whether an image is at least as high as wide: images of a batch are alike in this.
 

@@ -4,13 +4,13 @@ import logging
 
 from detectron2.config import CfgNode
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..addons.accelerate.convolution import convolve_by_products, products_are_faster
 from ..config.check_device import check_compiler
+from ..extensions import ACCELERATION
 from ..modeling import TimmBackbone, TimmLastStage
 from ..modeling.proposals import ChoosingRPN
-from ..pretraining.classifier import ImageClassifier
+from ..utils import unwrap
+from .tasks import get_task
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +18,8 @@ logger = logging.getLogger(__name__)
 def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     """Set a model up as ``MODEL.TIMM.FOLD_NORM`` and ``MODEL.COMPILE`` say.
 
-    A stock RPN chooses its proposals before it decodes them then; they are the same. With
-    ``MODEL.CHANNELS_LAST`` on a processor with AVX2 alone, a detector's convolutions get the
-    gradients of their weights as products of matrices.
+    A stock RPN chooses its proposals before it decodes them then; they are the same. An
+    installed acceleration of the CPU may replace layers by faster ones.
     The names and values of the weights are what they were. ``MODEL.CHANNELS_LAST``, which matters
     for an evaluation alone as well, is :meth:`rsb_d2.Trainer.build_model`'s.
 
@@ -31,8 +30,7 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     Raises:
         UserError: if ``MODEL.COMPILE`` is set and there is nothing to compile with.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
+    model = unwrap(model)
     rpn = getattr(model, "proposal_generator", None)
     if ChoosingRPN.takes(rpn):
         rpn.__class__ = ChoosingRPN  # the same proposals
@@ -40,15 +38,8 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
         for module in list(model.modules()):
             if isinstance(module, (TimmBackbone, TimmLastStage)) and module.norm_eval:
                 module.fold_norms_in_training()
-    is_plain = cfg.MODEL.CHANNELS_LAST and cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.COMPILE
-    # A classifier keeps torch's, so that a pretraining rounds as timm's does.
-    if is_plain and products_are_faster() and not isinstance(model, ImageClassifier):
-        convolve_by_products(model)
+    if "prepare_training" in ACCELERATION:
+        ACCELERATION.get("prepare_training")(model, cfg)
     if cfg.MODEL.COMPILE:
         check_compiler(cfg)
-        # In place, so that the weights keep their names; for detectors one program for all sizes of
-        # images, which a classifier has one of.
-        if isinstance(model, ImageClassifier):
-            model.network.compile()
-        else:
-            model.backbone.compile(dynamic=True)
+        get_task(cfg).compile(model)

@@ -14,10 +14,8 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
-from ..addons.accelerate.roi_align import pool_channels_last
 from ..checkpoint import Checkpointer, has_run, remove_leftovers
 from ..checkpoint.run_folder import CONFIG_KEY, LAST_CHECKPOINT
-from ..data.build import build_test_loader, build_train_loader
 from ..data.class_names import stored_class_names
 from ..data.loader import TrainLoader, epoch_size
 from ..data.random_state import random_state_kept
@@ -25,6 +23,7 @@ from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..evaluation.metrics import split_metric
 from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
+from ..extensions import ACCELERATION
 from ..modeling.keypoint_head import make_logits_contiguous
 from ..solver import build_optimizer
 from ..solver.accumulation import use_accumulation
@@ -34,10 +33,10 @@ from .amp import use_amp
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
 from .checkpoints import CheckpointWriter, EvaluationWriter, save_average
 from .exchange import LossNotFinite, use_exchange
-from .pictures import build_picture_writer
 from .resume import gather_process_states, set_process_state, share_buffers
 from .signals import Interrupted, SignalWatch
 from .speed import prepare_for_training
+from .tasks import get_task
 from .validation import ValidationLoss
 
 logger = logging.getLogger(__name__)
@@ -101,12 +100,13 @@ class Trainer(DefaultTrainer):
             *([TTAEvaluation(self._average)] if cfg.TEST.AUG.ENABLED else []),
         ]
         if cfg.TEST.VAL_LOSS:
-            ours.append(ValidationLoss(cfg, self.model, self._average))
+            build_loader = get_task(cfg).build_validation_loader
+            ours.append(ValidationLoss(cfg, self.model, build_loader, self._average))
         ours += build_best_hooks(cfg, self.model, self._average, **self._classes)
         ours += [*writers, EvaluationWriter(cfg.TEST.EVAL_PERIOD, self._metric_writers)]
         if comm.is_main_process():
             # Behind the stock writer, which must have written the evaluation that is drawn.
-            ours.append(build_picture_writer(cfg))
+            ours.append(get_task(cfg).build_picture_writer(cfg))
         return ours
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -310,8 +310,8 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
             make_logits_contiguous(model)
-            if cfg.MODEL.DEVICE == "cpu":
-                pool_channels_last(model)
+            if cfg.MODEL.DEVICE == "cpu" and "pool_channels_last" in ACCELERATION:
+                ACCELERATION.get("pool_channels_last")(model)
         return model
 
     @classmethod
@@ -320,11 +320,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return build_train_loader(cfg)
+        return get_task(cfg).build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
-        return build_test_loader(cfg, dataset_name)
+        return get_task(cfg).build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(

@@ -20,14 +20,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset
 
-from ..data.build import build_inference_loader
 from ..data.images import CheckedDatasetMapper
-from ..data.loader import annotated_records
+from ..data.loader import annotated_records, build_inference_loader
 from ..data.random_state import random_state_kept
 from ..evaluation.metrics import VALIDATION_PREFIX
-from ..modeling import is_classifier
-from ..pretraining.classifier import ImageClassifier
-from ..pretraining.data.transforms import ClassificationMapper, build_transform
 from ..solver.ema import EMA_PREFIX, AveragedWeights
 
 logger = logging.getLogger(__name__)
@@ -53,11 +49,19 @@ class ValidationLoss(HookBase):
     It goes before the writers, which then write the values as they do all others.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module, average: AveragedWeights | None = None):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        build_loader: Callable[[CfgNode], Iterable],
+        average: AveragedWeights | None = None,
+    ):
         """
         Args:
             cfg (CfgNode): its ``DATASETS.TEST``, ``INPUT`` and ``TEST.EVAL_PERIOD``.
             model (nn.Module): as it is trained; may be wrapped for data parallelism.
+            build_loader (callable): from the config to the loader of the images, as
+                :func:`build_validation_loader`.
             average (AveragedWeights or None): of the model; its losses have ``ema/`` before the
                 name.
         """
@@ -65,6 +69,7 @@ class ValidationLoss(HookBase):
         self._period = cfg.TEST.EVAL_PERIOD
         self._model = model
         self._average = average
+        self._build_loader = build_loader
         self._loader = None
 
     def after_step(self):
@@ -78,7 +83,7 @@ class ValidationLoss(HookBase):
     def _compute(self) -> None:
         with self.trainer.ended_by_signals(), random_state_kept():
             if self._loader is None:
-                self._loader = build_validation_loader(self._cfg)
+                self._loader = self._build_loader(self._cfg)
             losses = validation_losses(self._model, self._loader)
             if self._average is not None:
                 with self._average.beside(self._model) as averaged:
@@ -101,20 +106,18 @@ def build_validation_loader(cfg: CfgNode) -> Iterable:
         ``"validation_index"``, its place in the whole.
     """
     records = annotated_records(cfg, "TEST")
-    if is_classifier(cfg):
-        mapper = ClassificationMapper(build_transform(cfg, is_train=False))
-        return _build_loader(cfg, records, mapper)
     arguments = CheckedDatasetMapper.from_config(cfg, is_train=True)
     arguments["augmentations"] = utils.build_augmentation(cfg, is_train=False)
     arguments["recompute_boxes"] = False
     if _has_rle(records):
         arguments["instance_mask_format"] = "bitmask"
-    return _build_loader(cfg, records, CheckedDatasetMapper(**arguments))
+    return number_images(cfg, records, CheckedDatasetMapper(**arguments))
 
 
-def _build_loader(
+def number_images(
     cfg: CfgNode, records: Sequence[dict], mapper: Callable[[dict], dict]
-) -> Iterable:
+) -> Iterable[list]:
+    """Build a test loader whose images carry ``"validation_index"``, their place in ``records``."""
     return build_inference_loader(_Numbered(records), mapper, cfg.DATALOADER.NUM_WORKERS)
 
 
@@ -184,12 +187,11 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     """Let a model compute losses with its backbone, norms and dropout as in evaluation.
 
     Args:
-        model (nn.Module): a detector with its backbone in ``model.backbone``, or an image
-            classifier; each module's mode is put back at the end.
+        model (nn.Module): with its backbone in ``model.backbone``; the mode of each module is
+            restored at the end.
     """
     modes = [(module, module.training) for module in model.modules()]
-    backbone = model.network if isinstance(model, ImageClassifier) else model.backbone
-    in_backbone = {id(module) for module in backbone.modules()}
+    in_backbone = {id(module) for module in model.backbone.modules()}
     try:
         # Not through train() and eval(), which modules may override, and which would lose what
         # was in evaluation on purpose.

@@ -1,5 +1,4 @@
-from ..pretraining.evaluation import ClassificationEvaluator
 from .build import build_evaluator, check_evaluators
 from .coco_evaluation import COCOEvaluator
 
-__all__ = ["COCOEvaluator", "ClassificationEvaluator", "build_evaluator", "check_evaluators"]
+__all__ = ["COCOEvaluator", "build_evaluator", "check_evaluators"]

@@ -14,8 +14,7 @@ from detectron2.evaluation import (
 
 from ..data.stock.packages import PANOPTIC, check_packages
 from ..errors import UserError
-from ..pretraining.data import EVALUATOR_TYPE
-from ..pretraining.evaluation import ClassificationEvaluator
+from ..extensions import EVALUATORS
 from .coco_evaluation import COCOEvaluator
 from .older_numpy import (
     CityscapesInstanceEvaluator,
@@ -26,14 +25,14 @@ from .predictions import prediction_folder
 
 EVALUATOR_TYPES = (
     *("coco", "coco_panoptic_seg", "sem_seg", "lvis", "pascal_voc"),
-    *("cityscapes_instance", "cityscapes_sem_seg", EVALUATOR_TYPE),
+    *("cityscapes_instance", "cityscapes_sem_seg"),
 )
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) -> DatasetEvaluator:
     """Build the evaluator of a data set as Detectron2's ``tools/train_net.py`` does.
 
-    That of images with one label each is this project's own.
+    Other types of data sets are looked up in :data:`rsb_d2.extensions.EVALUATORS`.
 
     Args:
         cfg (CfgNode): ``OUTPUT_DIR`` and ``TEST.KEYPOINT_OKS_SIGMAS`` are read.
@@ -49,9 +48,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) 
     """
     output_folder = output_folder or prediction_folder(cfg, dataset_name)
     kind = _checked_type(dataset_name)
-    if kind == EVALUATOR_TYPE:
-        classes = MetadataCatalog.get(dataset_name).thing_classes
-        return ClassificationEvaluator(classes, output_folder)
+    if kind in EVALUATORS:
+        return EVALUATORS.get(kind).from_config(cfg, dataset_name, output_folder)
     if kind == "lvis":
         return LVISEvaluator(dataset_name, output_dir=output_folder)
     if kind == "pascal_voc":
@@ -88,7 +86,7 @@ def check_evaluators(cfg: CfgNode) -> None:
 
 def _checked_type(dataset_name: str) -> str:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if kind not in EVALUATOR_TYPES:
+    if kind not in EVALUATOR_TYPES and kind not in EVALUATORS:
         raise UserError(
             f"DATASETS.TEST: {dataset_name!r} has evaluator type {kind!r}; there are evaluators of "
             f"{', '.join(EVALUATOR_TYPES)} (override Trainer.build_evaluator for others)"

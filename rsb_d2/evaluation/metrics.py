@@ -6,8 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..data.stock.packages import PANOPTIC
-from ..pretraining.data import EVALUATOR_TYPE
-from ..pretraining.evaluation import MAX_LOGGED_CLASSES
+from ..extensions import EVALUATORS
 from ..solver.ema import EMA_KEY, EMA_PREFIX
 
 _COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -87,9 +86,8 @@ def metric_names(cfg: CfgNode, dataset_name: str) -> List[str]:
     metadata = MetadataCatalog.get(dataset_name)
     things = list(metadata.get("thing_classes", ()))
     kind = metadata.get("evaluator_type")
-    if kind == EVALUATOR_TYPE:
-        classes = [f"top1-{name}" for name in things] if len(things) <= MAX_LOGGED_CLASSES else []
-        return [f"cls/{name}" for name in ("top1", "top5", *classes)]
+    if kind in EVALUATORS:
+        return EVALUATORS.get(kind).metric_names(cfg, dataset_name)
     if kind == "coco":
         return _of_coco(cfg, things)
     if kind == "coco_panoptic_seg":

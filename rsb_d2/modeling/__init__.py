@@ -4,7 +4,6 @@ from .build import (
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
     check_pixel_format,
-    is_classifier,
 )
 from .cascade_rcnn import OpenMMLabCascadeROIHeads
 from .last_stage import TimmLastStage, TimmRes5ROIHeads
@@ -24,5 +23,4 @@ __all__ = [
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
     "check_pixel_format",
-    "is_classifier",
 ]

@@ -157,8 +157,3 @@ def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
         bottom_up.output_shape()[deepest].channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=deepest
     )
     return _build_fpn(cfg, bottom_up, top_block)
-
-
-def is_classifier(cfg: CfgNode) -> bool:
-    """Return whether a config is that of an image classifier, not of a detector."""
-    return cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"

@@ -5,13 +5,9 @@ from typing import Any, Dict
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
 
 from ..config.defaults import add_rsb_config
 from ..errors import UserError
-from ..modeling import is_classifier
-from ..modeling.resnets.spec import check_features
 from ..pretraining.classifier import ImageClassifier
 from .data import EVALUATOR_TYPE
 from .data.loading import build_sampler, mix_group
@@ -33,7 +29,7 @@ _OF_DETECTORS = {
 
 
 def check_classifier(cfg: CfgNode) -> None:
-    """Check the keys of an image classifier; of a detector, that none of them is set.
+    """Check the keys of an image classifier.
 
     Args:
         cfg (CfgNode): whose single values are in their ranges; not changed.
@@ -43,15 +39,6 @@ def check_classifier(cfg: CfgNode) -> None:
     """
     defaults = get_cfg()
     add_rsb_config(defaults)
-    if not is_classifier(cfg):
-        for node in ("MODEL.CLASSIFIER", "INPUT.CLASSIFIER"):
-            for key, value in _node(cfg, node).items():
-                if value != _node(defaults, node)[key]:
-                    raise UserError(
-                        f"{node}.{key} is {value!r}, but {cfg.MODEL.META_ARCHITECTURE} is no image "
-                        "classifier; leave it out, or write MODEL.META_ARCHITECTURE ImageClassifier"
-                    )
-        return
     for key, instead in _OF_DETECTORS.items():
         parent, _, name = key.rpartition(".")
         value = _node(cfg, parent)[name]
@@ -78,53 +65,42 @@ def check_classifier(cfg: CfgNode) -> None:
         ) from None
 
 
-def check_kind_of_data(cfg: CfgNode, eval_only: bool) -> None:
-    """Check that a detector gets boxes and an image classifier labels.
+def check_data(cfg: CfgNode, eval_only: bool) -> None:
+    """Check that the data sets have one label for each image.
 
     Args:
         cfg (CfgNode): its ``DATASETS.TRAIN`` and ``.TEST`` are registered.
         eval_only (bool): leave out ``DATASETS.TRAIN``.
 
     Raises:
-        UserError: if a data set is of the other kind.
+        UserError: if a data set is of another kind.
     """
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[split]:
-            has_labels = MetadataCatalog.get(name).get("evaluator_type") == EVALUATOR_TYPE
-            if has_labels and not is_classifier(cfg):
+            if MetadataCatalog.get(name).get("evaluator_type") != EVALUATOR_TYPE:
                 raise UserError(
-                    f"DATASETS.{split}: {name} has one label an image and no boxes, but "
-                    f"{cfg.MODEL.META_ARCHITECTURE} is a detector; name data in COCO's format, or "
-                    "take a config of configs/pretrain"
-                )
-            if is_classifier(cfg) and not has_labels:
-                raise UserError(
-                    f"DATASETS.{split}: {name} is no data set of images with one label each, which "
-                    "an image classifier needs; name one of DATASETS.IMAGE_FOLDER or .TIMM, or "
-                    "take the config of a detector"
+                    f"DATASETS.{split}: {name} is not a data set of images with one label each, "
+                    "which an image classifier needs; name one of DATASETS.IMAGE_FOLDER or .TIMM, "
+                    "or use the config of a detector"
                 )
 
 
 def check_network(cfg: CfgNode, eval_only: bool) -> None:
-    """Build the backbone of a detector, or the classifier, and throw it away.
+    """Build the classifier and throw it away.
 
     Args:
         cfg (CfgNode): with checked values.
-        eval_only (bool): leave out how a classifier's batches are made.
+        eval_only (bool): leave out how batches are made.
 
     Raises:
         UserError: if it cannot be built.
     """
-    if is_classifier(cfg):
-        ImageClassifier(cfg)
-        # Detectron2 changes the batch with the number of processes where the config names one.
-        if not (eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
-            mix_group(cfg, cfg.SOLVER.IMS_PER_BATCH)
-        if not eval_only:
-            build_sampler(cfg, num_images=1, seed=0)
-    else:
-        backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
-        check_features(cfg, list(backbone.output_shape()))
+    ImageClassifier(cfg)
+    # Detectron2 changes the batch with the number of processes where the config names one.
+    if not (eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
+        mix_group(cfg, cfg.SOLVER.IMS_PER_BATCH)
+    if not eval_only:
+        build_sampler(cfg, num_images=1, seed=0)
 
 
 def _node(cfg: CfgNode, key: str) -> Dict[str, Any]:

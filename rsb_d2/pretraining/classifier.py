@@ -10,11 +10,13 @@ from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
+from ..checkpoint.loading import LoadReport
 from ..errors import UserError
 from ..modeling.build import check_pixel_format
 from ..modeling.norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
 from ..modeling.resnets.spec import classifier_spec
 from ..modeling.timm_backbone import check_model_name
+from .classifier_weights import load_classifier
 from .mixing import SeededMixup
 
 LOSSES = ("bce", "ce")
@@ -135,6 +137,11 @@ class ImageClassifier(nn.Module):
         }
 
     @property
+    def backbone(self) -> nn.Module:
+        """nn.Module: the network, under the name that detectors have for theirs."""
+        return self.network
+
+    @property
     def device(self) -> torch.device:
         """torch.device: that the model is on."""
         return self.pixel_mean.device
@@ -187,6 +194,10 @@ class ImageClassifier(nn.Module):
             return self.loss_of_shares(scores, ones * (1 - part) + part / self.num_classes)
         loss = self.loss_of_labels if targets.dim() == 1 else self.loss_of_shares
         return loss(scores, targets)
+
+    def load_pretrained(self, *arguments: Any) -> LoadReport:
+        """Load weights of any known format; see :func:`.classifier_weights.load_classifier`."""
+        return load_classifier(self, *arguments)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
         """As ``nn.Module.train``; with ``norm_eval`` batch norm stays in evaluation mode."""

@@ -1,7 +1,6 @@
 """Fitting weights onto an image classifier: strictly but for its last layer."""
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint.formats.known_formats import DETECTOR, recognise
 from ..checkpoint.formats.timm_names import classifier_names, without_spare_counters
@@ -14,20 +13,12 @@ from ..checkpoint.loading import (
 )
 from ..checkpoint.reading import StateDict
 from ..errors import UserError
-from ..pretraining.classifier import ImageClassifier
 
 _PREFIX = "network."
 
 
-def find_classifier(model: nn.Module) -> ImageClassifier | None:
-    """The image classifier that a model is, perhaps wrapped for data parallelism."""
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    return model if isinstance(model, ImageClassifier) else None
-
-
 def load_classifier(
-    model: ImageClassifier,
+    model: nn.Module,
     weights: StateDict,
     source: str,
     path: str = "",

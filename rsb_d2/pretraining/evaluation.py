@@ -7,6 +7,8 @@ from collections import OrderedDict
 from typing import Any, Dict, List, Sequence
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
@@ -31,6 +33,18 @@ class ClassificationEvaluator(DatasetEvaluator):
         self.class_names = list(class_names)
         self.output_dir = output_dir
         self.reset()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset_name: str, output_folder: str):
+        """Build the evaluator of a registered data set, as :func:`build_evaluator` does."""
+        return cls(MetadataCatalog.get(dataset_name).thing_classes, output_folder)
+
+    @staticmethod
+    def metric_names(cfg: CfgNode, dataset_name: str) -> List[str]:
+        """List the metrics of a registered data set, the one that models are compared by first."""
+        names = MetadataCatalog.get(dataset_name).thing_classes
+        classes = [f"top1-{name}" for name in names] if len(names) <= MAX_LOGGED_CLASSES else []
+        return [f"cls/{name}" for name in ("top1", "top5", *classes)]
 
     def reset(self):
         # Of each class: images, those whose class comes first, those where it is of the first five.

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Iterator, List, Sequence, Tuple
+from typing import Iterator, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -57,15 +57,3 @@ def _numpy_seeded(seed: MixSeed) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(before)
-
-
-def mix_seeds(seed: int, first: int, num_images: int, group_share: int) -> List[MixSeed]:
-    """The seed of each image that a process has of a batch.
-
-    Args:
-        seed (int): of the training, 0 or more.
-        first (int): number of the batch's first group, counted from the beginning of the training.
-        num_images (int): that the process has.
-        group_share (int): how many of them are of one group.
-    """
-    return [(seed, first + i // group_share) for i in range(num_images)]

@@ -11,11 +11,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_context
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..engine.pictures.curves import draw_curves
 from ..engine.pictures.detections import PictureWriter
-from ..pretraining.classifier import ImageClassifier
+from ..utils import unwrap
 from .data import build_train_loader
 from .data.timm_dataset import sources
 from .data.transforms import ClassificationMapper, build_transform
@@ -64,7 +63,7 @@ def draw_training_images(cfg: CfgNode, model: nn.Module, path: str, num_images: 
     Returns:
         str: ``path``.
     """
-    model = _unwrapped(model)
+    model = unwrap(model)
     batch = build_train_loader(cfg).first_images(num_images)
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     with torch.no_grad():
@@ -94,7 +93,7 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, path: str, num_images: int 
     Returns:
         str: ``path``.
     """
-    model = _unwrapped(model)
+    model = unwrap(model)
     name = cfg.DATASETS.TEST[0]
     names, records = MetadataCatalog.get(name).thing_classes, DatasetCatalog.get(name)
     chosen = np.linspace(0, len(records) - 1, min(num_images, len(records))).round().astype(int)
@@ -109,10 +108,6 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, path: str, num_images: int 
         text = truth if right else f"{names[label]}, is {truth}"
         cells.append((_to_rgb(image["image"]), text, _RIGHT if right else _WRONG))
     return _write_grid(cells, path)
-
-
-def _unwrapped(model: nn.Module) -> ImageClassifier:
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _to_rgb(image: torch.Tensor) -> np.ndarray:

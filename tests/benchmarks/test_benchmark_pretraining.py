@@ -74,7 +74,7 @@ def test_what_differs_is_not_timed(monkeypatch):
 
 
 def test_both_load_the_same_images_of_the_same_size(tmp_path):
-    from rsb_d2.data import register_image_folders
+    from rsb_d2.pretraining.data import register_image_folders
     from tests.helpers.catalogs import catalogs_kept
 
     measure._make_files(str(tmp_path), 8)

@@ -142,7 +142,7 @@ def test_output_dir_that_cannot_be_written(run_folder, monkeypatch):
 
 def test_sample_data_is_made_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module("rsb_d2.config.setup")  # not the function of that name
+    module = importlib.import_module("rsb_d2.addons.workbench.sample")
     few = functools.partial(make_sample_data, num_train=4, num_val=2)
     monkeypatch.setattr(module, "make_sample_data", few)
     args = default_argument_parser().parse_args(["--config-file", CONFIG])

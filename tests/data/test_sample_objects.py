@@ -110,7 +110,7 @@ def test_bad_arguments(tmp_path):
 
 def test_setup_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module("rsb_d2.config.setup")
+    module = importlib.import_module("rsb_d2.addons.workbench.sample")
     made = []
 
     def make(folder):

@@ -13,7 +13,6 @@ import sys
 from detectron2.engine import default_argument_parser
 
 from rsb_d2.config.loading import load_config
-from rsb_d2.modeling import is_classifier
 from rsb_d2.pretraining.data.loading import mix_group
 from tests.helpers.paths import ROOT
 
@@ -66,7 +65,8 @@ def is_a_prediction_by_several(command):
 def is_for_imagenet(command):
     cfg = config_of(command)
     assert cfg.DATASETS.TRAIN == ("imagenet_train",) and cfg.SOLVER.MAX_EPOCHS >= 100
-    assert is_classifier(cfg) and mix_group(cfg, cfg.SOLVER.IMS_PER_BATCH)
+    assert cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
+    assert mix_group(cfg, cfg.SOLVER.IMS_PER_BATCH)
     assert cfg.SOLVER.IMS_PER_BATCH % cfg.SOLVER.ACCUMULATE_STEPS == 0
 
 

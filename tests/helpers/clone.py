@@ -12,9 +12,8 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 
 from rsb_d2 import Checkpointer
-from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_objects
+from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data, make_sample_objects
 from rsb_d2.checkpoint import zoo
-from rsb_d2.data import make_sample_data
 
 from .clips import make_clip
 from .fake_hub import add_to_cache, make_weights

@@ -22,7 +22,7 @@ from detectron2.evaluation import COCOEvaluator
 from rsb_d2 import Checkpointer, Trainer
 from rsb_d2.checkpoint import checkpointer
 from rsb_d2.config.setup import setup
-from rsb_d2.evaluation import ClassificationEvaluator
+from rsb_d2.pretraining.evaluation import ClassificationEvaluator
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,9 +14,10 @@ from detectron2.engine import default_argument_parser
 from PIL import Image
 
 from rsb_d2 import Trainer, UserError
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.config.setup import setup
-from rsb_d2.data import make_sample_data, register_image_folders
 from rsb_d2.data.images import BadImageError
+from rsb_d2.pretraining.data import register_image_folders
 from tests.helpers.damaged_files import jpeg, png
 from tests.helpers.paths import CONFIGS
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from timm.utils import accuracy
 
-from rsb_d2.evaluation import ClassificationEvaluator
+from rsb_d2.pretraining.evaluation import ClassificationEvaluator
 
 
 def evaluate(scores, labels, classes, output_dir="", batch=7):

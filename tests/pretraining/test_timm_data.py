@@ -16,8 +16,8 @@ from torchvision.datasets import CIFAR10
 
 from rsb_d2 import Trainer, UserError
 from rsb_d2.config.loading import load_config
-from rsb_d2.data import register_image_folders
 from rsb_d2.data.images import BadImageError
+from rsb_d2.pretraining.data import register_image_folders
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.paths import CONFIGS
 from tests.helpers.small_pretraining import CLASSES, make_objects, options

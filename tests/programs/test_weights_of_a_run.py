@@ -7,10 +7,10 @@ import torch
 from detectron2.engine import default_argument_parser
 
 from rsb_d2 import Checkpointer, Trainer, UserError
+from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.checkpoint.convert import convert_file
 from rsb_d2.config.loading import load_config
 from rsb_d2.config.setup import setup
-from rsb_d2.data import make_sample_data
 from tests.helpers.fake_hub import add_to_cache, make_weights
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.programs import call_train_net

@@ -1,1 +1,71 @@
-"""Where image files are: on the disk, inside a tar file, or beyond, with a copy on the disk."""
+"""Images in tar files, behind ``https://`` and in buckets, with a cache of limited size."""
+
+import io
+import os
+from typing import BinaryIO, List, Set
+
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+
+from ...data.cache.annotation_cache import cache_folder
+from ...data.opening import Storage
+from ...files import is_http, join_address
+from .remote import RemoteError, cache_settings, is_remote, read_remote, remote_exists
+from .tar import open_member, open_tar, split_tar_path
+
+
+class TarStorage(Storage):
+    """Members of uncompressed tar files: ``images.tar!/a.jpg``."""
+
+    def holds(self, path: str) -> bool:
+        return split_tar_path(path) is not None
+
+    def open(self, path: str, *, fresh: bool = False) -> BinaryIO:
+        return open_member(path)
+
+    def is_folder(self, path: str) -> bool:
+        return PathManager.isfile(split_tar_path(path)[0])
+
+    def find_missing(self, file_names: List[str], image_root: str) -> List[str]:
+        try:
+            index = open_tar(split_tar_path(image_root)[0])
+        except OSError:
+            return list(file_names)
+        members = [split_tar_path(os.path.join(image_root, name))[1] for name in file_names]
+        return [name for name, member in zip(file_names, members) if index.find(member) is None]
+
+    def watched_paths(self, file_names: List[str], image_root: str) -> Set[str]:
+        return {split_tar_path(image_root)[0]}
+
+
+class RemoteStorage(Storage):
+    """Files with a scheme, read with retries, and with a copy on the disk."""
+
+    def configure(self, cfg: CfgNode) -> None:
+        folder = cache_folder(cfg.DATASETS.CACHE)
+        cache_settings(
+            os.path.join(folder, "images") if folder else "", cfg.DATASETS.IMAGE_CACHE_GB
+        )
+
+    def holds(self, path: str) -> bool:
+        return is_remote(path)
+
+    def open(self, path: str, *, fresh: bool = False) -> BinaryIO:
+        return io.BytesIO(read_remote(path, fresh=fresh))
+
+    def is_stale(self, error: Exception) -> bool:
+        # The copy may be damaged, or have been when it came.
+        return not isinstance(error, (RemoteError, FileNotFoundError))
+
+    def is_folder(self, path: str) -> bool:
+        return True
+
+    def join(self, image_root: str, file_name: str) -> str:
+        join = join_address if is_http(image_root) else os.path.join
+        return join(image_root, file_name)
+
+    def is_file(self, path: str) -> bool:
+        return bool(remote_exists(path))
+
+    def watched_paths(self, file_names: List[str], image_root: str) -> Set[str]:
+        return set()

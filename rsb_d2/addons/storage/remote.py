@@ -14,6 +14,7 @@ from typing import Callable
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import HTTPURLHandler
 
+from ...data.opening import StorageError
 from ...files import escape_address, is_http
 from .disk_cache import DiskCache
 
@@ -33,7 +34,7 @@ _WORTH_A_RETRY = (408, 425, 429, 500, 502, 503, 504)
 _random = random.SystemRandom()
 
 
-class RemoteError(OSError):
+class RemoteError(StorageError):
     """Its text says why a file could not be read, and after how many tries."""
 
 

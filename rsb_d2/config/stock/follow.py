@@ -6,14 +6,12 @@ from typing import Any, Dict, List, Set
 
 from detectron2.config import CfgNode, get_cfg
 
-from ...modeling import is_classifier
 from ...modeling.build import name_of_weights, pixel_statistics
 from ...modeling.resnets.spec import (
     C4,
     C4_HEADS,
     BackboneSpec,
     backbone_spec,
-    classifier_spec,
     is_c4,
     is_timm_backbone,
     stride_in_1x1_message,
@@ -40,9 +38,7 @@ def follow_stock_keys(cfg: CfgNode, said: Collection[str] = ()) -> None:
     Raises:
         UserError: as :func:`rsb_d2.modeling.resnets.spec.backbone_spec`.
     """
-    if is_classifier(cfg):
-        write_spec(cfg, classifier_spec(cfg))
-    if is_classifier(cfg) or not is_timm_backbone(cfg):
+    if not is_timm_backbone(cfg):
         return
     if cfg.MODEL.BACKBONE.NAME == C4 and is_c4(cfg) and cfg.MODEL.ROI_HEADS.NAME != C4_HEADS:
         cfg.MODEL.ROI_HEADS.NAME = C4_HEADS

@@ -22,11 +22,11 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import file_lock, get_cache_dir
 from portalocker.exceptions import LockException
 
-from ...addons.storage.tar import split_tar_path
 from ...errors import UserError
 from ...files import whole_file
 from ...memory import garbage_collection_paused
 from ..coco_check import check_image_files
+from ..opening import storage_of
 from .arrays import (
     Arrays,
     UnusableFile,
@@ -239,12 +239,7 @@ class AnnotationSource:
 
 
 def _folders(names: List[str], image_root: str) -> Dict[str, int]:
-    if "://" in image_root:
-        return {}
-    if split_tar_path(image_root) is not None:
-        folders = {split_tar_path(image_root)[0]}
-    else:
-        folders = {os.path.join(image_root, f) for f in {os.path.dirname(name) for name in names}}
+    folders = storage_of(image_root).watched_paths(names, image_root)
     return {folder: _modified(folder) for folder in sorted(folders)}
 
 

@@ -11,7 +11,6 @@ from typing import Any, Dict, List
 from detectron2.config import CfgNode
 
 from ...errors import UserError, printable
-from ...modeling import is_classifier
 from .dataset import ClassificationDataset, register, used
 from .folder_check import ImageFolder, examples, list_image_folder
 from .timm_dataset import TimmDataset
@@ -109,7 +108,7 @@ def register_image_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
         if isinstance(dataset, ImageFolderDataset):
             dataset.check_all_readable()
     check_same_classes(train + test)
-    if is_classifier(cfg):
+    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
         _check_num_classes(cfg, train + test)
 
 

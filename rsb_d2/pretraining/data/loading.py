@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
 
-from ...data.loader import TrainLoader, annotated_records
+from ...data.loader import TrainLoader
 from ...data.workers import WorkerLoader
 from ...errors import UserError
 from ...transfer import is_pinned_for
@@ -113,7 +113,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     Raises:
         UserError: as :class:`TrainLoader`, :func:`build_sampler` and :func:`mix_group`.
     """
-    records, batch_size = annotated_records(cfg, "TRAIN"), cfg.SOLVER.IMS_PER_BATCH
+    records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    batch_size = cfg.SOLVER.IMS_PER_BATCH
     return TrainLoader(
         records,
         ClassificationMapper(build_transform(cfg, is_train=True), sources(cfg.DATASETS.TRAIN)),

@@ -7,11 +7,11 @@ from typing import Sequence, Tuple
 from detectron2.config import CfgNode
 
 from ....config.loading import load_config
-from ....data import make_sample_data
 from ....data.opening import is_image_folder
 from ....errors import UserError
 from ....evaluation.predictions import read_dataset_name
-from ....modeling import is_classifier
+from ....extensions import TASKS
+from ..sample import make_configured
 from .source import (
     Source,
     count_masks,
@@ -70,7 +70,7 @@ def open_dataset(
             "or --config-file FILE and --dataset NAME"
         )
     cfg = load_config(args.config_file, args.opts) if args.config_file or args.dataset else None
-    if cfg is not None and is_classifier(cfg):
+    if cfg is not None and cfg.MODEL.META_ARCHITECTURE in TASKS:
         raise UserError(
             f"{args.config_file} is of an image classifier, whose images have no boxes to show; "
             "name a detector's config (train_net.py draws a classifier's images into its "
@@ -82,8 +82,7 @@ def open_dataset(
         if with_masks:
             with_masks = count_masks(args.annotations) > 0
         return open_files(args.annotations, args.images, with_masks=bool(with_masks)), cfg
-    if cfg.DATASETS.SAMPLE_DATA:
-        make_sample_data(cfg.DATASETS.SAMPLE_DATA)
+    make_configured(cfg)
     name = _choose_dataset(args.dataset, cfg.DATASETS[split], split, results_file)
     if with_masks:
         files = {entry[0]: entry[1] for entry in cfg.DATASETS.COCO_JSON if len(entry) == 3}

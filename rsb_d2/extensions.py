@@ -1,0 +1,71 @@
+"""Registries through which the optional layers of the package extend its core.
+
+The core imports neither ``rsb_d2.pretraining`` nor ``rsb_d2.addons``. Each of them registers here,
+as a dotted path, what the core may call; the path is imported at the first use. With a layer
+deleted, its entries are missing and everything else works.
+"""
+
+from typing import Any, Dict, Iterator
+
+from detectron2.utils.registry import locate
+
+from .errors import UserError
+
+
+class LazyRegistry:
+    """Objects by name, each given as a dotted path that is imported when it is first used.
+
+    Args:
+        what (str): a noun for error messages.
+    """
+
+    def __init__(self, what: str):
+        self._what = what
+        self._paths: Dict[str, str] = {}
+
+    def register(self, name: str, path: str) -> None:
+        """Register an object; a later registration under the same name replaces it.
+
+        Args:
+            name (str): the name that :meth:`get` takes.
+            path (str): dotted path of the object, as ``"rsb_d2.addons.accelerate.optimize"``.
+        """
+        self._paths[name] = path
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._paths
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the objects in the order of their registration."""
+        return (locate(path) for path in self._paths.values())
+
+    def get(self, name: str) -> Any:
+        """Return the object registered under a name.
+
+        Raises:
+            UserError: if there is none.
+        """
+        if name not in self._paths:
+            raise UserError(
+                f"this installation of rsb_d2 has no {self._what} {name!r}; it has "
+                f"{', '.join(self._paths) or 'none'}"
+            )
+        return locate(self._paths[name])
+
+
+# Subclasses of rsb_d2.engine.tasks.Task by META_ARCHITECTURE; detectors are not listed.
+TASKS = LazyRegistry("kind of training")
+
+# Evaluators with `from_config` and `metric_names` by the `evaluator_type` of a data set.
+EVALUATORS = LazyRegistry("evaluator")
+
+# Functions `register(cfg, eval_only)` that register data sets named in a config.
+DATASET_SOURCES = LazyRegistry("source of data sets")
+
+# Subclasses of rsb_d2.data.opening.Storage: image folders other than those of PathManager.
+STORAGES = LazyRegistry("storage")
+
+# "optimize_for_inference": from a model to a faster one with equal results.
+# "pool_channels_last": (model), a RoIAlign for channels-last features on a CPU, in place.
+# "prepare_training": (model, cfg), layers that train faster, in place.
+ACCELERATION = LazyRegistry("acceleration")

@@ -1,0 +1,59 @@
+"""Image classification as a kind of training."""
+
+from typing import Any, Iterable, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from ..config.stock.follow import write_spec
+from ..engine.tasks import Task
+from ..engine.validation import number_images
+from ..modeling.resnets.spec import classifier_spec
+from .checks import check_classifier, check_data, check_network
+from .classifier import ImageClassifier
+from .data import build_test_loader, build_train_loader
+from .data.timm_dataset import sources
+from .data.transforms import ClassificationMapper, build_transform
+from .pictures import ClassificationPictures
+
+
+class ClassificationTask(Task):
+    """One label for each image; see :class:`rsb_d2.engine.tasks.Task` for the methods."""
+
+    name = "image classifier"
+
+    def resolve(self, cfg: CfgNode, said: Any = ()) -> None:
+        write_spec(cfg, classifier_spec(cfg))
+
+    def check_config(self, cfg: CfgNode) -> None:
+        check_classifier(cfg)
+
+    def check_data(self, cfg: CfgNode, eval_only: bool) -> None:
+        check_data(cfg, eval_only)
+
+    def check_model(self, cfg: CfgNode, eval_only: bool) -> None:
+        check_network(cfg, eval_only)
+
+    def records(self, cfg: CfgNode, split: str) -> Sequence[dict]:
+        return [record for name in cfg.DATASETS[split] for record in DatasetCatalog.get(name)]
+
+    def build_train_loader(self, cfg: CfgNode):
+        return build_train_loader(cfg)
+
+    def build_test_loader(self, cfg: CfgNode, dataset_name: str) -> Iterable[list]:
+        return build_test_loader(cfg, dataset_name)
+
+    def build_validation_loader(self, cfg: CfgNode) -> Iterable[list]:
+        mapper = ClassificationMapper(
+            build_transform(cfg, is_train=False), sources(cfg.DATASETS.TEST)
+        )
+        return number_images(cfg, self.records(cfg, "TEST"), mapper)
+
+    def build_picture_writer(self, cfg: CfgNode) -> ClassificationPictures:
+        return ClassificationPictures(cfg)
+
+    def optimize(self, model: ImageClassifier) -> ImageClassifier:
+        return model  # there is no faster form of it
+
+    def compile(self, model: ImageClassifier) -> None:
+        model.network.compile()  # all images have one size
