@@ -21,6 +21,7 @@ test-all: install lint
 lint: install
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	.venv/bin/lint-imports --no-cache
 
 # On a machine with a GPU: the tests for it, then every row of BENCHMARKS.md that needs it. With
 # .venv where there is one, else with what the machine has. PART=inference runs a part.

@@ -1,4 +1,7 @@
-"""A trained detector in files that run without Detectron2: ONNX, OpenVINO, torch.export."""
+"""A trained detector in files that run without Detectron2: ONNX, OpenVINO, torch.export.
+
+Uses ``addons.predict`` to find images and ``addons.workbench`` for a sample image.
+"""
 
 from .comparison import Detections, Difference, compare
 from .contract import input_contract

@@ -1,0 +1,4 @@
+"""Detections on images, folders and videos.
+
+Uses ``addons.storage`` to list tar files.
+"""

@@ -1,0 +1,1 @@
+"""Work with data sets and results: convert, browse, report, sample data."""
