@@ -161,12 +161,12 @@ STOPS = [
     Case(
         "a detector's data",
         opts("DATASETS.COCO_JSON", BOXES, "DATASETS.TRAIN", "('boxes',)"),
-        "TRAIN: boxes is no data set of images with one label each",
+        "TRAIN: boxes is not a data set of images with one label each",
     ),
     Case(
         "a classifier's key for a detector",
         lambda d: [*config("frcnn_rsb_1x.yaml")(d), "INPUT.CLASSIFIER.REPEATS", "3"],
-        "INPUT.CLASSIFIER.REPEATS is 3, but GeneralizedRCNN is no image classifier",
+        "INPUT.CLASSIFIER.REPEATS is 3, but GeneralizedRCNN is not an image classifier",
     ),
     Case("a detector's key", opts("INPUT.MIN_SIZE_TEST", "64"), "there is INPUT.CLASSIFIER.TEST_S"),
     Case("a detector's metric", opts("SOLVER.BEST_METRIC", "bbox/AP50"), "no bbox/AP50; did you"),
