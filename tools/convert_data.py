@@ -14,6 +14,7 @@ label, the exit status is 2, and nothing is written.
 
 import argparse
 import os
+import shlex
 import sys
 from collections import Counter
 
@@ -22,6 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from _program import make_parser, tells_mistakes
 
 from rsb_d2.addons.workbench.convert import FORMATS, Conversion, convert
+from rsb_d2.errors import printable
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,7 +60,7 @@ def main() -> int:
         labelled_only=args.labelled_only,
         link=args.link,
     )
-    print("\n".join([*_summary(conversion), *_usage(conversion, args)]))
+    print("\n".join([*map(printable, _summary(conversion)), *_usage(conversion, args)]))
     return 0
 
 
@@ -82,21 +84,36 @@ def _summary(conversion: Conversion) -> list:
 
 def _usage(conversion: Conversion, args: argparse.Namespace) -> list:
     if args.to == "yolo":
-        return [f"{conversion.files[0]}: what to train YOLO with"]
-    stem = os.path.basename(os.path.abspath(args.output))
+        return [f"{printable(conversion.files[0])}: what to train YOLO with"]
+    stem = printable(os.path.basename(os.path.abspath(args.output)))
     root = os.path.relpath(conversion.root)
     root = conversion.root if root.startswith(os.pardir) else root
     names = {split: f"{stem}_{split}" for split in conversion.data.splits}
-    entries = [[names[s], file, root] for s, file in zip(names, conversion.files)]
-    classes = len(conversion.data.names)
-    test = names.get("val")
+    entries = [[names[s], _path(file), _path(root)] for s, file in zip(names, conversion.files)]
+    train, classes = names.get("train"), len(conversion.data.names)
+    test = names.get("val") or (None if train else names.get("test"))
+    what, option = ("train", "") if train else ("evaluate", " --eval-only")
     return [
-        "what to train on it with, after train_net.py --config-file CONFIG:",
-        f'  DATASETS.COCO_JSON "{entries}" \\',
-        f"  DATASETS.TRAIN \"('{names.get('train')}',)\" "
-        f'DATASETS.TEST "{(test,) if test else ()}" \\',
+        f"what to {what} on it with, after train_net.py{option} --config-file CONFIG:",
+        f"  DATASETS.COCO_JSON {_word(entries)} \\",
+        f"  DATASETS.TRAIN {_word(_names(train))} DATASETS.TEST {_word(_names(test))} \\",
         f"  MODEL.ROI_HEADS.NUM_CLASSES {classes} MODEL.RETINANET.NUM_CLASSES {classes}",
     ]
+
+
+def _names(name: str | None) -> tuple:
+    return (name,) if name else ()
+
+
+def _path(path: str) -> str:
+    return os.path.join(".", path) if path.startswith("~") else path  # no user's home
+
+
+def _word(value: list | tuple) -> str:
+    """A word for a shell, which the config reads as this value."""
+    text = repr(value)
+    # In double quotes, as long as nothing in there has a meaning for a shell.
+    return shlex.quote(text) if set(text) & set('"\\$`!') else f'"{text}"'
 
 
 if __name__ == "__main__":

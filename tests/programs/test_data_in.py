@@ -1,13 +1,18 @@
 """From a YOLO data set to a trained model: tools/convert_data.py and train_net.py."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 
 import pytest
 import torch
 
 from rsb_d2.addons.workbench.sample import make_sample_data
+from rsb_d2.config.loading import load_config
+from rsb_d2.data import register_coco_json
+from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.data.label_files import yolo
 from tests.helpers.runs.programs import call_train_net, load_tool
 
@@ -83,3 +88,95 @@ def test_what_is_said(tmp_path, convert_data):
     assert "train: 3 images, 2 of them background (1 without a label file), 1 objects: cat 1" in out
     assert "note: train has no dog" in out and "1 objects that are there twice left out" in out
     assert 'DATASETS.TEST "()"' in out
+
+
+def words_of_a_shell(out):
+    """The words that a POSIX shell makes of what the program prints to be pasted."""
+    pasted = out[out.index("DATASETS.COCO_JSON") :]
+    done = subprocess.run(["sh", "-c", f"printf '%s\\0' {pasted}"], capture_output=True, check=True)
+    return [os.fsdecode(word) for word in done.stdout.split(b"\0")[:-1]]
+
+
+FOLDERS = [
+    *(
+        "plain",
+        "it's",
+        'say "hi"',
+        "a b",
+        "$HOME",
+        "`id`",
+        "a,b",
+        "[x]",
+        "(y)",
+        "back\\slash",
+        "!x",
+    ),
+    *("~", "~root", "-dash", "new\nline", "#1 & co; *?", "{a,b}", "ä 画", "\x1b[31m", 'it\'s "$x"'),
+    os.fsdecode(b"caf\xe9"),
+]
+
+
+@pytest.mark.parametrize("name", FOLDERS, ids=ascii)
+def test_printed_words_are_read_back_as_they_are(tmp_path, convert_data, name):
+    yolo(tmp_path / name / "in", {"a": "0 .5 .5 .1 .1", "b": "1 .5 .5 .1 .1"})
+    out_folder = os.path.join(".", name, name)
+    status, out, _ = convert_data(
+        os.path.join(".", name, "in"), "--output", out_folder, "--split", "0.5"
+    )
+    assert status == 0
+    cfg = load_config("", words_of_a_shell(out))
+    paths = [[file, root] for _, file, root in cfg.DATASETS.COCO_JSON]
+    images = tmp_path / name / "in" / "images"
+    files = [tmp_path / name / name / f"{split}.json" for split in ("train", "val")]
+    assert [list(map(os.path.abspath, pair)) for pair in paths] == [
+        [*map(str, (f, images))] for f in files
+    ]
+    names = [name for name, _, _ in cfg.DATASETS.COCO_JSON]
+    assert list(cfg.DATASETS.TRAIN) == names[:1] and list(cfg.DATASETS.TEST) == names[1:]
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 2
+    with catalogs_kept():  # as training does it, from the paths as they are in the config
+        register_coco_json(cfg)
+
+
+@pytest.mark.parametrize(
+    "splits, train, test",
+    [
+        (["val"], [], ["out_val"]),
+        (["test"], [], ["out_test"]),
+        (["val", "test"], [], ["out_val"]),
+        (["train", "test"], ["out_train"], []),
+        (["train"], ["out_train"], []),
+    ],
+)
+def test_what_to_do_with_splits(tmp_path, convert_data, splits, train, test):
+    rows = {f"{split}/a": "0 .5 .5 .1 .1\n1 .5 .5 .2 .1" for split in splits}
+    head = "\n".join(f"{split}: images/{split}" for split in splits)
+    yolo(tmp_path / "in", rows, head=head)
+    status, out, _ = convert_data("in", "--output", "out")
+    assert status == 0 and ("--eval-only" in out) == (not train) and "None" not in out
+    cfg = load_config("", words_of_a_shell(out))
+    assert [list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)] == [train, test]
+
+
+@pytest.mark.parametrize("target", ["coco", "yolo"])
+def test_names_that_are_not_utf_8_stop_in_one_line(tmp_path, convert_data, target):
+    odd = os.fsdecode(b"caf\xe9")
+    yolo(tmp_path / odd, {"a": "0 .5 .5 .1 .1", f"b/{odd}": "1 .5 .5 .1 .1", odd: None})
+    status, out, err = convert_data(odd, "--output", "out", "--to", target)
+    (line,) = err.splitlines()
+    assert status == 2 and out == "" and not os.path.exists("out")
+    assert "b/caf\\udce9.png: has a name that is not UTF-8; rename it (and 1 more mistake" in line
+    # The folder above all of them may be called what it likes.
+    for path in [*tmp_path.rglob(f"{odd}.*")]:
+        path.unlink()
+    status, out, err = convert_data(odd, "--output", "out", "--to", target)
+    assert status == 0 and "train: 1 images" in out
+    if target == "coco":
+        (entry,) = load_config("", words_of_a_shell(out)).DATASETS.COCO_JSON
+        assert entry[2] == f"{odd}/images"
+
+
+def test_a_class_that_is_not_utf_8_stops_in_one_line(tmp_path, convert_data):
+    yolo(tmp_path / "in", {"a": "0 .5 .5 .1 .1"}, names=["half \ud83d"])
+    status, _, err = convert_data("in", "--output", "out")
+    assert status == 2 and len(err.splitlines()) == 1 and "half \\ud83d" in err

@@ -1,25 +1,25 @@
-"""COCO's JSON, read by the check of the registration and written for it."""
+"""COCO's JSON, read by the check of the registration and written for it.
 
+From COCO to COCO the content stays: what a file has beside images and annotations, each image and
+each annotation as it is there, ids and order included. Only what must change does: the split, ids
+that two files have both given, names of images where the files' folders differ, and objects that
+``--clip`` cuts.
+"""
+
+import itertools
 import json
 import os
 from collections import Counter
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterable, Iterator, List
 
 from ....data.cache.annotation_cache import check_coco_json_alone
+from ....data.coco_correct import correct_masks, drop_bad_boxes
 from ....data.images import image_size
 from ....errors import UserError
-from .records import (
-    DataSet,
-    Object,
-    Picture,
-    Problems,
-    progress,
-)
+from .records import DataSet, Object, Picture, Problems, note_left_out, progress
 from .shapes import area_of
 
 _SPLITS = ("train", "val", "test")
-_IMAGE_KEYS = ("id", "file_name", "width", "height")
-_OBJECT_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 
 
 def read_coco(paths: List[str], images: List[str], problems: Problems) -> DataSet:
@@ -37,30 +37,31 @@ def read_coco(paths: List[str], images: List[str], problems: Problems) -> DataSe
         raise UserError(f"there are {len(paths)} files; name up to three: of train, val and test")
     if len(images) not in (1, len(paths)):
         raise UserError("--images: name the folder of the images, or one for each annotation file")
-    folders = images if len(images) == len(paths) else images * len(paths)
-    data = DataSet([], {})
-    known: Dict[str, Picture] = {}
-    for split, path, folder in zip(_SPLITS, paths, folders):
-        content, names, ids = _load(path, folder, data.notes)
+    folders = [os.path.abspath(folder) for folder in images]
+    data = DataSet([], {}, root=os.path.commonpath(folders))
+    positions = itertools.count()
+    for split, path, folder in zip(_SPLITS, paths, itertools.cycle(folders)):
+        content, names, ids = _load(path, folder)
         if data.names and (data.names, data.ids) != (names, ids):
             raise UserError(f"{path} has other categories than {paths[0]}; they must be the same")
         data.names, data.ids = names, ids
-        data.splits[split] = _pictures(content, folder, path, known, data, problems)
+        data.headers[split] = {**content, "images": None, "annotations": None}
+        data.splits[split] = _pictures(content, folder, path, data, problems, positions)
+    paths_of = Counter(p.path for pictures in data.splits.values() for p in pictures)
+    data.notes["images that are in two splits"] = paths_of.total() - len(paths_of)
+    note_left_out(data, folders, paths)
     return data
 
 
-def _load(path: str, folder: str, notes: Counter) -> tuple:
+def _load(path: str, folder: str) -> tuple:
     try:
         checked = check_coco_json_alone(path, folder)
         with open(path, encoding="utf-8") as f:
-            count = len(json.load(f)["annotations"])
-        with open(checked.json_file, encoding="utf-8") as f:
             content = json.load(f)
     except UserError as e:
         raise UserError(f"{path}: {e}") from None
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror}") from None
-    notes["annotations that cannot be used left out"] += count - len(content["annotations"])
     return content, checked.category_names, checked.category_ids
 
 
@@ -68,9 +69,9 @@ def _pictures(
     content: Dict[str, Any],
     folder: str,
     path: str,
-    known: Dict[str, Picture],
     data: DataSet,
     problems: Problems,
+    positions: Iterator[int],
 ) -> List[Picture]:
     by_id: Dict[int, Picture] = {}
     claimed: Dict[str, int] = {}
@@ -79,67 +80,132 @@ def _pictures(
         where = f"{path}, image {record['id']}"
         if claimed.setdefault(file, record["id"]) != record["id"]:
             problems.add(where, f"is {file}, as is image {claimed[file]}; each once")
-        said, size = (record["width"], record["height"]), image_size(file)
-        if said != size:
+        stated, size = (record["width"], record["height"]), image_size(file)
+        if stated != size:
             problems.add(
                 where,
-                f"says {said[0]} x {said[1]} pixels, but {file} has {size[0]} x {size[1]}",
+                f"says {stated[0]} x {stated[1]} pixels, but {file} has {size[0]} x {size[1]}",
             )
-        data.notes["images that are in two splits"] += file in known
-        extra = {key: value for key, value in record.items() if key not in _IMAGE_KEYS}
-        by_id[record["id"]] = known[file] = Picture(file, size, source=path, extra=extra)
+        if folder != data.root:
+            name = os.path.join(os.path.relpath(folder, data.root), record["file_name"])
+            record = {**record, "file_name": name.replace(os.sep, "/")}
+        by_id[record["id"]] = Picture(file, size, source=path, record=record)
+    sizes = {i: [p.size[1], p.size[0]] for i, p in by_id.items()}
+    usable, _ = drop_bad_boxes(content["annotations"], sizes)
+    unusable = len(content["annotations"]) - len(usable)
+    data.notes["annotations that cannot be used left out"] += unusable
+    # The masks that can be used, next to the annotations as they are.
+    corrected, _, _ = correct_masks([dict(a) for a in usable], sizes, with_masks=False)
     names = dict(zip(data.ids, data.names))
-    for record in content["annotations"]:
-        mask = record.get("segmentation")
+    for record, with_mask in zip(usable, corrected):
+        mask = with_mask.get("segmentation")
         by_id[record["image_id"]].objects.append(
             Object(
                 names[record["category_id"]],
                 tuple(record["bbox"]),
                 mask if isinstance(mask, list) else [],
                 mask if isinstance(mask, dict) else None,
-                bool(record.get("iscrowd", 0)),
+                bool(record.get("iscrowd", 0) or record.get("ignore", 0)),
                 f"{path}, annotation {record['id']}",
-                {key: value for key, value in record.items() if key not in _OBJECT_KEYS},
+                record,
+                next(positions),
             )
         )
     return list(by_id.values())
 
 
-def write_coco(data: DataSet, root: str, folder: str) -> List[str]:
-    """Write a file a split.
+def write_coco(data: DataSet, root: str, folder: str) -> None:
+    """Write a file a split: ``train.json`` and so on.
 
     Args:
-        data (DataSet): what to write.
+        data (DataSet): what to write; ids that had to change are counted in its notes.
         root (str): folder that the names of the images start from.
-        folder (str): gets ``train.json`` and so on.
+        folder (str): gets the files.
+    """
+    ids = dict(zip(data.names, data.ids or range(1, len(data.names) + 1)))
+    header = {
+        "images": None,
+        "annotations": None,
+        "categories": [{"id": i, "name": name} for name, i in ids.items()],
+    }
+    for split, pictures in data.splits.items():
+        images, objects = [], []
+        for image_id, picture in zip(_ids((p.record for p in pictures), data, "image"), pictures):
+            images.append({**_image(picture, root), "id": image_id})
+            objects += [(thing, image_id) for thing in picture.objects]
+        objects.sort(key=lambda pair: pair[0].position)
+        new_ids = _ids((thing.record for thing, _ in objects), data, "annotation")
+        annotations = [
+            {**_annotation(thing, ids[thing.category]), "id": new_id, "image_id": image_id}
+            for new_id, (thing, image_id) in zip(new_ids, objects)
+        ]
+        content = {**data.headers.get(split, header), "images": images, "annotations": annotations}
+        with open(os.path.join(folder, f"{split}.json"), "w", encoding="utf-8") as f:
+            json.dump(content, f)
+
+
+def merge_headers(headers: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """What several files have beside images and annotations, for one file of them all.
+
+    Args:
+        headers (list[dict]): of :attr:`DataSet.headers`; one or more.
 
     Returns:
-        list[str]: the paths of the files.
+        dict: the keys of all, the values of the first that has them; lists are joined, those of
+        records (``licenses``) by their ids.
+
+    Raises:
+        UserError: if two records of one id differ.
     """
-    files = []
-    ids = dict(zip(data.names, data.ids or range(1, len(data.names) + 1)))
-    categories = [{"id": i, "name": name} for name, i in ids.items()]
-    for split, pictures in data.splits.items():
-        images, annotations = [], []
-        for number, picture in enumerate(pictures, 1):
-            name = os.path.relpath(picture.path, root).replace(os.sep, "/")
-            width, height = picture.size
-            record = {"id": number, "file_name": name, "width": width, "height": height}
-            images.append({**picture.extra, **record})
-            for thing in picture.objects:
-                annotation = _annotation(thing, number, ids[thing.category])
-                annotations.append({**annotation, "id": len(annotations) + 1})
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        files.append(os.path.join(folder, f"{split}.json"))
-        with open(files[-1], "w", encoding="utf-8") as f:
-            json.dump(content, f)
-    return files
+    merged: Dict[str, Any] = {}
+    for header in headers:
+        for key, value in header.items():
+            if isinstance(value, list) and isinstance(merged.get(key), list):
+                merged[key] = _join(merged[key], value, key)
+            else:
+                merged.setdefault(key, value)
+    return merged
 
 
-def _annotation(thing: Object, image_id: int, category_id: int) -> Dict[str, Any]:
+def _join(entries: List[Any], others: List[Any], key: str) -> List[Any]:
+    def name(entry: Any) -> str:
+        return json.dumps(entry.get("id", entry) if isinstance(entry, dict) else entry)
+
+    known = {name(entry): entry for entry in entries}
+    for entry in others:
+        if known.get(name(entry), entry) != entry:
+            raise UserError(
+                f"--split: the files have different '{key}' of the id {name(entry)}; make them "
+                "the same, or convert the files without --split"
+            )
+    return entries + [entry for entry in others if name(entry) not in known]
+
+
+def _ids(records: Iterable[Dict[str, Any]], data: DataSet, what: str) -> List[int]:
+    """The ids of records, each once: new ones where there is none, or another record has it."""
+    wanted = [record.get("id") for record in records]
+    new_ids = itertools.count(max((i for i in wanted if i is not None), default=0) + 1)
+    ids: Dict[int, None] = {}
+    for i in wanted:
+        data.notes[f"{what} ids changed, as two files have the same"] += i in ids
+        ids[next(new_ids) if i is None or i in ids else i] = None
+    return list(ids)
+
+
+def _image(picture: Picture, root: str) -> Dict[str, Any]:
+    if picture.record:
+        return picture.record
+    width, height = picture.size
+    name = os.path.relpath(picture.path, root).replace(os.sep, "/")
+    return {"id": None, "file_name": name, "width": width, "height": height}
+
+
+def _annotation(thing: Object, category_id: int) -> Dict[str, Any]:
+    if thing.record and not thing.is_cut:
+        return thing.record
+    others = {key: value for key, value in thing.record.items() if key != "segmentation"}
     record = {
-        **thing.extra,
-        "image_id": image_id,
+        **{"id": None, "image_id": None, **others},
         "category_id": category_id,
         "bbox": _rounded(thing.box),
         "area": round(area_of(thing), 4),

@@ -4,19 +4,14 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from typing import List, Sequence
+from typing import Dict, List, Sequence
 
-from ....data.cache.annotation_cache import check_coco_json_alone
-from ....errors import UserError, first
+from ....errors import UserError, first, is_utf8, printable
 from ....files import whole_folder
-from .coco import read_coco, write_coco
+from .coco import merge_headers, read_coco, write_coco
+from .compare import check_same
 from .labelme import read_labelme
-from .records import (
-    DataSet,
-    Problems,
-    common_folder,
-    files_in,
-)
+from .records import DataSet, Picture, Problems, common_folder, files_in
 from .shapes import fit_objects
 from .split import split_by_class
 from .voc import read_voc
@@ -90,25 +85,32 @@ def convert(
     if classes:
         _order_classes(data, classes, source, problems)
     problems.stop_if_any()
-    fit_objects(data, problems, clip)
+    fit_objects(data, problems, clip, keep=(source, target) == ("coco", "coco"))
     problems.stop_if_any()
     if labelled_only:
         _leave_out_unlabelled(data)
     if not any(picture.objects for picture in data.pictures()):
         raise UserError(f"{inputs[0]} has no objects in it, so there is nothing to convert")
-    root = common_folder(data.pictures())
+    root = data.root or common_folder(data.pictures())
+    _check_names(data, root, problems)
+    problems.stop_if_any()
     if split is not None:
         _split(data, root, split, seed)
     with whole_folder(output, "--output: ") as folder:
         if target == "yolo":
-            write_yolo(data, folder, link)
+            written = write_yolo(data, folder, link)
+            try:
+                check_same(written, read_yolo(folder, problems))
+                problems.stop_if_any()
+            except UserError as e:
+                raise UserError(str(e).replace(folder, output)) from None
         else:
             write_coco(data, root, folder)
             _write_embedded(data, output, folder)
     names = ["data.yaml"] if target == "yolo" else [f"{name}.json" for name in data.splits]
     files = [os.path.join(output, name) for name in names]
     if target == "coco":
-        _check(files, root, output)
+        _check_coco(data, files, root, output)
     return Conversion(source, data, root, files)
 
 
@@ -199,8 +201,25 @@ def _leave_out_unlabelled(data: DataSet) -> None:
             del data.splits[split]
 
 
+def _check_names(data: DataSet, root: str, problems: Problems) -> None:
+    """JSON and YAML are Unicode: other readers stop at a name that is not, or read it otherwise."""
+    for picture in data.pictures():
+        if not is_utf8(os.path.relpath(picture.path, root)):
+            problems.add(picture.path, "has a name that is not UTF-8; rename it")
+    for name in data.names:
+        if not is_utf8(name):
+            problems.add(f"the class {name}", "has a name that is not UTF-8; rename it")
+
+
 def _split(data: DataSet, root: str, share: float, seed: int) -> None:
-    pool = {p.path: p for name in ("train", "val") for p in data.splits.get(name, [])}
+    pool: Dict[str, Picture] = {}
+    for picture in (p for name in ("train", "val") for p in data.splits.get(name, [])):
+        other = pool.setdefault(picture.path, picture)
+        if other.source != picture.source:  # of two COCO files
+            raise UserError(
+                f"--split: the image {printable(picture.path)} is in {other.source} and in "
+                f"{picture.source}; leave it in one of them"
+            )
     # By their names in the data set: the same wherever it lies.
     pictures = sorted(pool.values(), key=lambda p: os.path.relpath(p.path, root))
     labels = [{o.category for o in p.objects if not o.crowd} for p in pictures]
@@ -211,6 +230,9 @@ def _split(data: DataSet, root: str, share: float, seed: int) -> None:
         "val": [pictures[i] for i in val],
         **test,
     }
+    headers = [data.headers[name] for name in ("train", "val") if name in data.headers]
+    if headers:
+        data.headers |= dict.fromkeys(("train", "val"), merge_headers(headers))
 
 
 # ---- writing ----
@@ -232,11 +254,16 @@ def _write_embedded(data: DataSet, output: str, folder: str) -> None:
                 f.write(picture.embedded)
 
 
-def _check(files: List[str], root: str, output: str) -> None:
-    """What training will check when it registers the files."""
-    for file in files:
-        try:
-            check_coco_json_alone(file, root)
-        except UserError as e:
-            shutil.rmtree(output)
-            raise UserError(f"{file}: {e}") from None
+def _check_coco(data: DataSet, files: List[str], root: str, output: str) -> None:
+    """Read the files as training will, and compare."""
+    try:
+        problems = Problems()
+        found = DataSet(data.names, {})
+        for split, file in zip(data.splits, files):
+            read = read_coco([file], [root], problems)
+            found.names, found.splits[split] = read.names, read.splits["train"]
+        problems.stop_if_any()
+        check_same(data, found)
+    except BaseException:
+        shutil.rmtree(output)
+        raise

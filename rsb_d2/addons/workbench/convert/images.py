@@ -3,13 +3,8 @@
 import os
 from typing import Dict, List, Sequence, Tuple
 
-from ....data.images import BadImageError, image_size
-from .records import (
-    Picture,
-    Problems,
-    image_endings,
-    split_of,
-)
+from ....data.images import BadImageError, image_size, is_image_name
+from .records import Picture, Problems, split_of
 
 Size = Tuple[int, int]
 
@@ -82,7 +77,9 @@ class ImageFinder:
             for names in listing.values()
             for name in names
         }
-        paths = sorted(path for path in paths if os.path.realpath(path) not in labelled)
+        # Once, where a folder is a link to another.
+        found = {os.path.realpath(path): path for path in sorted(paths, reverse=True)}
+        paths = sorted(path for real, path in found.items() if real not in labelled)
         return [Picture(path, image_size(path)) for path in paths]
 
     def by_folder(self, pictures: List[Picture]) -> Dict[str, List[Picture]]:
@@ -121,7 +118,7 @@ class ImageFinder:
             listing: Dict[str, List[str]] = {}
             names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
             for name in names:
-                if name.lower().endswith(image_endings()) and not name.startswith("."):
+                if is_image_name(name):
                     listing.setdefault(os.path.splitext(name)[0], []).append(name)
             self._listings[folder] = listing
         return self._listings[folder]

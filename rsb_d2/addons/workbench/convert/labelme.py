@@ -18,7 +18,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from ....errors import UserError
+from ....errors import UserError, first
 from .images import ImageFinder
 from .records import (
     DataSet,
@@ -29,6 +29,7 @@ from .records import (
     claim,
     files_in,
     in_order,
+    note_left_out,
     progress,
 )
 from .shapes import box_of
@@ -58,12 +59,13 @@ def read_labelme(path: str, images: str, output: str, problems: Problems) -> Dat
     notes: Counter = Counter()
     claims: Dict[str, str] = {}
     pictures: List[Picture] = []
+    others: List[str] = []
     for file in progress(files, "JSON files"):
         content = _load(file, problems)
         if content is None:
             continue
         if not isinstance(content.get("shapes"), list):
-            notes["JSON files without 'shapes' left out"] += 1
+            others.append(file)
             continue
         picture = _read_picture(content, file, finder, root, output, problems)
         if picture is not None and claim(claims, picture.path, file, problems):
@@ -75,7 +77,12 @@ def read_labelme(path: str, images: str, output: str, problems: Problems) -> Dat
     if os.path.isdir(path):
         pictures += finder.unlabelled(claims)
     names = sorted({thing.category for picture in pictures for thing in picture.objects})
-    return DataSet(names, in_order(finder.by_folder(pictures)), notes)
+    data = DataSet(names, in_order(finder.by_folder(pictures)), notes)
+    named = first((os.path.relpath(file, root) for file in others), 3)
+    notes[f"JSON files without 'shapes' left out ({named})"] += len(others)
+    if os.path.isdir(path):
+        note_left_out(data, [path, images] if images else [path], others)
+    return data
 
 
 def _load(file: str, problems: Problems) -> Dict[str, Any] | None:

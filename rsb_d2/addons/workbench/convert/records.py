@@ -5,10 +5,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Tuple
 
-from PIL import Image
 from tqdm import tqdm
 
-from ....errors import UserError, printable
+from ....data.images import is_image_name
+from ....errors import UserError, first, printable
+from ....files import files_below
 
 _SLOW = 2000  # files from which on there is a progress bar
 
@@ -27,7 +28,10 @@ class Object:
         rle (dict or None): its mask, where it is COCO's run lengths.
         crowd (bool): neither trained on nor counted in an evaluation.
         where (str): the place in the file that it is from, for messages.
-        extra (dict): what a COCO file says beyond that.
+        record (dict): the annotation of a COCO file, as it is there.
+        position (int): of that annotation among all of the files.
+        is_cut (bool): whether the object was cut at the edge of its image, so that ``record`` has
+            another box and another mask.
     """
 
     category: str
@@ -36,7 +40,9 @@ class Object:
     rle: Dict[str, Any] | None = None
     crowd: bool = False
     where: str = ""
-    extra: Dict[str, Any] = field(default_factory=dict)
+    record: Dict[str, Any] = field(default_factory=dict)
+    position: int = 0
+    is_cut: bool = False
 
 
 @dataclass
@@ -50,7 +56,7 @@ class Picture:
         source (str): the file of its labels; ``""`` where it has none.
         embedded (bytes): the image itself, where it is in the file of its labels alone; it is
             written to ``path`` then.
-        extra (dict): what a COCO file says beyond that.
+        record (dict): the image of a COCO file, with its name in :attr:`DataSet.root`.
     """
 
     path: str
@@ -58,7 +64,7 @@ class Picture:
     objects: List[Object] = field(default_factory=list)
     source: str = ""
     embedded: bytes = b""
-    extra: Dict[str, Any] = field(default_factory=dict)
+    record: Dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,12 +76,17 @@ class DataSet:
         splits (dict[str, list[Picture]]): ``train``, and ``val`` and ``test`` where there are any.
         notes (Counter): what was left out or changed, and how often.
         ids (list[int]): of the categories, where a COCO file has given them; else 1, 2, 3, ...
+        headers (dict[str, dict]): of each split, what its COCO file has, without ``images`` and
+            ``annotations``, which are ``None``.
+        root (str): folder that the names of images in COCO records start from.
     """
 
     names: List[str]
     splits: Dict[str, List[Picture]]
     notes: Counter = field(default_factory=Counter)
     ids: List[int] = field(default_factory=list)
+    headers: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    root: str = ""
 
     def pictures(self) -> List[Picture]:
         """Those of all splits."""
@@ -121,24 +132,41 @@ def progress(items: Iterable[Any], what: str) -> Iterable[Any]:
     return tqdm(items, desc=what, disable=len(items) < _SLOW)
 
 
-def image_endings() -> Tuple[str, ...]:
-    """The endings of the files that Pillow opens, lower case, with their dots."""
-    Image.init()
-    kinds = {kind for kind in Image.OPEN if kind not in ("MPEG", "PDF", "EPS")}
-    return tuple(ending for ending, kind in Image.EXTENSION.items() if kind in kinds)
-
-
 def files_in(folder: str, endings: Tuple[str, ...]) -> List[str]:
     """The files of these endings in a folder and in those in it, but for hidden ones; sorted."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [
-            os.path.join(parent, name)
-            for name in names
-            if name.lower().endswith(endings) and not name.startswith(".")
-        ]
-    return sorted(found)
+    return [path for path in files_below(folder)[0] if path.lower().endswith(endings)]
+
+
+def note_left_out(data: DataSet, folders: Iterable[str], taken: Iterable[str]) -> None:
+    """Count and name what is in folders and was not taken, in the notes.
+
+    Args:
+        data (DataSet): its images and the files of their labels were taken.
+        folders (iterable of str): to look into.
+        taken (iterable of str): other files that were.
+    """
+    known = {os.path.realpath(path) for p in data.pictures() for path in (p.path, p.source)}
+    known.update(map(os.path.realpath, taken))
+    left_out: Dict[str, List[str]] = {}
+    for folder in dict.fromkeys(folders):
+        files, passed_over = files_below(folder)
+        for path in files + passed_over:
+            if os.path.realpath(path) not in known or path.endswith("/"):
+                name = os.path.relpath(path, folder) + "/" * path.endswith("/")
+                left_out.setdefault(_kind(path), []).append(name)
+    for kind, names in sorted(left_out.items()):
+        data.notes[f"{kind} not taken ({first(names, 3)})"] += len(names)
+
+
+def _kind(path: str) -> str:
+    ending = os.path.splitext(path)[1].lower()
+    if path.endswith("/"):
+        return "hidden or linked folders"
+    if os.path.basename(path).startswith("."):
+        return "hidden files"
+    if is_image_name(path):
+        return "images"
+    return f"files ending in {printable(ending)}" if ending else "files without an ending"
 
 
 def split_of(path: str, root: str) -> str:

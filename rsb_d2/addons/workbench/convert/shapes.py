@@ -41,13 +41,14 @@ def area_of(thing: Object) -> float:
     return thing.box[2] * thing.box[3]
 
 
-def fit_objects(data: DataSet, problems: Problems, clip: bool) -> None:
+def fit_objects(data: DataSet, problems: Problems, clip: bool, keep: bool = False) -> None:
     """Check all objects against their images, and take out what is nothing or there twice.
 
     Args:
         data (DataSet): changed; what is taken out is counted in its notes.
         problems (Problems): gets the objects that are not finite or reach beyond their image.
         clip (bool): those that reach beyond are cut at the edge instead.
+        keep (bool): the other objects stay as they are.
     """
     seen_pictures = set()
     for picture in data.pictures():
@@ -56,9 +57,12 @@ def fit_objects(data: DataSet, problems: Problems, clip: bool) -> None:
         seen_pictures.add(id(picture))
         kept, seen = [], set()
         for thing in picture.objects:
-            reason = _fit(thing, picture, data, clip)
+            reason = _fit(thing, picture, data, clip, keep)
             if reason:
                 problems.add(thing.where, reason)
+            if keep and not thing.is_cut:
+                kept.append(thing)
+                continue
             key = (thing.category, thing.crowd, thing.box, str(thing.polygons), str(thing.rle))
             if thing.box[2] <= 0 or thing.box[3] <= 0:
                 data.notes["objects of no area left out"] += 1
@@ -70,7 +74,7 @@ def fit_objects(data: DataSet, problems: Problems, clip: bool) -> None:
         picture.objects = kept
 
 
-def _fit(thing: Object, picture: Picture, data: DataSet, clip: bool) -> str:
+def _fit(thing: Object, picture: Picture, data: DataSet, clip: bool, keep: bool) -> str:
     """Cut an object at the edges of its image. Returns what is wrong with it, or ``""``."""
     numbers = [*thing.box, *(n for polygon in thing.polygons for n in polygon)]
     if not all(map(math.isfinite, numbers)):
@@ -85,8 +89,11 @@ def _fit(thing: Object, picture: Picture, data: DataSet, clip: bool) -> str:
             f"reaches beyond the image: its box is {corners} (left, top, right, bottom) of "
             f"{width} x {height} pixels; correct it, or write --clip to cut such objects"
         )
+    if keep and beyond <= _TOLERANCE:
+        return ""
     if beyond > 0 and thing.rle is None:
-        data.notes["objects cut at the edge of the image"] += beyond > _TOLERANCE
+        thing.is_cut = beyond > _TOLERANCE
+        data.notes["objects cut at the edge of the image"] += thing.is_cut
         left, top = min(max(x, 0), width), min(max(y, 0), height)
         thing.box = (left, top, min(max(x + w, 0), width) - left, min(y + h, height) - top)
         if thing.polygons:

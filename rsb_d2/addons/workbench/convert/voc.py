@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Dict, List
 from xml.etree import ElementTree
 
-from ....errors import UserError
+from ....errors import UserError, first
 from .images import ImageFinder
 from .records import (
     DataSet,
@@ -20,10 +20,12 @@ from .records import (
     claim,
     files_in,
     in_order,
+    note_left_out,
     progress,
 )
 
 _LISTS = ("train", "val", "test")
+_LISTS_FOLDER = ("ImageSets", "Main")
 
 
 def read_voc(path: str, images: str, problems: Problems) -> DataSet:
@@ -56,8 +58,13 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
         pictures += finder.unlabelled(claims)
     names = sorted({thing.category for picture in pictures for thing in picture.objects})
     lists = _read_lists(root)
+    data = DataSet(names, {"train": pictures}, notes)
+    if os.path.isdir(path):
+        used = [os.path.join(root, *_LISTS_FOLDER, f"{name}.txt") for name in lists]
+        note_left_out(data, [path, images] if images else [path], used)
     splits = _by_lists(pictures, lists, notes) if lists else finder.by_folder(pictures)
-    return DataSet(names, in_order(splits), notes)
+    data.splits = in_order(splits)
+    return data
 
 
 def _read_file(
@@ -119,7 +126,7 @@ def _integer(text: str | None) -> int:
 
 
 def _read_lists(root: str) -> Dict[str, List[str]]:
-    folder = os.path.join(root, "ImageSets", "Main")
+    folder = os.path.join(root, *_LISTS_FOLDER)
     names = [n for n in _LISTS if os.path.isfile(os.path.join(folder, f"{n}.txt"))]
     lists = {}
     for name in names:
@@ -142,5 +149,6 @@ def _by_lists(
             raise UserError(f"ImageSets/Main/{name}.txt has {unknown[0]}, which has no image")
         splits[name] = [by_stem[stem] for stem in dict.fromkeys(stems)]
     listed = {stem for stems in lists.values() for stem in stems}
-    notes["images in no list of ImageSets/Main left out"] += len(by_stem.keys() - listed)
+    others = sorted(by_stem.keys() - listed)
+    notes[f"images in no list of ImageSets/Main left out ({first(others, 3)})"] += len(others)
     return splits

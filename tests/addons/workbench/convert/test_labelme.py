@@ -144,4 +144,4 @@ def test_other_json_is_left_out_and_counted(tmp_path):
     labelme(tmp_path / "in" / "a.json", [TRIANGLE], "a.png")
     write(tmp_path / "in" / "settings.json", json.dumps({"colour": 1}))
     notes = converted(tmp_path / "in", tmp_path / "out")[1]
-    assert notes == {"JSON files without 'shapes' left out": 1}
+    assert notes == {"JSON files without 'shapes' left out (settings.json)": 1}

@@ -64,7 +64,7 @@ def test_lists_are_the_splits(folder, tmp_path):
     contents, notes = converted(folder, tmp_path / "out")
     names = {s: [i["file_name"] for i in c["images"]] for s, c in contents.items()}
     assert names == {"train": ["a.jpg"], "val": ["b.jpg", "d.jpg"]}
-    assert notes["images in no list of ImageSets/Main left out"] == 1
+    assert notes["images in no list of ImageSets/Main left out (c)"] == 1
     write(folder / "ImageSets" / "Main" / "val.txt", "b\nnone\n")
     with pytest.raises(UserError, match="val.txt has none, which has no image"):
         converted(folder, tmp_path / "other")

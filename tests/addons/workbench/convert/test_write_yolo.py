@@ -118,7 +118,7 @@ def test_coco_files_keep_ids_masks_and_what_else_they_say(tmp_path):
     crowd, box = contents["train"]["annotations"]
     assert (crowd["track"], crowd["iscrowd"], crowd["category_id"]) == (5, 1, 7)
     assert crowd["segmentation"] == [SQUARE] and box["bbox"] == [1, 2, 3, 4]
-    assert contents["train"]["categories"] == [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+    assert contents["train"]["categories"] == [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
 
 
 @pytest.mark.parametrize(

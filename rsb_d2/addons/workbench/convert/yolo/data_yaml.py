@@ -5,8 +5,10 @@ from typing import Any, Dict, List, NamedTuple
 
 import yaml
 
+from .....data.images import is_image_name
 from .....errors import UserError, first
-from ..records import SPLIT_NAMES, files_in, image_endings
+from .....files import files_below
+from ..records import SPLIT_NAMES
 
 
 class DataYaml(NamedTuple):
@@ -15,12 +17,14 @@ class DataYaml(NamedTuple):
     Args:
         names (list[str]): of the classes, by index.
         images (dict[str, list[str]]): paths of the images of ``train``, ``val`` and ``test``.
+        folders (list[str]): that the images were looked for in.
         repeated (int): images that a list has more than once.
         keypoints (int): numbers of keypoints that each row has after its box.
     """
 
     names: List[str]
     images: Dict[str, List[str]]
+    folders: List[str]
     repeated: int
     keypoints: int
 
@@ -38,17 +42,18 @@ def read_data_yaml(path: str) -> DataYaml:
     names = _names(content, path)
     root = _root(content, path)
     images: Dict[str, List[str]] = {}
+    folders: List[str] = []
     repeated = 0
     for key, split in SPLIT_NAMES.items():
         if not content.get(key):
             continue
         entries = content[key] if isinstance(content[key], list) else [content[key]]
-        found = [image for entry in entries for image in _images(entry, root, path, key)]
+        found = [image for entry in entries for image in _images(entry, root, path, key, folders)]
         images.setdefault(split, []).extend(dict.fromkeys(found))
         repeated += len(found) - len(set(found))
     if not any(images.values()):
         raise UserError(f"{path} names no images: write 'train: FOLDER', and 'val:' likewise")
-    return DataYaml(names, images, repeated, _keypoints(content, path))
+    return DataYaml(names, images, folders, repeated, _keypoints(content, path))
 
 
 def _load(path: str) -> Dict[str, Any]:
@@ -113,18 +118,19 @@ def _root(content: Dict[str, Any], path: str) -> str:
     return folder  # of another machine, or of the folder that Ultralytics keeps data in
 
 
-def _images(entry: Any, root: str, path: str, key: str) -> List[str]:
+def _images(entry: Any, root: str, path: str, key: str, folders: List[str]) -> List[str]:
     place = _place(entry, root) if isinstance(entry, str) and entry else None
     if place is None:
         raise UserError(
             f"{path}: '{key}' is {entry}, but there is no such folder or list in {root}"
         )
     if os.path.isdir(place):
-        images = files_in(place, image_endings())
+        folders.append(place)
+        images = list(filter(is_image_name, files_below(place)[0]))
         if not images:
             raise UserError(f"{path}: '{key}' is {entry}, a folder without images")
         return [os.path.normpath(image) for image in images]
-    if place.lower().endswith(image_endings()):
+    if is_image_name(place):
         return [os.path.normpath(place)]
     try:
         with open(place, encoding="utf-8-sig") as f:

@@ -17,6 +17,7 @@ from ..records import (
     Problems,
     claim,
     in_order,
+    note_left_out,
     progress,
 )
 from ..shapes import box_of
@@ -35,11 +36,11 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
     """
     description = read_data_yaml(find_data_yaml(path))
     notes = Counter({"images listed more than once": description.repeated})
-    claims: Dict[str, str] = {}
     owners: Dict[str, str] = {}
     pictures: Dict[str, Picture] = {}
     splits = {}
     for split, images in description.images.items():
+        claims: Dict[str, str] = {}
         for image in progress(images, split):
             if image in pictures:
                 notes["images that are in two splits"] += 1
@@ -54,7 +55,11 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
                     problems.add(label, f"would be of two images, {other} and {image}; rename one")
                 picture.objects = _read_labels(picture, description, notes, problems)
         splits[split] = [pictures[image] for image in images]
-    return DataSet(description.names, in_order(splits), notes)
+    data = DataSet(description.names, in_order(splits), notes)
+    folders = description.folders
+    labels = [os.path.dirname(label_path(os.path.join(folder, "a.jpg"))) for folder in folders]
+    note_left_out(data, [*folders, *filter(os.path.isdir, labels)], [find_data_yaml(path)])
+    return data
 
 
 def find_data_yaml(path: str) -> str:
