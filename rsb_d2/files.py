@@ -150,18 +150,17 @@ def error_of_block(error: OSError, temporary: str, folder: str, key: str = "") -
     return UserError(f"cannot read {printable(str(name))}: {reason}")
 
 
-def is_disk_error(error: BaseException | None) -> bool:
-    """Whether an error, or one that it comes from, is that a file of this machine is not writable.
+def find_disk_error(error: BaseException | None) -> OSError | None:
+    """The error, or the one that it comes from, that says that a local file cannot be written.
 
     Errors of a network are ``OSError`` as well; they have other numbers, or name no file.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_MORE:
-            return True
-        if isinstance(error, (PermissionError, NotADirectoryError)) and error.filename:
-            return True
+        is_of_file = isinstance(error, (PermissionError, NotADirectoryError, FileExistsError))
+        if isinstance(error, OSError) and error.errno in _NO_MORE or is_of_file and error.filename:
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _sync_folder(folder: str) -> None:

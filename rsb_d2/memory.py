@@ -5,6 +5,8 @@ import gc
 from contextlib import contextmanager
 from typing import Iterator
 
+import torch
+
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
@@ -23,6 +25,17 @@ def garbage_collection_paused() -> Iterator[None]:
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
+
+
+# In messages of torch on the CPU, of CUDA and of OpenCV, whose errors have no type of their own.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is too little memory, of the CPU or of a GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 # Parameters of mallopt, of glibc's malloc.h.

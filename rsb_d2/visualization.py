@@ -21,14 +21,19 @@ def class_colors(num_classes: int) -> List[Tuple[int, int, int]]:
     return [PALETTE[i % len(PALETTE)] for i in range(num_classes)]
 
 
+# Of a JPEG, in pixels: JPEG_MAX_DIMENSION of https://github.com/libjpeg-turbo/libjpeg-turbo.
+LONGEST_SIDE = 65_500
+
+
 def readable_scale(image: np.ndarray, short_side: int = 320) -> float:
-    """The factor that makes labels on a small image readable.
+    """The factor that makes labels on a small image readable, and a picture one that JPEG holds.
 
     Args:
         image (ndarray): of shape (H, W, ...).
         short_side (int): pixels that the shorter side should at least have.
 
     Returns:
-        float: 1 or more.
+        float: 1 or more; less for a long image, so that no side is longer than 65,500 pixels.
     """
-    return max(1.0, short_side / min(image.shape[:2]))
+    sides = image.shape[:2]
+    return min(max(1.0, short_side / min(sides)), LONGEST_SIDE / max(sides))

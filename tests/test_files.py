@@ -13,7 +13,7 @@ from rsb_d2.data.images import is_image_name
 from rsb_d2.files import (
     escape_address,
     files_below,
-    is_disk_error,
+    find_disk_error,
     join_address,
     whole_file,
     whole_folder,
@@ -155,9 +155,9 @@ def test_errors_of_disks_and_of_networks():
     refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
     wrapped = RuntimeError("download failed")
     wrapped.__cause__ = locked
-    assert is_disk_error(locked) and is_disk_error(wrapped)
-    assert is_disk_error(OSError(errno.ENOSPC, "No space left on device"))
-    assert not is_disk_error(refused) and not is_disk_error(
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert [find_disk_error(e) for e in (locked, wrapped, full)] == [locked, locked, full]
+    assert not find_disk_error(refused) and not find_disk_error(
         FileNotFoundError(errno.ENOENT, "", "a")
     )
 

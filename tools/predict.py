@@ -10,8 +10,10 @@ tools/predict.py --run output/mine clip.mp4 --every 5
 torchrun --nproc_per_node=8 tools/predict.py --run output/mine photos --no-pictures --resume
     on eight GPUs; a run that was killed goes on where it was
 
-The exit status is 0, or 1 if an image or a frame could not be read (it is named and skipped), or 2
-for a mistake on the command line or in the files that it names.
+The exit status is 0, or 1 if an image, a video, a frame or a folder could not be read or a picture
+not be drawn (it is named, and all others are done), or 2 for a mistake on the command line or an
+output folder that cannot be written. Files in a folder that are not images or videos by their names
+are counted and named.
 """
 
 import argparse
@@ -23,7 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from _program import make_parser, tells_mistakes
 
 from rsb_d2.addons.predict.drawing import draw_detections
-from rsb_d2.addons.predict.files import distinct, find_images
+from rsb_d2.addons.predict.files import Inputs, find_inputs
 from rsb_d2.addons.predict.pipeline import (
     Options,
     Processes,
@@ -33,8 +35,8 @@ from rsb_d2.addons.predict.pipeline import (
     settings_of,
 )
 from rsb_d2.addons.predict.video import predict_video
-from rsb_d2.addons.predict.video_reader import check_video, find_videos
-from rsb_d2.errors import UserError
+from rsb_d2.addons.predict.video_reader import BadVideoError
+from rsb_d2.errors import UserError, printable
 from rsb_d2.memory import reuse_freed_memory
 from rsb_d2.predictor import DTYPES, Predictor, load_predict_config
 
@@ -73,38 +75,40 @@ def main() -> int:
 
 def _predict(args: argparse.Namespace, processes: Processes) -> int:
     output = args.output or os.path.join(args.run, "predictions")
-    # All mistakes are said before the model is loaded, and by one process.
+    # All mistakes on the command line are reported before the model is loaded, by one process.
     options = processes.agree(lambda: _options(args))
-    videos, images = processes.first_does(lambda: _find(args, output))
+    found = processes.first_does(lambda: find_inputs(args.images, output))
     predictor, settings = processes.agree(lambda: _load(args, processes))
-    skipped = False
-    if images:
-        summary = predict_files(predictor, images, output, options, settings, processes)
-        skipped = bool(summary.num_skipped)
-        if processes.rank == 0:
+    is_first = processes.rank == 0
+    is_complete = True
+    skipped = list(found.skipped) if is_first else []
+    if found.images:
+        summary = predict_files(predictor, found.images, output, options, settings, processes)
+        is_complete = not (summary.num_skipped or summary.no_picture)
+        if is_first:
+            skipped += [(path, f"no picture, {why}") for path, why in summary.no_picture]
             print(format_table(summary))
             if options.pictures:
                 print(f"pictures: {os.path.join(output, 'pictures')}")
             results = os.path.join(output, "results.json")
             print(f"results:  {results}, COCO format; its ids are those of images.json")
-    mine = videos[processes.rank :: processes.size]
-    skipped |= _predict_videos(predictor, mine, output, args)
-    return int(processes.any(skipped))
+    mine = found.videos[processes.rank :: processes.size]
+    bad_videos, have_all_frames = _predict_videos(predictor, mine, output, args)
+    _report(found if is_first else None, skipped + bad_videos)
+    return int(processes.any(bool(skipped or bad_videos) or not (is_complete and have_all_frames)))
+
+
+def _report(found: Inputs | None, skipped: list) -> None:
+    for line in found.left_out if found else []:
+        print(f"note: {printable(line)}")
+    for path, reason in skipped:
+        print(f"skipped {printable(path)}: {reason}", file=sys.stderr)
 
 
 def _options(args: argparse.Namespace) -> Options:
     if args.every < 1:
         raise UserError(f"--every is {args.every}; it must be 1 or more")
     return Options(args.batch, args.workers, not args.no_pictures, args.resume)
-
-
-def _find(args: argparse.Namespace, output: str) -> tuple:
-    """The videos and the images, each with the name of its output."""
-    videos, others = find_videos(args.images, output)
-    images = find_images(others, output) if others else []
-    for video in videos:
-        check_video(video)
-    return list(zip(videos, distinct(map(os.path.basename, videos)))), images
 
 
 def _load(args: argparse.Namespace, processes: Processes) -> tuple:
@@ -119,25 +123,30 @@ def _load(args: argparse.Namespace, processes: Processes) -> tuple:
 
 def _predict_videos(
     predictor: Predictor, videos: list, output: str, args: argparse.Namespace
-) -> bool:
+) -> tuple:
+    """The path of each video that cannot be used, and why; whether the others have all frames."""
     names = predictor.classes.names
-    skipped = False
+    bad, have_all_frames = [], True
     for path, name in videos:
         clip = os.path.join(output, "videos", f"{name}.mp4")
-        summary = predict_video(
-            predictor,
-            lambda image, found: draw_detections(image, found, names),
-            path,
-            clip,
-            args.batch,
-            args.every,
-        )
-        print(f"{path}: {summary.num_frames} frames, {summary.num_objects} objects")
+        try:
+            summary = predict_video(
+                predictor,
+                lambda image, found: draw_detections(image, found, names),
+                path,
+                clip,
+                args.batch,
+                args.every,
+            )
+        except BadVideoError as e:
+            bad.append((path, e.reason))
+            continue
+        print(f"{printable(path)}: {summary.num_frames} frames, {summary.num_objects} objects")
         print(f"clip:    {summary.clip}")
         print(f"results: {summary.results_file}, COCO format; its ids are those of", end=" ")
         print(os.path.basename(summary.frames_file))
-        skipped = skipped or bool(summary.skipped)
-    return skipped
+        have_all_frames = have_all_frames and not summary.skipped
+    return bad, have_all_frames
 
 
 if __name__ == "__main__":

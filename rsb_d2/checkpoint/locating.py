@@ -5,6 +5,7 @@ import os
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
+from ..files import escape_address
 from . import timm_hub, zoo
 
 
@@ -27,7 +28,7 @@ def locate(path: str) -> str:
     if zoo.is_published(path):
         return zoo.fetch(path)
     try:
-        local_path = PathManager.get_local_path(path.removeprefix("file://"))
+        local_path = PathManager.get_local_path(escape_address(path.removeprefix("file://")))
     except UserError:
         raise
     except Exception as e:  # each handler has its own

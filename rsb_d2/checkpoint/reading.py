@@ -1,6 +1,7 @@
 """Reading a checkpoint file of any kind without running anything that is in it."""
 
 import contextlib
+import errno
 import pickle
 import re
 import zipfile
@@ -160,6 +161,7 @@ def _check_zip(path: str) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except Exception as e:  # zipfile has many
+        _pass_on(path, e)
         raise UserError(
             f"{path} is cut off or damaged ({_first_line(e)}): download or copy it again"
         ) from e
@@ -183,6 +185,7 @@ def _read_torch(path: str, map_tensors: bool = False) -> Any:
             raise _refused(path, refused.group(1)) from e
         raise _refused(path, _first_line(e)) from e
     except Exception as e:  # what a damaged file makes torch raise is of many types
+        _pass_on(path, e)
         raise UserError(
             f"{path} is cut off, damaged or no file of torch.save ({_first_line(e)})"
         ) from e
@@ -191,7 +194,8 @@ def _read_torch(path: str, map_tensors: bool = False) -> Any:
 def _read_safetensors(path: str) -> StateDict:
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as e:
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError, MemoryError) as e:
+        _pass_on(path, e)
         raise UserError(
             f"{path} is cut off or damaged (safetensors: {_first_line(e)}): download or copy it "
             "again"
@@ -205,9 +209,19 @@ def _read_pickle(path: str) -> Any:
     except _RefusedType as e:
         raise _refused(path, str(e)) from e
     except Exception as e:  # as in _read_torch
+        _pass_on(path, e)
         raise UserError(
             f"{path} is cut off, damaged or no pickle ({_first_line(e) or type(e).__name__})"
         ) from e
+
+
+def _pass_on(path: str, error: Exception) -> None:
+    """Raise what is not the file's fault: an error of its disk, or too little memory."""
+    if isinstance(error, MemoryError):
+        raise UserError(f"cannot read {path}: there is too little memory for it") from error
+    # A damaged file can make a reader seek to a place that is none.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _refused(path: str, what: str) -> UserError:

@@ -14,6 +14,7 @@ from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from timm.models import list_pretrained
 
 from ..errors import UserError
+from ..files import find_disk_error
 from ..modeling import CheckedTimmBackbone, TimmBackbone
 from .formats.timm_names import add_missing_counters, architecture, match, updated_by_timm
 from .reading import StateDict, read_checkpoint
@@ -245,6 +246,12 @@ def _download(name: str, repository: str, revision: str | None, force: bool) -> 
 def _unreachable(name: str, repository: str, error: Exception) -> UserError:
     from huggingface_hub import constants, hf_hub_url
 
+    disk_error = find_disk_error(error)
+    if disk_error is not None:
+        return UserError(
+            f"{PREFIX}{name}: cannot write to the cache {constants.HF_HUB_CACHE}: "
+            f"{disk_error.strerror}; name another folder in the environment variable HF_HOME"
+        )
     if constants.HF_HUB_OFFLINE:
         tried = "HF_HUB_OFFLINE is set, so it was not downloaded"
     else:

@@ -13,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, get_cache_dir
 
 from ..errors import UserError
+from ..files import escape_address, find_disk_error
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def fetch(path: str, force: bool = False) -> str:
         UserError: if there is no such name, if the server cannot be reached, or if the file is
             damaged.
     """
-    url = _url(path[len(PREFIX) :]) if path.startswith(PREFIX) else path
+    url = _url(path[len(PREFIX) :]) if path.startswith(PREFIX) else escape_address(path)
     cached = _cached_path(url)
     if force and os.path.isfile(cached):
         os.remove(cached)  # iopath's own "force" takes what is there
@@ -117,6 +118,12 @@ def _cached_path(url: str) -> str:
 
 
 def _unreachable(path: str, url: str, cached: str, error: Exception) -> UserError:
+    disk_error = find_disk_error(error)
+    if disk_error is not None:
+        return UserError(
+            f"{path}: cannot write to the cache {get_cache_dir()}: {disk_error.strerror}; name "
+            "another folder in the environment variable FVCORE_CACHE"
+        )
     reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
     return UserError(
         f"{path} is not in the cache {get_cache_dir()}, and downloading {url} failed ({reason}). "

@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError, first
+from ..files import escape_address
 from .cache.annotation_cache import CHECKED, CHECKED_WITH_MASKS, AnnotationSource, cache_folder
 from .cache.checked import CheckedCocoJson
 from .cache.records import PackedRecords
@@ -158,8 +159,10 @@ def _parse_entry(entry: Any, with_masks: bool, cache: str) -> CocoJsonDataset:
 
 
 def absolute(path: str) -> str:
-    """A path of this machine from its root; one with a scheme, as ``https://``, as it is."""
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    """A path of this machine from its root; an address as it is requested."""
+    if "://" in path:
+        return escape_address(path)
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _register(dataset: CocoJsonDataset) -> CocoJsonDataset:

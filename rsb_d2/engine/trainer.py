@@ -285,7 +285,7 @@ class Trainer(DefaultTrainer):
             if e.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self._has_failed = True
-            error = UserError(f"cannot write to {self.cfg.OUTPUT_DIR}: {e.strerror}")
+            error = UserError(f"cannot write to {e.filename or self.cfg.OUTPUT_DIR}: {e.strerror}")
             raise _Failed(error) from None
 
     def _explain_divergence(self, error: FloatingPointError) -> str:

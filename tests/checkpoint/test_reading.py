@@ -1,5 +1,6 @@
 """Files that are damaged, no checkpoints at all, or meant to run code: nothing of them is run."""
 
+import errno
 import io
 import os
 import pickle
@@ -15,6 +16,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError
+from rsb_d2.checkpoint import reading
 from rsb_d2.checkpoint.convert import convert_file
 from rsb_d2.checkpoint.reading import read_checkpoint, read_file
 from tests.helpers.fake_hub import add_to_cache
@@ -271,3 +273,30 @@ def test_a_zip_that_is_no_checkpoint(tmp_path):
     assert "no file of torch.save" in error_of(read_checkpoint, str(path))
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
     assert "TorchScript" in error_of(read_checkpoint, str(path))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+@pytest.mark.parametrize("kind", ["torch", "legacy", "safetensors", "pickle"])
+def test_what_is_not_the_files_fault(tmp_path, monkeypatch, kind, error):
+    path = tmp_path / "a.bin"
+    tensors = {"a": torch.zeros(3)}
+    content = {
+        "torch": torch_bytes(tensors),
+        "legacy": torch_bytes(tensors, _use_new_zipfile_serialization=False),
+        "safetensors": safetensors.torch.save(tensors),
+        "pickle": pickle.dumps({"a": 1}),
+    }
+    path.write_bytes(content[kind])
+
+    def fail(*args, **kwargs):
+        raise error
+
+    for module, name in (
+        (torch, "load"),
+        (safetensors.torch, "load_file"),
+        (reading, "_ArrayUnpickler"),
+    ):
+        monkeypatch.setattr(module, name, fail)
+    message = error_of(read_file, str(path))
+    reason = "Input/output error" if isinstance(error, OSError) else "there is too little memory"
+    assert message.startswith(f"cannot read {path}: {reason}")

@@ -1,5 +1,6 @@
 """timm://NAME: from a hub cache as huggingface_hub lays it out, with and without this project."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -278,3 +279,15 @@ def test_safetensors_of_the_hub_brought_by_hand(tmp_path, weights):
     backbone = TimmBackbone("resnet18.a1_in1k")
     Checkpointer(backbone).load(str(tmp_path / "model.safetensors"))
     check_features(backbone, "resnet18", weights)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
+def test_a_cache_that_cannot_be_written(cache, monkeypatch, number):
+    def download(*args, **kwargs):
+        raise OSError(number, os.strerror(number), str(cache))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(UserError, match="HF_HOME") as error:
+        timm_hub.fetch("resnet18.a1_in1k")
+    assert f"cannot write to the cache {cache}: {os.strerror(number)}" in str(error.value)
+    assert "huggingface.co" not in str(error.value)

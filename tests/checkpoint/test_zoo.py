@@ -14,6 +14,7 @@ from iopath.common import file_io
 
 from rsb_d2 import Checkpointer, UserError, model_zoo
 from rsb_d2.checkpoint import zoo
+from rsb_d2.checkpoint.locating import locate
 from tests.helpers.weights.openmmlab import save_as_openmmlab, standin
 
 NAMES = ["frcnn_rsb_1x", "mask_rcnn_rsb_1x", "cascade_mask_rcnn_rsb_1x", "retinanet_rsb_1x"]
@@ -132,3 +133,24 @@ def test_unknown_names_get_a_suggestion():
         zoo.fetch("zoo://frcnn_rsb_3x")
     with pytest.raises(UserError, match="read only"):
         PathManager.open("zoo://frcnn_rsb_1x", "w")
+
+
+def test_a_cache_that_cannot_be_written(cache, monkeypatch):
+    def download(url, dir, **kwargs):
+        raise PermissionError(13, "Permission denied", dir)
+
+    monkeypatch.setattr(file_io, "download", download)
+    with pytest.raises(UserError, match="FVCORE_CACHE") as error:
+        zoo.fetch("zoo://frcnn_rsb_1x")
+    assert f"cannot write to the cache {cache}: Permission denied" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, asked", [("a#1 50%.pth", "a%231%2050%25.pth"), ("a%20b.pth", "a%20b.pth")]
+)
+def test_signs_that_mean_something_in_an_address(server, cache, tmp_path, name, asked):
+    (tmp_path / "file").write_bytes(b"weights")
+    for start in ("https://example.org/w/", f"{zoo.SERVER}w/"):
+        server[start + asked] = tmp_path / "file"
+        with open(locate(start + name), "rb") as f:
+            assert f.read() == b"weights"

@@ -263,3 +263,9 @@ def test_command_line(tmp_path, capsys):
     assert read_bytes(folder) == read_bytes(tmp_path / "same")
     with pytest.raises(SystemExit, match="error: seed is -1"):
         main([folder, "--seed", "-1"])
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file/sample: File exists"):
+        make_sample_data(str(tmp_path / "file" / "sample"), num_train=1, num_val=1)

@@ -1,5 +1,6 @@
 """The images that an exported file is compared with its model on."""
 
+import logging
 import os
 import re
 from typing import List, Tuple
@@ -16,6 +17,8 @@ from ..predict.files import find_images
 from ..workbench.sample.draw import draw_picture
 from .contract import MIN_SIDE
 
+logger = logging.getLogger(__name__)
+
 _NUM_IMAGES = 4
 
 
@@ -30,13 +33,19 @@ def comparison_images(cfg: CfgNode, inputs: List[str]) -> List[np.ndarray]:
         list[ndarray]: uint8 (H, W, 3), channels as in ``INPUT.FORMAT``.
 
     Raises:
-        UserError: if one that is named cannot be read.
+        UserError: if one that is named cannot be read; one of the test data is left out instead,
+            with a warning.
     """
-    if inputs:
-        return [_read(path, cfg.INPUT.FORMAT) for path, _ in find_images(inputs)]
-    paths = _test_images(cfg)
-    if paths:
-        return [_read(path, cfg.INPUT.FORMAT) for path in paths]
+    images = []
+    for path in [path for path, _ in find_images(inputs)] if inputs else _test_images(cfg):
+        try:
+            images.append(np.ascontiguousarray(read_image(path, cfg.INPUT.FORMAT)))
+        except BadImageError as e:
+            if inputs:
+                raise UserError(f"--images: cannot read {e.path}: {e.reason}") from None
+            logger.warning(f"Not compared on {e.path}: {e.reason}")
+    if images:
+        return images
     pictures = [draw_picture(np.random.default_rng(i), 640)[0] for i in range(_NUM_IMAGES)]
     return pictures if cfg.INPUT.FORMAT == "RGB" else [p[:, :, ::-1] for p in pictures]
 
@@ -75,13 +84,6 @@ def fit(image: np.ndarray, size: Tuple[int, int], color: Tuple[int, ...]) -> np.
     canvas = Image.new("RGB", (width, height), color)
     canvas.paste(Image.fromarray(image).resize(sides, Image.Resampling.BILINEAR))
     return np.array(canvas)
-
-
-def _read(path: str, image_format: str) -> np.ndarray:
-    try:
-        return np.ascontiguousarray(read_image(path, image_format))
-    except BadImageError as e:
-        raise UserError(f"--images: cannot read {e.path}: {e.reason}") from None
 
 
 def _test_images(cfg: CfgNode) -> List[str]:

@@ -34,13 +34,15 @@ def draw_detections(image: np.ndarray, instances: Instances, names: Sequence[str
         names (list[str]): of the classes.
 
     Returns:
-        ndarray: RGB, enlarged where labels could not be read on it.
+        ndarray: RGB, enlarged where labels could not be read on it, and made smaller where a side
+        would be longer than JPEG holds.
     """
     scale = readable_scale(image)
     height, width = image.shape[:2]
-    if scale > 1:
+    if scale != 1:
         size = max(int(width * scale + 0.01), 1), max(int(height * scale + 0.01), 1)
-        picture = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        how = cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA
+        picture = cv2.resize(image, size, interpolation=how)
     else:
         picture = image.copy()
     boxes = instances.pred_boxes.tensor.numpy() * scale
@@ -106,6 +108,8 @@ def _draw_mask(
     corners = np.concatenate(contours).reshape(-1, 2)
     (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     region = picture[top : bottom + 1, left : right + 1]
+    if not region.size:  # of a mask at the edge, less than half a pixel of a smaller picture
+        return
     filled = np.zeros(region.shape[:2], dtype=np.uint8)
     cv2.fillPoly(filled, contours, 1, offset=(-left, -top))
     inside = filled.astype(bool)

@@ -1,84 +1,173 @@
-"""Which images a user names, and what their outputs are called."""
+"""Which images and videos a user names, what their outputs are called, and what is left out."""
 
 import glob
 import os
-from typing import Dict, Iterable, List, Tuple
-from urllib.parse import urlparse
+import posixpath
+from collections import defaultdict
+from typing import Dict, Iterable, List, NamedTuple, Tuple
+from urllib.parse import unquote, urlsplit
 
-from PIL import Image
-
-from ...errors import UserError
+from ...data.images import is_image_name
+from ...errors import UserError, first
+from ...files import escape_address, files_below, is_http, listing_error
 from ..storage.remote import is_remote
 from ..storage.tar import open_tar, split_tar_path
 from .video_reader import is_video
 
 
-def find_images(inputs: List[str], output_dir: str = "") -> List[Tuple[str, str]]:
-    """Find the images that a user names.
+class Inputs(NamedTuple):
+    """What :func:`find_inputs` found.
 
     Args:
-        inputs (list[str]): images, folders (with all folders in them), globs, tar files, members of
-            one (``images.tar!/a.jpg``) and addresses of images (``https://…``).
+        images (list[tuple[str, str]]): the path of each image, once and in the order of the
+            inputs, and a name that no other has, for its output.
+        videos (list[tuple[str, str]]): the same of the videos.
+        left_out (list[str]): a line for each input of which something is not taken.
+        skipped (list[tuple[str, str]]): the path of what cannot be listed or read, and why.
+    """
+
+    images: List[Tuple[str, str]]
+    videos: List[Tuple[str, str]]
+    left_out: List[str]
+    skipped: List[Tuple[str, str]]
+
+
+def find_inputs(inputs: List[str], output_dir: str = "") -> Inputs:
+    """Find the images and videos that a user names.
+
+    Args:
+        inputs (list[str]): images, videos, folders (with all folders in them, linked ones too),
+            globs, tar files, members of one (``images.tar!/a.jpg``) and addresses of images
+            (``https://…``).
         output_dir (str): passed over when it is in one of the folders.
 
     Returns:
-        list[tuple[str, str]]: the path of each image, once and in the order of ``inputs``, and a
-        name that no other has, for its output.
+        Inputs
 
     Raises:
-        UserError: if one of them is not there or has no image in it.
+        UserError: if one of the inputs is not there or has no image or video in it.
     """
-    found: Dict[str, str] = {}
+    finder = _Finder(output_dir)
     for path in inputs:
-        if is_remote(path):
-            found.setdefault(path, os.path.basename(urlparse(path).path) or "image")
-            continue
-        if split_tar_path(path) is not None or path.endswith(".tar"):
-            named = _images_in_tar(path)
+        finder.take(path)
+    return finder.inputs()
+
+
+def find_images(inputs: List[str], output_dir: str = "") -> List[Tuple[str, str]]:
+    """Find the images alone; arguments, errors and result as of :func:`find_inputs`."""
+    found = find_inputs(inputs, output_dir)
+    if not found.images:
+        raise UserError(f"there are no images in {first(inputs)}")
+    return found.images
+
+
+class _Finder:
+    def __init__(self, output_dir: str):
+        self._output_dir = output_dir
+        self._images: Dict[str, str] = {}
+        self._videos: Dict[str, str] = {}
+        self._left_out: List[str] = []
+        self._skipped: List[Tuple[str, str]] = []
+
+    def take(self, path: str) -> None:
+        if split_tar_path(path) is not None or path.lower().endswith(".tar"):
+            self._take_tar(path)
+        elif is_remote(path):
+            self._take_address(path)
         elif os.path.isfile(path):
-            named = [(path, os.path.basename(path))]
+            self._add(path, os.path.basename(path))
         elif os.path.isdir(path):
-            named = [(p, os.path.relpath(p, path)) for p in _images_in(path, output_dir)]
-            if not named:
-                raise UserError(f"the folder {path} has no images in it")
+            self._take_folder(path)
         elif glob.has_magic(path):
-            matches = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
-            named = [(p, os.path.basename(p)) for p in matches]
-            if not named:
-                raise UserError(f"no file matches {path}")
+            self._take_glob(path)
         else:
             raise UserError(f"there is no image or folder {path}")
-        for image, name in named:
-            found.setdefault(os.path.normpath(image), name)
-    return list(zip(found, distinct(found.values())))
+
+    def inputs(self) -> Inputs:
+        if self._skipped and not (self._images or self._videos):
+            path, reason = self._skipped[0]
+            raise UserError(f"cannot read {path}: {reason}")
+        images = zip(self._images, distinct(self._images.values()))
+        videos = zip(self._videos, distinct(self._videos.values()))
+        return Inputs(list(images), list(videos), self._left_out, self._skipped)
+
+    def _add(self, path: str, name: str) -> None:
+        if is_video(path):
+            self._videos.setdefault(os.path.normpath(path), os.path.basename(path))
+        else:
+            self._images.setdefault(os.path.normpath(path), name)
+
+    def _take_address(self, path: str) -> None:
+        name = os.path.basename(
+            unquote(urlsplit(escape_address(path)).path) if is_http(path) else path
+        )
+        if is_video(name):
+            self._skipped.append((path, "videos are read from this machine alone; download it"))
+        else:
+            self._images.setdefault(path, name or "image")
+
+    def _take_tar(self, path: str) -> None:
+        tar, member = split_tar_path(path) or (path, "")
+        try:
+            members = [member] if member else open_tar(tar).names()
+        except (OSError, UserError) as e:
+            reason = getattr(e, "strerror", None) or str(e).removeprefix(f"{tar} ")
+            self._skipped.append((tar, reason))
+            return
+        images = sorted(name for name in members if member or _is_image(name))
+        others = set(members).difference(images)
+        if not images:
+            raise UserError(f"the tar file {tar} has no images in it{_counted(others, ' (', ')')}")
+        self._note(tar, others)
+        for name in images:
+            # A name that leads out of the tar file does not lead out of the output folder.
+            self._images.setdefault(f"{tar}!/{name}", posixpath.normpath(f"/{name}")[1:])
+
+    def _take_folder(self, folder: str) -> None:
+        files, passed_over = files_below(folder, self._output_dir)
+        # Hidden files are taken like others: what cannot be read of them is named.
+        files = sorted([*files, *filter(os.path.isfile, passed_over)])
+        found = [path for path in files if _is_image(path) or is_video(path)]
+        others = set(files + passed_over).difference(found)
+        folders = {path: listing_error(path) for path in passed_over if path.endswith("/")}
+        bad = {path: reason for path, reason in folders.items() if reason}
+        self._skipped += bad.items()
+        others.difference_update(bad)
+        names = [os.path.relpath(path, folder) + "/" * path.endswith("/") for path in others]
+        if not found and not bad:
+            raise UserError(f"the folder {folder} has no images in it{_counted(names, ' (', ')')}")
+        self._note(folder, names)
+        for path in found:
+            self._add(path, os.path.relpath(path, folder))
+
+    def _take_glob(self, pattern: str) -> None:
+        matches = sorted(glob.glob(pattern, recursive=True))
+        files = [path for path in matches if os.path.isfile(path)]
+        if not files:
+            raise UserError(f"no file matches {pattern}")
+        for path in files:
+            self._add(path, os.path.basename(path))
+        folders = {f"{path.rstrip('/')}/" for path in matches if os.path.isdir(path)}
+        self._note(pattern, {f for f in folders if not any(file.startswith(f) for file in files)})
+
+    def _note(self, path: str, others: Iterable[str]) -> None:
+        if others:
+            self._left_out.append(f"{path}: left out {_counted(others)}")
 
 
-def _images_in_tar(path: str) -> List[Tuple[str, str]]:
-    tar, member = split_tar_path(path) or (path, "")
-    try:
-        members = [member] if member else open_tar(tar).names()
-    except OSError as e:
-        raise UserError(f"cannot read {tar}: {e.strerror or e}") from None
-    images = [name for name in members if member or name.lower().endswith(_endings())]
-    if not images:
-        raise UserError(f"the tar file {tar} has no images in it")
-    return [(f"{tar}!/{name}", name) for name in sorted(images)]
+def _is_image(path: str) -> bool:
+    return is_image_name(os.path.basename(path).lstrip("."))
 
 
-def _endings() -> Tuple[str, ...]:
-    Image.init()
-    return tuple(ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN)
-
-
-def _images_in(folder: str, output_dir: str) -> List[str]:
-    endings = _endings()
-    output_dir = os.path.realpath(output_dir) if output_dir else None
-    images = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != output_dir]
-        names = [name for name in names if name.lower().endswith(endings) and not is_video(name)]
-        images += [os.path.join(parent, name) for name in names]
-    return sorted(images)
+def _counted(names: Iterable[str], before: str = "", after: str = "") -> str:
+    """Names counted by their endings: ``3 .txt (a.txt, b.txt, c.txt), 1 folders (.git/)``."""
+    by_ending: Dict[str, List[str]] = defaultdict(list)
+    for name in sorted(names):
+        ending = "folders" if name.endswith("/") else os.path.splitext(name)[1].lower()
+        by_ending[ending or "without an ending"].append(name)
+    kinds = sorted(by_ending.items(), key=lambda item: (-len(item[1]), item[0]))
+    text = ", ".join(f"{len(names)} {ending} ({first(names)})" for ending, names in kinds)
+    return f"{before}{text}{after}" if text else ""
 
 
 def distinct(names: Iterable[str]) -> List[str]:

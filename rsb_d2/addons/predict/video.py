@@ -8,8 +8,9 @@ import json
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, List, TextIO
+from typing import IO, Any, Callable, Dict, Iterator, List
 
 import cv2
 import numpy as np
@@ -17,10 +18,13 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ...errors import UserError, printable
+from ...files import errors_of_writing, open_output
+from ...memory import is_out_of_memory
 from ...predictor import Predictor
-from .video_reader import Frame, VideoReader, quiet
+from .video_reader import BadVideoError, Frame, VideoReader, check_name, quiet
 
 _CODEC = "mp4v"
+_LONGEST_SIDE = 8190  # in pixels, that this codec codes
 
 Draw = Callable[[np.ndarray, Instances], np.ndarray]
 
@@ -73,12 +77,15 @@ def predict_video(
         VideoSummary
 
     Raises:
-        UserError: if the video has no frame that can be decoded, or a file cannot be written.
+        BadVideoError: if the video cannot be read, has no frame that can be decoded, or needs more
+            memory than there is.
+        UserError: if a file cannot be written.
     """
     stem = os.path.splitext(output)[0]
     summary = VideoSummary(path, output, f"{stem}.results.json", f"{stem}.frames.json")
     reader = VideoReader(path)
     total = -(-reader.length // every) or None
+    is_short_of_memory = False
     try:
         with _Outputs(summary, predictor, reader.rate / every) as outputs:
             with tqdm(total=total, unit="frame", desc=os.path.basename(path)) as progress:
@@ -88,9 +95,17 @@ def predict_video(
                         outputs.add(frame, instances, draw)
                     progress.update(len(batch))
             if not summary.num_frames:
-                raise UserError(f"{path} has no frame that can be decoded")
+                raise BadVideoError(path, "it has no frame that can be decoded")
+    except (MemoryError, RuntimeError, cv2.error) as e:
+        if not is_out_of_memory(e):
+            raise
+        is_short_of_memory = True
     finally:
         reader.close()
+    if is_short_of_memory:
+        raise BadVideoError(
+            path, f"there is too little memory for --batch {batch_size} of its frames"
+        )
     summary.skipped = [_named(first, last, reader) for first, last in reader.damaged]
     # Of a file that was cut without coding it anew, a few frames before the cut are counted.
     if reader.missing > reader.length // 100:
@@ -137,19 +152,17 @@ class _Outputs:
 
     def __enter__(self) -> "_Outputs":
         folder = os.path.dirname(self._summary.clip) or "."
-        try:
+        with errors_of_writing(self._summary.clip):
             os.makedirs(folder, exist_ok=True)
             self._aside = tempfile.TemporaryDirectory(prefix=".video-", dir=folder)
-            paths = (self._summary.results_file, self._summary.frames_file)
-            self._results, self._frames = (open(self._place(path), "w") for path in paths)
-        except OSError as e:
-            raise UserError(f"cannot write {self._summary.clip}: {e.strerror or e}") from None
+        paths = (self._summary.results_file, self._summary.frames_file)
+        self._results, self._frames = (open_output(self._place(path), path) for path in paths)
         classes = self._predictor.classes
         categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names)]
         info = {"video": self._summary.path}
         head = json.dumps({"info": info, "annotations": [], "categories": categories})
-        self._results.write("[")
-        self._frames.write(head[:-1] + ', "images": [')
+        self._results.write(b"[")
+        self._frames.write((head[:-1] + ', "images": [').encode())
         return self
 
     def add(self, frame: Frame, instances: Instances, draw: Draw) -> None:
@@ -165,20 +178,26 @@ class _Outputs:
         self._write(draw(np.ascontiguousarray(frame.image[:, :, ::-1]), instances))
 
     def _write(self, rgb: np.ndarray) -> None:
+        scale = _LONGEST_SIDE / max(rgb.shape[:2])
+        if scale < 1:
+            size = [max(int(side * scale), 1) for side in rgb.shape[1::-1]]
+            rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
         # Codecs code colours of two by two pixels.
         rgb = np.pad(rgb, [(0, rgb.shape[0] % 2), (0, rgb.shape[1] % 2), (0, 0)], mode="edge")
         size = (rgb.shape[1], rgb.shape[0])
         if self._clip is None:
             self._size = size
             path = self._place(self._summary.clip)
+            check_name(self._summary.path, path)
             with quiet():
                 self._clip = cv2.VideoWriter(
                     path, cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*_CODEC), self._rate, size
                 )
             if not self._clip.isOpened():
-                raise UserError(
-                    f"cannot write {self._summary.clip}: this OpenCV does not have the codec "
-                    f"{_CODEC} for {size[0]} x {size[1]} pixels; install opencv-python-headless"
+                raise BadVideoError(
+                    self._summary.path,
+                    f"its clip cannot be written, as this OpenCV does not have the codec {_CODEC} "
+                    f"for {size[0]} x {size[1]} pixels; install opencv-python-headless",
                 )
         if size != self._size:  # the video changes its size
             rgb = cv2.resize(rgb, self._size)
@@ -188,22 +207,33 @@ class _Outputs:
         try:
             if self._clip is not None:
                 self._clip.release()
-            self._results.write("]\n")
-            self._frames.write("]}\n")
-            self._results.close()
-            self._frames.close()
             if kind is None:
-                summary = self._summary
-                for path in (summary.clip, summary.results_file, summary.frames_file):
-                    os.replace(self._place(path), path)
-        except OSError as e:
-            raise UserError(f"cannot write {self._summary.clip}: {e.strerror or e}") from None
+                self._finish()
         finally:
+            for file in (self._results, self._frames):
+                with suppress(UserError):  # of a full disk, which is raised already
+                    file.close()
             self._aside.cleanup()
+
+    def _finish(self) -> None:
+        summary = self._summary
+        self._results.write(b"]\n")
+        self._frames.write(b"]}\n")
+        self._results.close()
+        self._frames.close()
+        with quiet():  # OpenCV's writer does not say that a disk is full
+            written = cv2.VideoCapture(self._place(summary.clip), cv2.CAP_FFMPEG)
+        is_complete = written.isOpened()
+        written.release()
+        if not is_complete:
+            raise UserError(f"cannot write {summary.clip}: is there room on the disk?")
+        with errors_of_writing(summary.clip):
+            for path in (summary.clip, summary.results_file, summary.frames_file):
+                os.replace(self._place(path), path)
 
     def _place(self, path: str) -> str:
         return os.path.join(self._aside.name, os.path.basename(path))
 
 
-def _append(file: TextIO, record: Dict[str, Any], is_first: bool) -> None:
-    file.write(("\n" if is_first else ",\n") + json.dumps(record))
+def _append(file: IO[bytes], record: Dict[str, Any], is_first: bool) -> None:
+    file.write((("\n" if is_first else ",\n") + json.dumps(record)).encode())

@@ -4,15 +4,14 @@ OpenCV decodes, with the FFmpeg that is in its package; where PyAV is installed,
 says of a damaged frame that FFmpeg has mended with a part of another that it is none.
 """
 
-import glob
 import os
 from contextlib import contextmanager
-from typing import Iterator, List, NamedTuple, Tuple
+from typing import Any, Iterator, List, NamedTuple, Tuple
 
 import cv2
 import numpy as np
 
-from ...errors import UserError
+from ...errors import UserError, is_utf8, printable
 
 try:
     import av
@@ -26,7 +25,8 @@ ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"),
     *(".mts", ".m2ts", ".3gp", ".ogv"),
 )
-# Of these the number of frames is in the file; that of others is an estimate.
+# Of these the number of frames is in the file; that of others is an estimate from how long it
+# lasts, which may be how long its sound lasts.
 _COUNTED = (".mp4", ".m4v", ".mov", ".avi")
 _DEFAULT_RATE = 25.0  # frames a second, of a file that does not say
 _MAX_FAILURES = 1000  # in a row, after which the file has ended
@@ -52,44 +52,20 @@ def is_video(path: str) -> bool:
     return path.lower().endswith(ENDINGS)
 
 
-def find_videos(inputs: List[str], output_dir: str = "") -> Tuple[List[str], List[str]]:
-    """Take the videos out of what a user names.
+class BadVideoError(UserError):
+    """One video cannot be used.
 
     Args:
-        inputs (list[str]): images, videos, folders (with all folders in them) and globs.
-        output_dir (str): passed over when it is in one of the folders.
+        path (str): of the file.
+        reason (str): what is wrong with it.
 
-    Returns:
-        list[str], list[str]: the paths of the videos, each once; the other inputs, as they are. A
-        glob is replaced by its other files where it matches videos, and a folder is left out where
-        it has nothing but videos.
+    Attributes:
+        reason (str): one line.
     """
-    videos: List[str] = []
-    others: List[str] = []
-    for path in inputs:
-        if os.path.isdir(path):
-            found, rest = _in_folder(path, output_dir)
-            others += [path] if rest or not found else []
-        elif glob.has_magic(path) and not os.path.isfile(path):
-            files = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
-            found = [file for file in files if is_video(file)]
-            others += [file for file in files if not is_video(file)] if found else [path]
-        else:
-            found = [path] if is_video(path) and os.path.isfile(path) else []
-            others += [] if found else [path]
-        videos += found
-    return list(dict.fromkeys(map(os.path.normpath, videos))), others
 
-
-def _in_folder(folder: str, output_dir: str) -> Tuple[List[str], bool]:
-    """The videos in a folder, and whether it has files that are none."""
-    output_dir = os.path.realpath(output_dir) if output_dir else ""
-    found, rest = [], False
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != output_dir]
-        found += [os.path.join(parent, name) for name in names if is_video(name)]
-        rest = rest or not all(map(is_video, names))
-    return sorted(found), rest
+    def __init__(self, path: str, reason: str):
+        self.reason = printable(reason)
+        super().__init__(f"cannot use the video {printable(path)}: {self.reason}")
 
 
 class VideoReader:
@@ -107,21 +83,33 @@ class VideoReader:
             where FFmpeg passed over them.
 
     Raises:
-        UserError: if it is no video, has no frame that can be decoded, or is of a codec that
+        BadVideoError: if it cannot be read, is not a video, is cut short, or has a codec that
             OpenCV does not have.
     """
 
     def __init__(self, path: str):
         self.path = path
-        _check_codec()
-        if os.path.getsize(path) == 0:
-            raise UserError(f"{path} is empty, so there is no video in it")
+        if cv2.CAP_FFMPEG not in cv2.videoio_registry.getBackends():
+            raise BadVideoError(
+                path,
+                "this OpenCV is built without FFmpeg, so it reads no videos; install "
+                "opencv-python-headless",
+            )
+        check_name(path, path)
+        try:
+            with open(path, "rb") as f:
+                is_empty = not f.read(1)
+        except OSError as e:
+            raise BadVideoError(path, e.strerror or str(e)) from None
+        if is_empty:
+            raise BadVideoError(path, "the file is empty")
         with quiet():
             capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
         if not capture.isOpened():
-            raise UserError(
-                f"{path} cannot be opened: it is no video, has no frames, is cut short, or is of a "
-                "codec that OpenCV's FFmpeg does not have; convert it, as with ffmpeg to H.264"
+            raise BadVideoError(
+                path,
+                "it is not a video, has no frames, is cut short, or has a codec that OpenCV's "
+                "FFmpeg does not have; convert it, as with ffmpeg to H.264",
             )
         self.rate = _rate(capture.get(cv2.CAP_PROP_FPS))
         self.length = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
@@ -134,9 +122,12 @@ class VideoReader:
 
         Args:
             every (int): only the frames of the indices 0, ``every``, 2 * ``every``, ...
+
+        Raises:
+            BadVideoError: if the rest of the video cannot be decoded.
         """
-        index = 0
-        for time, image in self._decoded(every):
+        index, end = 0, 0.0
+        for time, image in self._safely(self._decoded(every)):
             if image is None:
                 if self.damaged and self.damaged[-1][1] == index - 1:
                     self.damaged[-1] = (self.damaged[-1][0], index)
@@ -144,9 +135,18 @@ class VideoReader:
                     self.damaged.append((index, index))
             elif index % every == 0:
                 yield Frame(index, round(max(time, 0.0), 6), image)
-            index += 1
+            index, end = index + 1, time + 1 / self.rate
         if self.path.lower().endswith(_COUNTED):
             self.missing = max(self.length - index, 0)
+        elif end * self.rate < 0.9 * self.length:
+            self.missing = self.length - round(end * self.rate)
+
+    def _safely(self, frames: Iterator[Tuple[float, Any]]) -> Iterator[Tuple[float, Any]]:
+        try:
+            yield from frames
+        except Exception as e:  # what a damaged file makes the decoders raise is of many types
+            lines = str(e).strip().splitlines() or [type(e).__name__]
+            raise BadVideoError(self.path, f"it cannot be decoded ({lines[0][:200]})") from None
 
     def _decoded(self, every: int) -> Iterator[Tuple[float, np.ndarray | None]]:
         """Time and image of each frame, ``None`` of a damaged one.
@@ -209,21 +209,16 @@ def _until_damaged(packets: Iterator) -> Iterator:
         return
 
 
-def check_video(path: str) -> None:
-    """See that a video can be opened and has a frame.
+def check_name(path: str, name: str) -> None:
+    """Raise a :class:`BadVideoError` for a name of a file that OpenCV crashes on.
 
     Args:
-        path (str): of the file.
-
-    Raises:
-        UserError: if not; see :class:`VideoReader`.
+        path (str): of the video.
+        name (str): of it, or of its clip.
     """
-    reader = VideoReader(path)
-    try:
-        if next(reader.frames(), None) is None:
-            raise UserError(f"{path} has no frame that can be decoded")
-    finally:
-        reader.close()
+    if not is_utf8(name):
+        reason = f"the name {name} is not UTF-8, which OpenCV does not read; rename it"
+        raise BadVideoError(path, reason)
 
 
 def _three_channels(image: np.ndarray) -> np.ndarray:
@@ -233,14 +228,6 @@ def _three_channels(image: np.ndarray) -> np.ndarray:
 def _rate(said: float) -> float:
     # Files with time stamps alone give 0, or the units of these.
     return said if np.isfinite(said) and 0 < said <= 1000 else _DEFAULT_RATE
-
-
-def _check_codec() -> None:
-    if cv2.CAP_FFMPEG not in cv2.videoio_registry.getBackends():
-        raise UserError(
-            "this OpenCV is built without FFmpeg, so it reads no videos; install "
-            "opencv-python-headless"
-        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rsb_d2.addons.export import (
     Detections,
     compare,
     export_detector,
+    images,
     run_onnx,
     run_torch_export,
 )
@@ -176,6 +177,16 @@ def test_images_to_compare_on(tmp_path):
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="--images: .*b.png: it is no image"):
         comparison_images(cfg, [str(tmp_path)])
+
+
+def test_a_bad_image_of_the_test_data_is_left_out(tmp_path, monkeypatch, caplog):
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    paths = [str(tmp_path / "b.png"), str(tmp_path / "a.png")]
+    monkeypatch.setattr(images, "_test_images", lambda cfg: paths)
+    (image,) = comparison_images(make_seeded_config("faster"), [])
+    assert (image == pictures(1)[0]).all()
+    assert "b.png: it is no image" in caplog.text and "--images" not in caplog.text
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The pipeline of predictions: the same files from any number of processes, killed or not."""
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pycocotools.coco import COCO
 
 from rsb_d2 import UserError
 from rsb_d2.addons.predict.files import find_images
-from rsb_d2.addons.predict.pipeline import Options, Processes, predict_files
+from rsb_d2.addons.predict.pipeline import Options, Processes, format_table, predict_files, writing
 from rsb_d2.addons.predict.pipeline.batches import chunk_size, group_by_shape
 from rsb_d2.addons.predict.pipeline.folder import RunFolder
 from rsb_d2.addons.predict.pipeline.journal import Journal, Lines
@@ -243,6 +244,70 @@ def test_a_picture_that_cannot_be_written(images, tmp_path):
     for workers in (0, 1):
         with pytest.raises(UserError, match=f"cannot write .*{images[3][1]}.jpg: Is a directory"):
             predict_files(ColourFinder(), images, str(tmp_path), Options(1, workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_drawn(images, expected, tmp_path, monkeypatch, workers):
+    draw = writing.draw_detections
+
+    def fails(rgb, found, names):
+        if rgb.shape[:2] == (64, 96):
+            raise ValueError("too long\nfor a picture")
+        return draw(rgb, found, names)
+
+    monkeypatch.setattr(writing, "draw_detections", fails)
+    options = Options(1, workers, resume=True)
+    summary = predict_files(ColourFinder(), images, str(tmp_path), options)
+    found, whole = contents(tmp_path), expected(1)
+    bad = {
+        path: name
+        for i, (path, name) in enumerate(images)
+        if i not in (4, 8) and colour_finder.Image.open(path).size == (96, 64)
+    }
+    assert summary.no_picture == [[path, "too long"] for path in bad] and len(bad) > 3
+    assert whole.keys() - found.keys() == {f"pictures/{name}.jpg" for name in bad.values()}
+    assert all(content == whole[name] for name, content in found.items())  # results are complete
+    assert f"{len(bad)} without a picture" in format_table(summary)
+    assert predict_files(ColourFinder(), images, str(tmp_path), options) == summary  # finished
+
+
+def test_a_name_that_is_too_long_for_a_picture(images, expected, tmp_path):
+    named = [(path, "x" * 260 if i == 3 else name) for i, (path, name) in enumerate(images)]
+    summary = predict_files(ColourFinder(), named, str(tmp_path), Options(1, 0))
+    assert summary.no_picture == [[images[3][0], os.strerror(errno.ENAMETOOLONG)]]
+    assert contents(tmp_path)["results.json"] == expected(1)["results.json"]
+
+
+class ShortOfMemory(ColourFinder):
+    """Takes no batches of more than two images, and none with an image of 96 x 64 pixels."""
+
+    def __call__(self, batch):
+        if len(batch) > 2 or any((e["width"], e["height"]) == (96, 64) for e in batch):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+        return super().__call__(batch)
+
+
+def test_too_little_memory(images, expected, tmp_path, capsys):
+    summary = predict_files(ShortOfMemory(), images, str(tmp_path), Options(4, 0))
+    sizes = [
+        colour_finder.Image.open(p).size if i not in (4, 8) else None
+        for i, (p, _) in enumerate(images)
+    ]
+    assert summary.num_skipped == BAD + sizes.count((96, 64))
+    err = capsys.readouterr().err
+    assert err.count("there is too little memory for it") == sizes.count((96, 64)) > 3
+    assert "a smaller --batch is faster" in err
+    ids = [r["id"] for r in json.loads(contents(tmp_path)["images.json"])["images"]]
+    assert ids == [i + 1 for i, size in enumerate(sizes) if size not in (None, (96, 64))]
+
+
+def test_other_errors_of_a_model_are_no_want_of_memory(images, tmp_path):
+    class Broken(ColourFinder):
+        def __call__(self, batch):
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        predict_files(Broken(), images, str(tmp_path), Options(1, 0))
 
 
 @pytest.mark.slow

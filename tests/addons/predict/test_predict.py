@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from rsb_d2.addons.predict.files import find_images
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.data.class_names import find_class_names
 from rsb_d2.predictor import Predictor, load_predict_config
+from tests.helpers.clips import make_clip
 from tests.helpers.paths import ROOT
 from tests.helpers.seeded_run import (
     CLASSES,
@@ -147,6 +149,121 @@ def test_unreadable_images_are_named_and_skipped(folder, predict, tmp_path):
     assert "notes.txt" not in err and "Traceback" not in err
     assert "1 image, " in out and "4 skipped" in out
     assert [p.name for p in (tmp_path / "out" / "pictures").iterdir()] == ["whole.jpg"]
+
+
+def test_bad_videos_stop_nothing(folder, predict, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    image = (folder / "sample" / "val" / "000001.jpg").read_bytes()
+    (mixed / "a.jpg").write_bytes(image)
+    clip = make_clip(mixed / "good.mp4", num_frames=3).read_bytes()
+    (mixed / "cut.mp4").write_bytes(clip[:3000])
+    (mixed / "._good.mp4").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(4000))
+    (mixed / "text.mts").write_text("export const a = 1;\n" * 50)
+    (mixed / "empty.MOV").write_bytes(b"")
+    (mixed / "gone.mkv").symlink_to("nowhere")
+    make_clip(mixed / "frameless.mp4", num_frames=0)
+    status, out, err = predict("--run", "run", mixed, "--output", tmp_path / "out")
+    assert status == 1 and "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("skipped")]
+    bad = ["._good.mp4", "cut.mp4", "empty.MOV", "frameless.mp4", "gone.mkv", "text.mts"]
+    assert [line.split(": ")[0] for line in lines] == [f"skipped {mixed / name}" for name in bad]
+    assert "the file is empty" in lines[2] and "No such file" in lines[4]
+    assert lines == err.splitlines()[-len(bad) :]  # at the end
+    assert "1 image, " in out and f"{mixed / 'good.mp4'}: 3 frames" in out
+    written = {p.name for p in (tmp_path / "out").rglob("*.*")}
+    assert {"a.jpg", "results.json", "good.mp4", "good.results.json"} <= written
+    assert not any("cut" in name for name in written)
+    # A video that is named is treated like one in a folder.
+    status, out, err = predict("--run", "run", mixed / "cut.mp4", "--output", tmp_path / "none")
+    assert status == 1 and out == "" and "skipped" in err and not list(tmp_path.glob("none/**/*.*"))
+
+
+def test_what_is_left_out_is_counted_and_named(folder, predict, tmp_path):
+    top, far = tmp_path / "top", tmp_path / "far"
+    image = (folder / "sample" / "val" / "000001.jpg").read_bytes()
+    taken = ["a.jpg", "b.JPG", "c.mpo", ".hidden.jpg", "deep/d.Jpeg"]
+    for name in [*taken, "e.HEIC", "f.heic", "notes.txt", "without", ".git/g.jpg"]:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(image)
+    far.mkdir()
+    (far / "h.jpg").write_bytes(image)
+    (far / "back").symlink_to(top)
+    (top / "linked").symlink_to(far)
+    status, out, err = predict("--run", "run", top, "--output", tmp_path / "o", "--no-pictures")
+    assert status == 0
+    names = [
+        i["file_name"] for i in json.loads((tmp_path / "o" / "images.json").read_text())["images"]
+    ]
+    assert names == sorted(str(top / name) for name in [*taken, "linked/h.jpg"])
+    (note,) = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert note == (
+        f"note: {top}: left out 2 .heic (e.HEIC, f.heic), 2 folders (.git/, linked/back/), "
+        "1 .txt (notes.txt), 1 without an ending (without)"
+    )
+
+
+def test_a_folder_that_cannot_be_listed(folder, predict, tmp_path, monkeypatch):
+    (tmp_path / "in" / "locked").mkdir(parents=True)
+    image = (folder / "sample" / "val" / "000001.jpg").read_bytes()
+    (tmp_path / "in" / "a.jpg").write_bytes(image)
+    scandir = os.scandir
+
+    def locked(path):  # as root, everything can
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    status, out, err = predict("--run", "run", tmp_path / "in", "--output", tmp_path / "out")
+    assert status == 1 and "1 image, " in out
+    assert err.splitlines()[-1] == f"skipped {tmp_path}/in/locked/: Permission denied"
+
+
+def test_names_that_are_not_utf8(folder, predict, tmp_path):
+    image = (folder / "sample" / "val" / "000001.jpg").read_bytes()
+    path = os.fsdecode(os.fsencode(str(tmp_path)) + b"/caf\xe9.jpg")
+    Path(path).write_bytes(image)
+    make_clip(tmp_path / "a.mp4", num_frames=1)
+    (tmp_path / "a.mp4").rename(os.fsdecode(os.fsencode(str(tmp_path)) + b"/clip\xe9.mp4"))
+    status, out, err = predict("--run", "run", tmp_path, "--output", tmp_path / "out")
+    out.encode(), err.encode()
+    assert status == 1 and "1 image, " in out and "caf\\udce9.jpg" in out
+    assert "clip\\udce9.mp4" in err.splitlines()[-1] and "is not UTF-8" in err.splitlines()[-1]
+    assert (tmp_path / "out" / "pictures" / os.path.basename(path)).is_file()
+
+
+def test_tar_files_among_others(folder, predict, tmp_path):
+    val = folder / "sample" / "val"
+    with tarfile.open(tmp_path / "good.TAR", "w") as tar:
+        tar.add(val / "000001.jpg", "../../up.jpg")
+        tar.add(val / "000002.jpg", "deep/b.jpg")
+        tar.add(folder / "sample" / "annotations" / "val.json", "val.json")
+    (tmp_path / "bad.tar").write_bytes(b"not a tar file" * 100)
+    arguments = ("--run", "run", "--output", tmp_path / "out")
+    status, out, err = predict(*arguments, tmp_path / "bad.tar", tmp_path / "good.TAR")
+    assert status == 1 and "2 images, " in out
+    assert f"skipped {tmp_path / 'bad.tar'}: is no uncompressed tar file" in err.splitlines()[-1]
+    assert f"note: {tmp_path / 'good.TAR'}: left out 1 .json (val.json)" in out
+    pictures = [p for p in tmp_path.rglob("*.jpg")]
+    assert {p.relative_to(tmp_path / "out" / "pictures").as_posix() for p in pictures} == {
+        *("up.jpg", "deep/b.jpg")
+    }
+    status, out, err = predict(*arguments, tmp_path / "bad.tar")
+    assert status == 2 and f"cannot read {tmp_path / 'bad.tar'}" in err
+
+
+def test_an_image_that_jpeg_cannot_hold(folder, predict, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (3000, 10)).save(images / "long.png")
+    (images / "z.jpg").write_bytes((folder / "sample" / "val" / "000001.jpg").read_bytes())
+    arguments = ("--run", "run", images, "--output", tmp_path / "out", "--resume")
+    status, out, err = predict(*arguments)
+    assert status == 0 and "2 images, " in out
+    with Image.open(tmp_path / "out" / "pictures" / "long.jpg") as picture:
+        assert picture.size == (65_500, 218)
+    assert predict(*arguments)[:2] == (0, out)
 
 
 def test_nothing_detected(folder, predict, device):

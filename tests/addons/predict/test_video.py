@@ -14,11 +14,11 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
-from rsb_d2 import UserError
+from rsb_d2 import UserError, files
 from rsb_d2.addons.predict import video, video_reader
-from rsb_d2.addons.predict.files import find_images
+from rsb_d2.addons.predict.files import find_images, find_inputs
 from rsb_d2.addons.predict.video import predict_video
-from rsb_d2.addons.predict.video_reader import VideoReader, check_video, find_videos
+from rsb_d2.addons.predict.video_reader import BadVideoError, VideoReader
 from tests.helpers.clips import (
     NUM_FRAMES,
     RATE,
@@ -167,8 +167,9 @@ def test_a_clip_that_was_turned(tmp_path, monkeypatch, degrees):
     assert np.abs(by_av.astype(int) - by_cv).mean() < 2
 
 
-def test_a_clip_that_is_cut_short(tmp_path):
-    clip = make_clip(tmp_path / "a.avi", codec="MJPG")
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv"])  # the latter does not count its frames
+def test_a_clip_that_is_cut_short(tmp_path, name, decoder):
+    clip = make_clip(tmp_path / name, codec="MJPG")
     clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
     summary = predict_video(RedSquares(), green, str(clip), str(tmp_path / "out.mp4"))
     assert 5 <= summary.num_frames <= 12
@@ -180,16 +181,16 @@ def test_a_clip_that_is_cut_short(tmp_path):
     "make, message",
     [
         (lambda path: path.write_bytes(b""), "is empty"),
-        (lambda path: path.write_text("no video " * 100), "cannot be opened: it is no video"),
+        (lambda path: path.write_text("no video " * 100), "a.mp4: it is not a video"),
         (lambda path: make_clip(path, num_frames=0), "has no frames"),
         (lambda path: path.write_bytes(make_clip(path).read_bytes()[:9000]), "is cut short"),
     ],
 )
 def test_what_is_no_video(tmp_path, capfd, make, message):
     make(tmp_path / "a.mp4")
-    with pytest.raises(UserError, match=message) as error:
-        check_video(str(tmp_path / "a.mp4"))
-    assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(BadVideoError, match=message) as error:
+        predict_video(RedSquares(), green, str(tmp_path / "a.mp4"), str(tmp_path / "out" / "a.mp4"))
+    assert len(str(error.value).splitlines()) == 1 and not list(tmp_path.glob("out/*"))
     assert capfd.readouterr().err == ""  # FFmpeg says nothing
 
 
@@ -200,8 +201,55 @@ def test_a_codec_that_is_missing(tmp_path, monkeypatch):
         predict_video(RedSquares(), green, str(clip), str(tmp_path / "out" / "a.mp4"))
     assert list((tmp_path / "out").iterdir()) == []
     monkeypatch.setattr(cv2.videoio_registry, "getBackends", list)
-    with pytest.raises(UserError, match="built without FFmpeg"):
-        check_video(str(clip))
+    with pytest.raises(BadVideoError, match="built without FFmpeg"):
+        VideoReader(str(clip))
+
+
+def test_a_full_disk_is_no_bad_video(tmp_path, monkeypatch):
+    clip = make_clip(tmp_path / "a.mp4", num_frames=3)
+
+    def write(self, data):
+        with files.errors_of_writing(self._shown):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files._Output, "write", write)
+    with pytest.raises(UserError, match="cannot write .*a.results.json: No space left") as error:
+        predict_video(RedSquares(), green, str(clip), str(tmp_path / "out" / "a.mp4"))
+    assert not isinstance(error.value, BadVideoError)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_clip_that_is_too_long_for_its_codec(tmp_path):
+    clip = make_clip(tmp_path / "a.mp4", num_frames=2)
+
+    def wide(image, instances):
+        return np.zeros((20, 9001, 3), dtype=np.uint8)
+
+    predict_video(RedSquares(), wide, str(clip), str(tmp_path / "out.mp4"))
+    frames = list(VideoReader(str(tmp_path / "out.mp4")).frames())
+    assert len(frames) == 2 and frames[0].image.shape[:2] == (18, 8190)
+
+
+def test_too_little_memory_for_frames(tmp_path):
+    def short(image, instances):
+        raise MemoryError
+
+    clip = make_clip(tmp_path / "a.mp4", num_frames=2)
+    with pytest.raises(BadVideoError, match="too little memory"):
+        predict_video(RedSquares(), short, str(clip), str(tmp_path / "out" / "a.mp4"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_decoder_that_fails(tmp_path, monkeypatch):
+    clip = make_clip(tmp_path / "a.mp4")
+
+    def decoded(self, every):
+        yield 0.0, np.zeros((20, 20, 3), dtype=np.uint8)
+        raise IndexError("no such stream")
+
+    monkeypatch.setattr(VideoReader, "_decoded", decoded)
+    with pytest.raises(BadVideoError, match=r"cannot be decoded \(no such stream\)"):
+        predict_video(RedSquares(), green, str(clip), str(tmp_path / "out" / "a.mp4"))
 
 
 def test_nothing_is_kept_of_a_run_that_fails(tmp_path):
@@ -238,10 +286,13 @@ def test_videos_are_told_from_images(tmp_path, monkeypatch):
     for name in ("a.jpg", "b.MP4", "mixed/c.mov", "mixed/d.png", "clips/e.webm", "mixed/f.mpg"):
         os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
         open(name, "w").close()
-    found = find_videos(["a.jpg", "b.MP4", "mixed", "clips", "*", "none.mp4", "*.jpg"])
-    assert found[0] == ["b.MP4", "mixed/c.mov", "mixed/f.mpg", "clips/e.webm"]
-    assert found[1] == ["a.jpg", "mixed", "a.jpg", "none.mp4", "*.jpg"]
+    found = find_inputs(["a.jpg", "b.MP4", "mixed", "clips", "*", "*.jpg"])
+    videos = [("b.MP4", "b"), ("mixed/c.mov", "c"), ("mixed/f.mpg", "f"), ("clips/e.webm", "e")]
+    assert found.videos == videos
+    assert found.images == [("a.jpg", "a"), ("mixed/d.png", "d")]
     assert [path for path, _ in find_images(["mixed"])] == ["mixed/d.png"]
+    with pytest.raises(UserError, match="there is no image or folder none.mp4"):
+        find_inputs(["a.jpg", "none.mp4"])
 
 
 def test_the_program_on_images_and_videos(tmp_path, monkeypatch, capsys):

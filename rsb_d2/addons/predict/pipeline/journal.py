@@ -122,12 +122,16 @@ class Lines:
 
         Raises:
             KeyError: if there is none.
+            UserError: if the file cannot be read.
         """
         if self._file_of[index] < 0:
             raise KeyError(index)
         file = self._files[self._file_of[index]]
-        file.seek(self._offsets[index])
-        return json.loads(file.readline())
+        try:
+            file.seek(self._offsets[index])
+            return json.loads(file.readline())
+        except OSError as e:
+            raise UserError(f"cannot read {file.name}: {e.strerror or e}") from e
 
     def close(self) -> None:
         for file in self._files:

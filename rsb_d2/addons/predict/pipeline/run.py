@@ -1,15 +1,16 @@
 """A run of many images: what is done, what is left, and the model between reading and writing."""
 
+import functools
 import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
 
-import torch
 from tqdm import tqdm
 
 from ....errors import UserError, printable
+from ....memory import is_out_of_memory
 from ....predictor import Predictor
 from .batches import (
     ImageBatches,
@@ -137,17 +138,22 @@ def _predict(
         quiet = len(images) < 2 or processes.rank > 0
         progress = tqdm(total=total, unit="image", disable=quiet, file=sys.stderr)
         stack.enter_context(progress)
+
+        def skip(path: str, index: int, reason: str) -> None:
+            journal.add(line_of_skipped(index, path, reason))
+            progress.write(f"skipped {printable(path)}: {reason}", file=sys.stderr)
+
         for batch in load(batches, workers):
             batch_done = {loaded.index for loaded in batch if done[loaded.index]}
             for loaded in batch:
                 if loaded.reason and loaded.index not in batch_done:
-                    path = paths[loaded.index]
-                    journal.add(line_of_skipped(loaded.index, path, loaded.reason))
-                    line = f"skipped {printable(path)}: {loaded.reason}"
-                    progress.write(line, file=sys.stderr)
-            for loaded, instances in _detect(predictor, batch, options):
+                    skip(paths[loaded.index], loaded.index, loaded.reason)
+            for loaded, instances in _detect(predictor, batch):
                 if loaded.index not in batch_done:
                     path, name = images[loaded.index]
+                    if instances is None:
+                        skip(path, loaded.index, "there is too little memory for it")
+                        continue
                     picture = os.path.join(folder.pictures, f"{name}.jpg")
                     picture = picture if options.pictures else ""
                     pixels = None if loaded.pixels is None else loaded.pixels.numpy()
@@ -164,14 +170,26 @@ def _count_pending(chunks: List[int], done: bytes, batch_size: int) -> int:
     return sum(done[i * size : (i + 1) * size].count(0) for i in chunks)
 
 
-def _detect(predictor: Predictor, batch: List[Loaded], options: Options) -> List[tuple]:
+def _detect(predictor: Predictor, batch: List[Loaded]) -> List[tuple]:
+    """What is found in each image; ``None`` for one that there is too little memory for."""
     usable = [loaded for loaded in batch if loaded.prepared is not None]
     if not usable:
         return []
     try:
         return list(zip(usable, predictor([loaded.prepared for loaded in usable])))
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"the GPU has too little memory for --batch {options.batch_size}; write a smaller one, "
-            "without --resume, or --dtype bfloat16"
-        ) from None
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+    # Not while the error is handled, whose frames hold what has filled the memory.
+    if len(usable) == 1:
+        return [(usable[0], None)]
+    _say_once(
+        f"there is too little memory for a batch of {len(usable)} images, which are done one by "
+        "one; a smaller --batch is faster"
+    )
+    return [found for loaded in usable for found in _detect(predictor, [loaded])]
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)

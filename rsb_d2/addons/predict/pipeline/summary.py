@@ -37,6 +37,7 @@ class Summary:
     Args:
         num_images (int): that could be read.
         num_skipped (int): the others.
+        no_picture (list[list[str]]): the path of each image whose picture cannot be drawn, and why.
         counts (dict[str, int]): objects by the names of their classes.
         rows (list[Row]): of the first images.
     """
@@ -45,6 +46,7 @@ class Summary:
     num_skipped: int = 0
     counts: Dict[str, int] = field(default_factory=dict)
     rows: List[Row] = field(default_factory=list)
+    no_picture: List[List[str]] = field(default_factory=list)
 
     @classmethod
     def of_json(cls, content: Dict[str, Any]) -> "Summary":
@@ -96,6 +98,8 @@ def write_results(
                 continue
             summary.num_images += 1
             image_list.add(record["image"])
+            if "no_picture" in record:
+                summary.no_picture.append([record["image"]["file_name"], record["no_picture"]])
             for result in record["results"]:
                 result_list.add(result)
             counts.update(names[result["category_id"]] for result in record["results"])
@@ -142,6 +146,8 @@ def format_table(summary: Summary) -> str:
         line += ": " + ", ".join(f"{number} {name}" for name, number in totals.most_common())
     if summary.num_skipped:
         line += f"; {summary.num_skipped} skipped"
+    if summary.no_picture:
+        line += f"; {len(summary.no_picture)} without a picture"
     return "\n".join([*lines, line])
 
 

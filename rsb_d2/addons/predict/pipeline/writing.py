@@ -1,6 +1,8 @@
 """What becomes of the detections of an image: a line of results and a picture, in processes."""
 
 import concurrent.futures
+import errno
+import io
 import json
 import os
 from concurrent.futures.process import BrokenProcessPool
@@ -11,10 +13,14 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from ....errors import UserError
+from ....errors import UserError, printable
+from ....memory import is_out_of_memory
 from ....predictor import to_coco
 from ..drawing import draw_detections
 from .workers import become_worker
+
+# What a file system says of a name that it does not take, of one picture and not of the folder.
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 class Task(NamedTuple):
@@ -62,27 +68,44 @@ class ImageWriter:
         self._aside = aside
 
     def __call__(self, task: Task) -> bytes:
-        """Write the picture, and return the line, which ends with a newline."""
+        """Write the picture, and return the line, which ends with a newline.
+
+        A picture that cannot be drawn is named in the line; the detections are there.
+
+        Raises:
+            UserError: if the output folder takes no picture.
+        """
         instances = task.instances
         if not isinstance(instances, Instances):
             instances = unpack(instances)
         height, width = instances.image_size
         record = {"id": task.index + 1, "file_name": task.path, "height": height, "width": width}
         results = to_coco(instances, task.index + 1, self._ids)
-        if task.picture:
-            rgb = task.pixels if self._is_rgb else task.pixels[:, :, ::-1]
-            rgb = np.ascontiguousarray(rgb)
-            self._save(draw_detections(rgb, instances, self._names), task.picture)
-        return _line({"index": task.index, "image": record, "results": results})
+        line = {"index": task.index, "image": record, "results": results}
+        reason = self._draw(task, instances) if task.picture else ""
+        return _line({**line, "no_picture": reason} if reason else line)
 
-    def _save(self, drawn: np.ndarray, path: str) -> None:
+    def _draw(self, task: Task, instances: Instances) -> str:
+        """Write the picture; returns why there is none, or ""."""
+        encoded = io.BytesIO()
+        try:
+            rgb = task.pixels if self._is_rgb else task.pixels[:, :, ::-1]
+            drawn = draw_detections(np.ascontiguousarray(rgb), instances, self._names)
+            Image.fromarray(drawn).save(encoded, "JPEG", quality=92)
+        except Exception as e:  # what an unusual image makes the libraries raise is of many types
+            lines = str(e).strip().splitlines() or [type(e).__name__]
+            return "too little memory" if is_out_of_memory(e) else printable(lines[0][:200])
         aside = os.path.join(self._aside, f"picture-{os.uname().nodename}-{os.getpid()}.jpg")
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            Image.fromarray(drawn).save(aside, quality=92)
-            os.replace(aside, path)
+            os.makedirs(os.path.dirname(task.picture), exist_ok=True)
+            with open(aside, "wb") as f:
+                f.write(encoded.getbuffer())
+            os.replace(aside, task.picture)
         except OSError as e:
-            raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+            if e.errno in _OF_THE_NAME:
+                return e.strerror
+            raise UserError(f"cannot write {task.picture}: {e.strerror or e}") from e
+        return ""
 
 
 def pack(instances: Instances) -> Dict[str, Any]:

@@ -6,6 +6,7 @@ import tempfile
 from typing import Any, Callable, Dict, Sequence
 
 from ....errors import UserError
+from ....files import errors_of_writing
 
 MANIFEST = "sample.json"
 
@@ -31,7 +32,7 @@ def make_whole_folder(
         is_filled (callable): whether the folder of this name has all its files.
 
     Raises:
-        UserError: if the folder holds something else.
+        UserError: if the folder holds something else, or cannot be written.
     """
     folder = os.path.realpath(os.path.expanduser(folder))
 
@@ -41,19 +42,20 @@ def make_whole_folder(
     if is_complete():
         return
     _check_may_replace(folder, manifest["made_by"], subfolders)
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    # Made next to its place and then renamed, so that half of it is never taken for the whole.
-    with tempfile.TemporaryDirectory(prefix=".sample-", dir=os.path.dirname(folder)) as scratch:
-        new, old = os.path.join(scratch, "new"), os.path.join(scratch, "old")
-        write(new, manifest)
-        write_json(os.path.join(new, MANIFEST), manifest)
-        if os.path.exists(folder):
-            os.rename(folder, old)
-        try:
-            os.rename(new, folder)
-        except OSError:  # another process was faster
-            if not is_complete():
-                raise
+    with errors_of_writing(folder):
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        # Made next to its place and then renamed, so that half of it is never taken for the whole.
+        with tempfile.TemporaryDirectory(prefix=".sample-", dir=os.path.dirname(folder)) as scratch:
+            new, old = os.path.join(scratch, "new"), os.path.join(scratch, "old")
+            write(new, manifest)
+            write_json(os.path.join(new, MANIFEST), manifest)
+            if os.path.exists(folder):
+                os.rename(folder, old)
+            try:
+                os.rename(new, folder)
+            except OSError:  # another process was faster
+                if not is_complete():
+                    raise
 
 
 def check_int(name: str, value: int, low: int, high: int | None = None) -> int:

@@ -187,3 +187,19 @@ def test_no_annotation_at_all(browse, folder):
     path.write_text(json.dumps({**content, "annotations": []}))
     status, _, errors = browse("--annotations", path, "--images", sample / "val")
     assert status == 2 and len(errors) == 1 and "no usable annotation" in errors[0]
+
+
+def test_a_long_image(browse, folder):
+    """Enlarged for its labels it would have more pixels than a picture of matplotlib."""
+    (folder / "long").mkdir()
+    Image.new("RGB", (5000, 8)).save(folder / "long" / "a.png")
+    content = dict(
+        images=[dict(id=1, file_name="a.png", width=5000, height=8)],
+        categories=[dict(id=1, name="cat")],
+        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[5, 1, 9, 5], area=45, iscrowd=0)],
+    )
+    (folder / "long.json").write_text(json.dumps(content))
+    status, _, errors = browse(
+        "--annotations", "long.json", "--images", "long", "--output", "l.html"
+    )
+    assert (status, errors) == (0, []) and (folder / "l.png").is_file()

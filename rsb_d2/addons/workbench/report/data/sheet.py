@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from .....data.images import BadImageError, read_image
 from .....data.opening import image_path
 from .....errors import printable
+from .....visualization import readable_scale
 from ..source import Source, annotations_of, xywh
 from .box_stats import (
     IOU_EDGES,
@@ -119,7 +120,7 @@ def _draw_image(
     visualizer = Visualizer(
         picture,
         Metadata(name="sheet", thing_classes=source.class_names),
-        scale=max(1.0, _SHORT_SIDE / min(picture.shape[:2])),
+        scale=readable_scale(picture, _SHORT_SIDE),
     )
     classes = [source.category_ids.index(a["category_id"]) for a in annotations]
     masks = [a.get("segmentation") for a in annotations]
