@@ -7,8 +7,9 @@ tools/predict.py --config-file configs/frcnn_rsb_1x.yaml --weights zoo://frcnn_r
 tools/predict.py --run output/mine 'photos/**/*.jpg' --threshold 0.3 --batch 8 --dtype bfloat16
 tools/predict.py --run output/mine clip.mp4 --every 5
     an annotated clip without sound, and detections by frame
-torchrun --nproc_per_node=8 tools/predict.py --run output/mine photos --no-pictures --resume
-    on eight GPUs; a run that was killed goes on where it was
+torchrun --nproc_per_node=8 -- tools/predict.py --run output/mine photos --no-pictures --resume
+    on eight GPUs; a run that was killed goes on where it was (without the --, torchrun takes --run
+    for an option of its own)
 
 The exit status is 0, or 1 if an image, a video, a frame or a folder could not be read or a picture
 not be drawn (it is named, and all others are done), or 2 for a mistake on the command line or an
