@@ -3,28 +3,23 @@
 import importlib
 import importlib.util
 
-from .memory import garbage_collection_paused
+try:
+    import detectron2  # noqa: F401
+except ImportError as e:
+    raise ImportError(
+        "rsb_d2 needs Detectron2, which is not on PyPI under its own name: run "
+        "`python tools/install_detectron2.py`, or build its main branch as its INSTALL.md says."
+    ) from e
 
-# The imports below make many objects and hardly any garbage: looking for it meanwhile would take a
-# fifth of their time.
-with garbage_collection_paused():
-    try:
-        import detectron2  # noqa: F401
-    except ImportError as e:
-        raise ImportError(
-            "rsb_d2 needs Detectron2, which is not on PyPI under its own name: run "
-            "`python tools/install_detectron2.py`, or build its main branch as its INSTALL.md says."
-        ) from e
+from .checkpoint import Checkpointer
+from .config import add_rsb_config
+from .errors import UserError
+from .modeling import TimmBackbone
 
-    from .checkpoint import Checkpointer
-    from .config import add_rsb_config
-    from .errors import UserError
-    from .modeling import TimmBackbone
-
-    # The optional layers register what the core may call of them.
-    for _layer in ("addons", "pretraining"):
-        if importlib.util.find_spec(f"{__name__}.{_layer}"):
-            importlib.import_module(f"{__name__}.{_layer}")
+# The optional layers register what the core may call of them.
+for _layer in ("addons", "pretraining"):
+    if importlib.util.find_spec(f"{__name__}.{_layer}"):
+        importlib.import_module(f"{__name__}.{_layer}")
 
 __version__ = "0.2.0"
 

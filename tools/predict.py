@@ -66,6 +66,8 @@ def parse_args() -> argparse.Namespace:
 @tells_mistakes
 def main() -> int:
     args = parse_args()
+    # What FFmpeg has to say of a damaged file is many lines, and goes past Python.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     with join_processes() as processes:
         try:
             return _predict(args, processes)

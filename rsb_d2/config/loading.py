@@ -1,8 +1,9 @@
 """A YAML file and ``KEY VALUE`` pairs into a config, or one line that says which key is wrong."""
 
 import difflib
+import io
 import os
-from typing import List
+from typing import IO, Any, List
 
 import detectron2
 import yaml
@@ -14,7 +15,7 @@ from ..engine.tasks import get_task
 from ..errors import UserError
 from ..solver.epochs import keep_last_word
 from .defaults import add_rsb_config
-from .stock.arithmetic import arithmetic_in_yaml
+from .stock.arithmetic import ArithmeticLoader
 from .stock.follow import said_of_resnets
 
 # Keys of Detectron2's main branch that 0.6 does not have, and what they are about.
@@ -53,8 +54,7 @@ def load_config(config_file: str, opts: list) -> CfgNode:
         if not PathManager.isfile(config_file):
             raise UserError(f"--config-file: there is no file {config_file}")
         try:
-            with arithmetic_in_yaml():
-                cfg.merge_from_file(config_file, allow_unsafe=False)
+            _merge_file(cfg, config_file)
         except AttributeError as e:  # yacs asks whatever the file holds for its items
             raise UserError(f"{config_file}: this is no YAML of the form `KEY: value`") from e
         except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as e:
@@ -75,10 +75,30 @@ def load_config(config_file: str, opts: list) -> CfgNode:
     return cfg
 
 
+def _read(path: str) -> Any:
+    with PathManager.open(path) as f:
+        return yaml.load(f, Loader=ArithmeticLoader)
+
+
+class _Reader(CfgNode):
+    """Detectron2's reader of files with bases, to which arithmetic is what comes of it."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        return io.StringIO(yaml.safe_dump(_read(filename)))
+
+
+def _merge_file(cfg: CfgNode, path: str) -> None:
+    vars(cfg)["load_yaml_with_base"] = _Reader.load_yaml_with_base  # of this object alone
+    try:
+        cfg.merge_from_file(path, allow_unsafe=False)
+    finally:
+        del vars(cfg)["load_yaml_with_base"]
+
+
 def _layers(path: str) -> List[dict]:
     """What stands in a file that could be loaded, and in its bases before it."""
-    with PathManager.open(path) as f, arithmetic_in_yaml():
-        content = yaml.safe_load(f)
+    content = _read(path)
     bases = content.get(BASE_KEY, [])
     layers = []
     for base in [bases] if isinstance(bases, str) else bases:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import sys
 import tempfile
 from logging.handlers import MemoryHandler
 
@@ -83,17 +84,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rsb_d2")
         _escape_in_logs()
-    # On a full disk, what could not be written to the log would bury the line that says so.
-    logging.raiseExceptions = False
     return cfg
 
 
 @contextlib.contextmanager
 def _messages_held_back():
     """Give what this project logs to the handlers that are added meanwhile, the log file's too."""
-    ours = logging.getLogger("rsb_d2")
+    ours, *others = (logging.getLogger(name) for name in ("rsb_d2", "detectron2", "fvcore"))
     ours.setLevel(logging.INFO)
     before = list(ours.handlers)
+    before_others = [handler for logger in others for handler in logger.handlers]
     held = MemoryHandler(capacity=10**6, flushLevel=logging.CRITICAL + 1)
     ours.addHandler(held)
     try:
@@ -105,6 +105,20 @@ def _messages_held_back():
             for handler in added if before or added else [logging.lastResort]:
                 if record.levelno >= handler.level:
                     handler.handle(record)
+        added += [h for logger in others for h in logger.handlers if h not in before_others]
+        for handler in added:
+            _leave_out_what_cannot_be_written(handler)
+
+
+def _leave_out_what_cannot_be_written(handler: logging.Handler) -> None:
+    """Let a full disk end a run with the line that says so, not buried in those of its log."""
+    tell = handler.handleError
+
+    def handle_error(record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            tell(record)
+
+    handler.handleError = handle_error
 
 
 def _num_training_images(cfg: CfgNode) -> int:

@@ -21,7 +21,7 @@ class Storage:
     """Images in files and folders that ``PathManager`` opens; subclasses add other places."""
 
     def configure(self, cfg: CfgNode) -> None:
-        """Take settings from a config, for this process and those that it starts."""
+        """Take settings from a config; :data:`.workers.SETTINGS` has those that workers need."""
 
     def holds(self, path: str) -> bool:
         """Return whether a path, of a file or an image folder, belongs to this storage."""

@@ -5,6 +5,7 @@ one above a worker in the process tree: with ``forkserver`` that is the fork ser
 long as any of its workers.
 """
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -12,11 +13,15 @@ import threading
 import time
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from typing import Any, Iterator
+from typing import Any, Callable, Dict, Iterator, List
 
 from torch.utils.data import DataLoader
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+
+# This process's settings that its workers need, which ``spawn`` and ``forkserver`` do not hand on:
+# functions that set them there.
+SETTINGS: Dict[str, Callable[[], None]] = {}
 
 
 class WorkerLoader(DataLoader):
@@ -27,7 +32,8 @@ class WorkerLoader(DataLoader):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, worker_init_fn=leave_signals_to_training, **kwargs)
+        start = functools.partial(_start_worker, list(SETTINGS.values()))
+        super().__init__(*args, worker_init_fn=start, **kwargs)
 
     def __iter__(self) -> Iterator:
         if not self.num_workers:
@@ -53,11 +59,13 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_signals_to_training(worker_id: int) -> None:
+def _start_worker(settings: List[Callable[[], None]], worker_id: int) -> None:
     """Go on until the training, which finishes its iteration first, ends its workers.
 
     A terminal and a cluster send signals to all processes of a job, the workers among them.
     """
+    for set_in_worker in settings:
+        set_in_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     by_signal = hasattr(signal, "sigtimedwait")  # not on macOS
     if by_signal:

@@ -4,7 +4,9 @@ lvis 0.5.3 needs ``np.float``, gone since 1.24, cityscapesscripts 2.3.0 ``np.in1
 Both are the newest there are.
 """
 
+import copy
 import glob
+import importlib
 import os
 from contextlib import contextmanager
 from typing import Any, Iterator
@@ -14,27 +16,37 @@ from detectron2 import evaluation
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from ..data.stock.packages import cityscapes_modules
 from .predictions import write_dataset_name
 
 
-def _in1d(values: Any, among: Any, invert: bool = False) -> np.ndarray:
-    return np.isin(values, among, invert=invert).ravel()
+class _OlderNumPy:
+    """NumPy with the names that those packages need."""
 
+    float = float
 
-_NAMES = {"float": float, "in1d": _in1d}
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def in1d(self, values: Any, among: Any, invert: bool = False) -> np.ndarray:
+        return np.isin(values, among, invert=invert).ravel()
 
 
 @contextmanager
-def older_numpy() -> Iterator[None]:
-    """Give NumPy the names that those packages need, where it lacks them, for the block alone."""
-    missing = [name for name in _NAMES if name not in vars(np)]
-    for name in missing:
-        setattr(np, name, _NAMES[name])
+def older_numpy(*modules: str) -> Iterator[None]:
+    """Give modules of those packages an older NumPy as ``np`` for the block; NumPy stays as it is.
+
+    Args:
+        modules (str): their names.
+    """
+    loaded = [importlib.import_module(name) for name in modules]
+    for module in loaded:
+        module.np = _OlderNumPy()
     try:
         yield
     finally:
-        for name in missing:
-            delattr(np, name)
+        for module in loaded:
+            module.np = np
 
 
 class LVISEvaluator(evaluation.LVISEvaluator):
@@ -46,7 +58,7 @@ class LVISEvaluator(evaluation.LVISEvaluator):
         super()._eval_predictions(predictions)
 
     def evaluate(self):
-        with older_numpy():
+        with older_numpy("lvis.eval"):
             return super().evaluate()
 
 
@@ -62,14 +74,14 @@ class CityscapesInstanceEvaluator(evaluation.CityscapesInstanceEvaluator):
             return None
         import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as package
 
-        args = package.args
+        args = copy.copy(package.args)
         args.predictionPath = os.path.abspath(self._temp_dir)
         args.predictionWalk, args.colorized = None, False
         args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")
         folder = PathManager.get_local_path(self._metadata.gt_dir)
         truth = glob.glob(os.path.join(folder, "*", "*_gtFine_instanceIds.png"))
         predictions = [package.getPrediction(path, args) for path in truth]
-        with older_numpy():
+        with older_numpy(package.__name__):
             # The steps of its evaluateImgLists.
             package.setInstanceLabels(args)
             instances = package.getGtInstances(truth, args)
@@ -84,5 +96,5 @@ class CityscapesSemSegEvaluator(evaluation.CityscapesSemSegEvaluator):
     """Detectron2's, on today's NumPy."""
 
     def evaluate(self):
-        with older_numpy():
+        with older_numpy(*cityscapes_modules("evaluation.evalPixelLevelSemanticLabeling")):
             return super().evaluate()

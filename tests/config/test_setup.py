@@ -3,9 +3,11 @@
 import errno
 import functools
 import importlib
+import logging
 import os
 import shutil
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 from detectron2.engine import default_argument_parser
@@ -155,3 +157,19 @@ def test_sample_data_is_made_where_it_is_missing(tmp_path, monkeypatch):
     ]
     assert cfg.is_frozen()
     shutil.rmtree("datasets")
+
+
+def test_a_log_on_a_full_disk_says_nothing_about_it(run_folder, monkeypatch, tmp_path, capfd):
+    call_setup(run_folder, monkeypatch, "OUTPUT_DIR", str(tmp_path))
+    assert logging.raiseExceptions  # for everybody else's logs
+    for name in ("rsb_d2", "detectron2"):
+        handlers = logging.getLogger(name).handlers
+        files = [h for h in handlers if getattr(h.stream, "name", "").startswith(str(tmp_path))]
+        assert files
+        for handler in files:
+            monkeypatch.setattr(handler, "stream", SimpleNamespace(write=NoSpace(errno.ENOSPC)))
+            handler.handle(logging.makeLogRecord({"msg": "not written"}))
+            assert "Logging error" not in capfd.readouterr().err
+            handler.handle(logging.makeLogRecord({"msg": "%d", "args": ("a mistake",)}))
+            assert "Logging error" in capfd.readouterr().err
+            logging.getLogger(name).removeHandler(handler)

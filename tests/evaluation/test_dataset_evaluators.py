@@ -1,6 +1,7 @@
 """The evaluators of the data sets that are not in COCO's layout: the figures of their packages."""
 
 import glob
+import importlib
 import importlib.util
 import json
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from rsb_d2 import UserError
 from rsb_d2.data.stock import packages
+from rsb_d2.evaluation.older_numpy import older_numpy
 from tests.helpers.data import layouts
 from tests.helpers.data.evaluating import evaluate, jittered
 
@@ -56,6 +58,10 @@ def test_lvis(lvis_data, tmp_path, monkeypatch):
 def test_numpy_is_left_as_it_was(lvis_data):
     pytest.importorskip("lvis")
     before = dict(vars(np))
+    with older_numpy("lvis.eval"):
+        module = importlib.import_module("lvis.eval")
+        assert module.np.float is float and vars(np).keys() == before.keys()
+    assert module.np is np
     outputs = {r["file_name"]: jittered(r, 4, seed=2) for r in DatasetCatalog.get(lvis_data)}
     assert evaluate(lvis_data, outputs)["bbox"]["AP"] > 0
     assert vars(np).keys() == before.keys()

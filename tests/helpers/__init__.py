@@ -19,6 +19,7 @@ damaged_files       files that are damaged or unusual, made byte by byte
 chromium            a real browser for the HTML pages
 report_page         the data that a page of a report holds
 quick_training      trainings without what takes a second of each and is the same in all
+host_program        a program: uses the package, and prints what that has changed around it
 kill_and_resume     a program: trains without a stop, and again with kills and resumes
 killed_job          a job of torchrun's whose processes are killed from outside
 two_processes       a program: what each of two processes does in the tests of several

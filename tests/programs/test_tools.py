@@ -1,7 +1,6 @@
 """Bad inputs to the tools, a row each: what they must say about it."""
 
 import json
-import logging
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,9 +199,7 @@ FULL = {
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "export" else []) for n in FULL]
 )
-def test_tools_on_a_full_disk(name, little_data, tool, monkeypatch):
-    # Runs of other tests in this process may still have their log files open.
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+def test_tools_on_a_full_disk(name, little_data, tool):
     results(lambda records: None)(little_data)
     with disk_that_is_full():
         status, out, errors = tool(name, *FULL[name])

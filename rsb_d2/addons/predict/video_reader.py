@@ -4,7 +4,6 @@ OpenCV decodes, with the FFmpeg that is in its package; where PyAV is installed,
 says of a damaged frame that FFmpeg has mended with a part of another that it is none.
 """
 
-import os
 from contextlib import contextmanager
 from typing import Any, Iterator, List, NamedTuple, Tuple
 
@@ -17,9 +16,6 @@ try:
     import av
 except ImportError:  # it is no dependency
     av = None
-
-# What FFmpeg has to say of a damaged file is many lines, and goes past Python.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"),

@@ -2,6 +2,7 @@
 
 import io
 import os
+from functools import partial
 from typing import BinaryIO, List, Set
 
 from detectron2.config import CfgNode
@@ -9,8 +10,10 @@ from detectron2.utils.file_io import PathManager
 
 from ...data.cache.annotation_cache import cache_folder
 from ...data.opening import Storage
+from ...data.workers import SETTINGS
 from ...files import is_http, join_address
-from .remote import RemoteError, cache_settings, is_remote, read_remote, remote_exists
+from .disk_cache import set_cache
+from .remote import RemoteError, is_remote, read_remote, remote_exists
 from .tar import open_member, open_tar, split_tar_path
 
 
@@ -43,9 +46,9 @@ class RemoteStorage(Storage):
 
     def configure(self, cfg: CfgNode) -> None:
         folder = cache_folder(cfg.DATASETS.CACHE)
-        cache_settings(
-            os.path.join(folder, "images") if folder else "", cfg.DATASETS.IMAGE_CACHE_GB
-        )
+        copies = os.path.join(folder, "images") if folder else ""
+        SETTINGS["copies of images"] = partial(set_cache, copies, cfg.DATASETS.IMAGE_CACHE_GB)
+        SETTINGS["copies of images"]()
 
     def holds(self, path: str) -> bool:
         return is_remote(path)

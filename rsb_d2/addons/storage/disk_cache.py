@@ -21,6 +21,20 @@ _FULL, _AFTER, _UNSEEN = 0.8, 0.7, 0.005
 _ABANDONED = 3600
 
 
+_settings: Tuple[str | None, float] = None, DEFAULT_GIGABYTES
+
+
+def set_cache(folder: str | None, gigabytes: float) -> None:
+    """Set where copies are kept, for this process.
+
+    Args:
+        folder (str or None): "" for none, None for the default.
+        gigabytes (float): their size in 10^9 bytes, at most.
+    """
+    global _settings
+    _settings = folder, float(gigabytes)
+
+
 class DiskCache:
     """Files by their address, shared by all processes that use the same folder.
 
@@ -40,11 +54,11 @@ class DiskCache:
 
     @classmethod
     def of_settings(cls) -> "DiskCache":
-        """The one that ``DATASETS.CACHE`` and ``DATASETS.IMAGE_CACHE_GB`` ask for."""
-        folder = os.environ.get("RSB_D2_IMAGE_CACHE")
+        """The one that :func:`set_cache` asks for."""
+        folder, gigabytes = _settings
         if folder is None:
             folder = os.path.join(get_cache_dir(), "rsb_d2", "images")
-        limit = int(float(os.environ.get("RSB_D2_IMAGE_CACHE_GB", DEFAULT_GIGABYTES)) * 1e9)
+        limit = int(gigabytes * 1e9)
         key = os.getpid(), folder, limit
         if key not in _caches:
             _caches[key] = cls(folder, limit)

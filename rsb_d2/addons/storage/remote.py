@@ -4,7 +4,6 @@
 
 import http.client
 import logging
-import os
 import random
 import time
 import urllib.error
@@ -132,14 +131,3 @@ def remote_exists(path: str) -> bool | None:
         return PathManager.isfile(path)
     except (NotImplementedError, OSError):
         return None
-
-
-def cache_settings(folder: str, gigabytes: float) -> None:
-    """Set where copies are kept, for this process and those that it starts.
-
-    Args:
-        folder (str): "" for none.
-        gigabytes (float): their size in 10^9 bytes, at most.
-    """
-    os.environ["RSB_D2_IMAGE_CACHE"] = folder
-    os.environ["RSB_D2_IMAGE_CACHE_GB"] = repr(float(gigabytes))

@@ -7,8 +7,7 @@ Numbers, lists, tuples and comprehensions over these are evaluated here, and not
 
 import ast
 import operator
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any, Dict
 
 import yaml
 
@@ -23,15 +22,8 @@ _OPERATORS = {
 _LARGEST_EXPONENT = 64
 
 
-@contextmanager
-def arithmetic_in_yaml() -> Iterator[None]:
-    """Let ``yaml.safe_load`` evaluate arithmetic as long as the block runs."""
-    before = yaml.SafeLoader.yaml_constructors
-    yaml.SafeLoader.yaml_constructors = {**before, _TAG: _construct}
-    try:
-        yield
-    finally:
-        yaml.SafeLoader.yaml_constructors = before
+class ArithmeticLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also evaluates arithmetic."""
 
 
 def _construct(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
@@ -46,6 +38,9 @@ def _construct(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
     raise yaml.constructor.ConstructorError(
         None, None, f"only arithmetic is evaluated ({reason}); write the numbers", node.start_mark
     )
+
+
+ArithmeticLoader.add_constructor(_TAG, _construct)
 
 
 def evaluate(text: str) -> Any:

@@ -1,12 +1,13 @@
 """The packages that some data sets need, which nothing else here does."""
 
+import importlib
 import importlib.util
 import inspect
 import logging
 import os
 import sys
 import types
-from typing import NamedTuple
+from typing import List, NamedTuple
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import cityscapes
@@ -51,7 +52,9 @@ def provide_cityscapes() -> None:
     if _FOLDER_OF_META not in inspect.getsource(cityscapes) or _FOLDER_OF_META in sys.modules:
         return
     spec = importlib.util.find_spec(CITYSCAPES.module)
-    name = ""
+    name, first = "", _FOLDER_OF_META.partition(".")[0]
+    if first not in sys.modules and importlib.util.find_spec(first) is not None:
+        importlib.import_module(first)  # somebody's own package of that name stays what it is
     for part in _FOLDER_OF_META.split("."):
         name = f"{name}.{part}".lstrip(".")
         folder = types.ModuleType(name)
@@ -59,6 +62,16 @@ def provide_cityscapes() -> None:
         sys.modules.setdefault(name, folder)
     # The folder that the package lies in.
     sys.modules[name].__path__ = [os.path.dirname(p) for p in spec.submodule_search_locations]
+
+
+def cityscapes_modules(name: str) -> List[str]:
+    """The names of a module of cityscapesscripts: its own, and the one for Detectron2's main.
+
+    Args:
+        name (str): in the package: ``"helpers.labels"``.
+    """
+    folders = ["", f"{_FOLDER_OF_META}."] if _FOLDER_OF_META in sys.modules else [""]
+    return [f"{folder}{CITYSCAPES.module}.{name}" for folder in folders]
 
 
 def check_packages(dataset_name: str, split: str) -> None:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from rsb_d2 import add_rsb_config
 from rsb_d2.addons.predict.files import find_images
-from rsb_d2.addons.storage import remote
-from rsb_d2.addons.storage.disk_cache import DiskCache
-from rsb_d2.addons.storage.remote import cache_settings, read_remote
+from rsb_d2.addons.storage import disk_cache, remote
+from rsb_d2.addons.storage.disk_cache import DiskCache, set_cache
+from rsb_d2.addons.storage.remote import read_remote
 from rsb_d2.addons.workbench.report.pictures import thumbnail
 from rsb_d2.addons.workbench.report.source import open_files
 from rsb_d2.data import register_coco_json
@@ -43,9 +43,8 @@ def image_bytes(kind="PNG"):
 @pytest.fixture(autouse=True)
 def settings(tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "fvcore"))
-    for name in ("RSB_D2_IMAGE_CACHE", "RSB_D2_IMAGE_CACHE_GB"):
-        monkeypatch.setenv(name, "")  # put back by the fixture
-    cache_settings(str(tmp_path / "copies"), 1)
+    monkeypatch.setattr(disk_cache, "_settings", None)  # put back by the fixture
+    set_cache(str(tmp_path / "copies"), 1)
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(remote, "TIMEOUT", 0.5)
     return tmp_path / "copies"
@@ -146,7 +145,7 @@ def test_image_that_is_damaged_at_its_source(server):
 
 
 def test_no_copies_where_none_are_wanted(server, settings):
-    cache_settings(str(settings), 0)
+    set_cache(str(settings), 0)
     for _ in range(2):
         read_image(f"{server.address}/a.png", "RGB")
     assert len(server.requests) == 2 and not settings.exists()
@@ -154,7 +153,7 @@ def test_no_copies_where_none_are_wanted(server, settings):
 
 def test_folder_that_cannot_be_written_is_said_once(server, tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    cache_settings(str(tmp_path / "file" / "copies"), 1)
+    set_cache(str(tmp_path / "file" / "copies"), 1)
     for _ in range(3):
         assert np.array_equal(read_image(f"{server.address}/a.png", "RGB"), PIXELS)
     assert caplog.text.count("No copies of images are kept") == 1
