@@ -7,6 +7,7 @@ model that was trained on the sample data, --weights, must reach the same AP.
 
 import argparse
 from contextlib import ExitStack, contextmanager
+from os.path import expanduser
 from typing import Any, Callable, Dict, Iterator, List
 
 import torch
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
+        type=expanduser,
         default="",
         metavar="FILE",
         help="trained on the sample data; needed for --dtype other than float32 on the CPU",

@@ -265,17 +265,21 @@ def install(sdist: Path | None = None) -> None:
     )
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--wheel-dir",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="only build the wheel and write it to DIR, e.g. to copy it to another machine",
     )
     parser.add_argument(
         "--sdist",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help=f"use this {SDIST} 0.6 .tar.gz instead of downloading it",
     )

@@ -7,13 +7,16 @@ import re
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
-from typing import IO, Any, Iterator, List, Set, Tuple
+from typing import IO, Any, Iterable, Iterator, List, Set, Tuple
 from urllib.parse import quote
 
 from .errors import UserError, printable
 
 # Errors that say that a file system takes no more: never the fault of what is written.
 _NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+# The folder, in a folder of outputs, for the outputs of earlier runs.
+EARLIER = "earlier"
 
 # Characters that RFC 3986, 3.3, allows in the path of an address as they are.
 _PATH_CHARACTERS = "/:@!$&'()*+,;=~"
@@ -171,6 +174,33 @@ def _sync_folder(folder: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+# ---- what is there already ----
+
+
+def move_aside(folder: str, names: Iterable[str]) -> str:
+    """Move files of a folder to where they are kept, ``earlier/1``, ``earlier/2`` and so on in it.
+
+    Args:
+        folder (str): a local folder.
+        names (iterable of str): of the files and folders in it.
+
+    Returns:
+        str: the folder that they are in now.
+
+    Raises:
+        UserError: if they cannot be moved.
+    """
+    with errors_of_writing(folder):
+        kept = os.path.join(folder, EARLIER)
+        os.makedirs(kept, exist_ok=True)
+        numbers = [int(name) for name in os.listdir(kept) if name.isdecimal()]
+        target = os.path.join(kept, str(max(numbers, default=0) + 1))
+        os.mkdir(target)
+        for name in names:
+            shutil.move(os.path.join(folder, name), target)
+    return target
 
 
 # ---- listing ----

@@ -56,6 +56,7 @@ def load_predict_config(
     Raises:
         UserError: if the files are not there, or an argument has no meaning.
     """
+    run, config_file, weights = map(os.path.expanduser, (run, config_file, weights))
     if run:
         config_file, weights = _find_run(run, config_file, weights)
     if not config_file and weights.startswith("zoo://"):

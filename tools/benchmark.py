@@ -20,6 +20,7 @@ import json
 import os
 import shlex
 import sys
+from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -61,7 +62,9 @@ def parse_args() -> argparse.Namespace:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub_parser.add_argument("--runs", type=int, default=5, help="timed runs of each (5)")
-        sub_parser.add_argument("--json", default="", metavar="FILE", help="write the report here")
+        sub_parser.add_argument(
+            "--json", type=expanduser, default="", metavar="FILE", help="write the report here"
+        )
         module.add_arguments(sub_parser)
     args = parser.parse_args()
     if args.runs < 1:

@@ -11,6 +11,7 @@ training with it would stop at.
 import argparse
 import os
 import sys
+from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -25,7 +26,11 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     add_dataset_arguments(parser, "the first of DATASETS.TRAIN")
     parser.add_argument(
-        "--output", default="data.html", metavar="FILE", help="page to write; and FILE's .png"
+        "--output",
+        type=expanduser,
+        default="data.html",
+        metavar="FILE",
+        help="page to write; and FILE's .png",
     )
     parser.add_argument(
         "--num-images", type=int, default=120, metavar="N", help="images of the gallery"

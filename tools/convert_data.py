@@ -17,6 +17,7 @@ import os
 import shlex
 import sys
 from collections import Counter
+from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -28,11 +29,17 @@ from rsb_d2.errors import printable
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("inputs", nargs="+", help="a folder or file; of COCO, a file a split")
-    parser.add_argument("--output", required=True, help="folder to write; must not be there")
+    parser.add_argument(
+        "inputs", type=expanduser, nargs="+", help="a folder or file; of COCO, a file a split"
+    )
+    parser.add_argument(
+        "--output", type=expanduser, required=True, help="folder to write; must not be there"
+    )
     parser.add_argument("--from", dest="source", default="", choices=FORMATS, help="what it is")
     parser.add_argument("--to", default="coco", choices=("coco", "yolo"), help="what to write")
-    parser.add_argument("--images", nargs="+", default=[], help="folder of the images")
+    parser.add_argument(
+        "--images", type=expanduser, nargs="+", default=[], help="folder of the images"
+    )
     parser.add_argument("--classes", nargs="+", default=[], help="in the order wanted (sorted)")
     parser.add_argument("--split", type=float, help="share of the images to train on, as 0.8")
     parser.add_argument("--seed", type=int, default=0, help="of the split (0)")

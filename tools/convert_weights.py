@@ -17,6 +17,7 @@ import argparse
 import os
 import sys
 import warnings
+from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -31,8 +32,12 @@ warnings.simplefilter("ignore")  # of the libraries, about each other
 @tells_mistakes
 def main() -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("input", help="a file of any of these kinds, timm://NAME, zoo://NAME")
-    parser.add_argument("output", help="file to write; its name ends in .pth or .safetensors")
+    parser.add_argument(
+        "input", type=expanduser, help="a file of any of these kinds, timm://NAME, zoo://NAME"
+    )
+    parser.add_argument(
+        "output", type=expanduser, help="file to write; its name ends in .pth or .safetensors"
+    )
     parser.add_argument("--to", required=True, choices=TARGETS, help="whose names to write")
     parser.add_argument(
         "--name", default="", help="timm's name of the architecture, if it is no plain ResNet"

@@ -18,6 +18,7 @@ docs/deployment.md says how to use a file. The exit status is 0, or 2 if nothing
 import argparse
 import os
 import sys
+from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -35,11 +36,14 @@ FORMATS = ("detectron2", "openvino")
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--run", default="", help="OUTPUT_DIR of a training")
-    parser.add_argument("--config-file", default="", help="a YAML file, or a name in the model zoo")
-    parser.add_argument("--weights", default="", help="a file, zoo://NAME, ...")
+    parser.add_argument("--run", type=expanduser, default="", help="OUTPUT_DIR of a training")
+    parser.add_argument(
+        "--config-file", type=expanduser, default="", help="a YAML file, or a name in the model zoo"
+    )
+    parser.add_argument("--weights", type=expanduser, default="", help="a file, zoo://NAME, ...")
     parser.add_argument(
         "--output",
+        type=expanduser,
         required=True,
         help="NAME.onnx, NAME.xml or NAME.pt2; with --format detectron2, a folder",
     )
@@ -54,7 +58,11 @@ def parse_args() -> argparse.Namespace:
         "--image-size", default="", metavar="HxW", help="the only one, of .onnx and .xml (any)"
     )
     parser.add_argument(
-        "--images", nargs="+", default=[], help="to compare on; default: the first of the test data"
+        "--images",
+        type=expanduser,
+        nargs="+",
+        default=[],
+        help="to compare on; default: the first of the test data",
     )
     parser.add_argument("--threshold", type=float, help="lowest score (the config's: mostly 0.05)")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides")

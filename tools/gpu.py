@@ -16,6 +16,7 @@ import argparse
 import functools
 import os
 import sys
+from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -28,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help="all by default")
     parser.add_argument("--rows", nargs="+", default=[], help="those with this in their names")
-    parser.add_argument("--json", default="BENCHMARKS.gpu.json", metavar="FILE")
+    parser.add_argument("--json", type=expanduser, default="BENCHMARKS.gpu.json", metavar="FILE")
     parser.add_argument("--list", action="store_true", help="name the rows, and run none")
     return parser.parse_args()
 

@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from os.path import expanduser
 from typing import Any, Dict, List
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -52,7 +53,9 @@ Row = Dict[str, Any]
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--output", default="output/miniature", help="folder (output/miniature)")
+    parser.add_argument(
+        "--output", type=expanduser, default="output/miniature", help="folder (output/miniature)"
+    )
     parser.add_argument("--iterations", type=int, default=300, help="of the detector (300)")
     parser.add_argument("--pretrain-iterations", type=int, default=200, help="(200)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")

@@ -20,6 +20,7 @@ are counted and named.
 import argparse
 import os
 import sys
+from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -44,11 +45,17 @@ from rsb_d2.predictor import DTYPES, Predictor, load_predict_config
 
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("images", nargs="+", help="images, videos, folders and globs")
-    parser.add_argument("--run", default="", help="OUTPUT_DIR of a training")
-    parser.add_argument("--config-file", default="", help="a YAML file, or a name in the model zoo")
-    parser.add_argument("--weights", default="", help="a file, zoo://NAME, ...")
-    parser.add_argument("--output", default="", help="folder; RUN/predictions or predictions")
+    parser.add_argument(
+        "images", type=expanduser, nargs="+", help="images, videos, folders and globs"
+    )
+    parser.add_argument("--run", type=expanduser, default="", help="OUTPUT_DIR of a training")
+    parser.add_argument(
+        "--config-file", type=expanduser, default="", help="a YAML file, or a name in the model zoo"
+    )
+    parser.add_argument("--weights", type=expanduser, default="", help="a file, zoo://NAME, ...")
+    parser.add_argument(
+        "--output", type=expanduser, default="", help="folder; RUN/predictions or predictions"
+    )
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (0.5)")
     parser.add_argument("--batch", type=int, default=1, help="images at a time (1)")
     parser.add_argument(

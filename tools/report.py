@@ -12,6 +12,7 @@ no page.
 import argparse
 import os
 import sys
+from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -27,9 +28,15 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     add_dataset_arguments(parser, "the one that was evaluated")
     parser.add_argument(
-        "--results", required=True, metavar="FILE", help="coco_instances_results.json"
+        "--results",
+        type=expanduser,
+        required=True,
+        metavar="FILE",
+        help="coco_instances_results.json",
     )
-    parser.add_argument("--output", default="report.html", metavar="FILE", help="page to write")
+    parser.add_argument(
+        "--output", type=expanduser, default="report.html", metavar="FILE", help="page to write"
+    )
     parser.add_argument(
         "--task", choices=["bbox", "segm"], help="boxes or masks alone; by default what there is"
     )

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import zlib
+from os.path import expanduser
 from typing import Any, Dict, List
 
 from rsb_d2.errors import UserError
@@ -86,7 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes", type=int, nargs="+", default=[2, 4], help="that start together (2 4)"
     )
     parser.add_argument("--no-stock", action="store_true", help="only ours, for want of memory")
-    parser.add_argument("--folder", default="", help="for the data and the cache; emptied again")
+    parser.add_argument(
+        "--folder", type=expanduser, default="", help="for the data and the cache; emptied again"
+    )
 
 
 def run(args: argparse.Namespace) -> Dict[str, Any]:

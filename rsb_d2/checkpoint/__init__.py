@@ -2,10 +2,13 @@ from .checkpointer import Checkpointer
 from .formats.known_formats import BACKBONE, DETECTOR, FORMATS, Format
 from .locating import locate
 from .run_folder import (
+    files_of_run,
     find_newest_complete,
     has_run,
+    has_weights,
     remove_leftovers,
     remove_old_checkpoints,
+    set_aside,
 )
 from .timm_hub import check_architecture
 
@@ -16,9 +19,12 @@ __all__ = [
     "Checkpointer",
     "Format",
     "check_architecture",
+    "files_of_run",
     "find_newest_complete",
     "has_run",
+    "has_weights",
     "locate",
     "remove_leftovers",
     "remove_old_checkpoints",
+    "set_aside",
 ]

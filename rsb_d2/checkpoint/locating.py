@@ -28,7 +28,8 @@ def locate(path: str) -> str:
     if zoo.is_published(path):
         return zoo.fetch(path)
     try:
-        local_path = PathManager.get_local_path(escape_address(path.removeprefix("file://")))
+        path_or_address = os.path.expanduser(path.removeprefix("file://"))
+        local_path = PathManager.get_local_path(escape_address(path_or_address))
     except UserError:
         raise
     except Exception as e:  # each handler has its own

@@ -5,9 +5,11 @@ import logging
 import math
 import os
 import re
+import shutil
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 from ..errors import UserError
+from ..files import errors_of_writing, move_aside
 from .reading import read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,73 @@ CONFIG_KEY = "config"
 _PERIODIC = re.compile(r"model_(\d{7})\.pth")
 # The temporary names of rsb_d2.files.whole_file.
 _LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint|best\.json)\.\d+\.tmp")
+
+
+# What the programs write into OUTPUT_DIR; all else in it is the user's.
+_FILES = re.compile(
+    r"model_(\d{7}|final|final_ema|best)\.pth|last_checkpoint|best\.json|metrics\.json"
+    r"|(curves|detections|predictions|training_images)\.png|inference(_TTA)?|ema|predictions"
+    r"|config\.yaml|log\.txt(\.rank\d+)?|events\.out\.tfevents\..*"
+)
+_CONFIG_AND_LOGS = re.compile(r"config\.yaml|log\.txt.*")
+_METRICS = "metrics.json"
+
+
+def files_of_run(output_dir: str) -> List[str]:
+    """List what a training or an evaluation has written into a folder.
+
+    Args:
+        output_dir (str): a local folder, or one that is not there.
+
+    Returns:
+        list[str]: names of files and folders; empty if no more than the start of a run is there:
+        its config, its log and files without any values.
+    """
+    if not os.path.isdir(output_dir):
+        return []
+    names = sorted(filter(_FILES.fullmatch, os.listdir(output_dir)))
+    empty = [n for n in names if _CONFIG_AND_LOGS.fullmatch(n) or n.startswith("events.")]
+    metrics = os.path.join(output_dir, _METRICS)
+    if os.path.isfile(metrics) and not os.path.getsize(metrics):
+        empty.append(_METRICS)
+    return names if len(empty) < len(names) else []
+
+
+def set_aside(output_dir: str, names: List[str], *, has_begun: bool = False) -> Dict[str, str]:
+    """Move the files of an earlier run out of the way of a new one.
+
+    Args:
+        output_dir (str): the local folder of the two.
+        names (list[str]): of :func:`files_of_run`.
+        has_begun (bool): whether config, log and ``metrics.json`` are of the new run already.
+
+    Returns:
+        dict[str, str]: the new path of each file or folder by its name.
+
+    Raises:
+        UserError: if they cannot be moved.
+    """
+    if has_begun:
+        names = [name for name in names if not _CONFIG_AND_LOGS.fullmatch(name)]
+    if not names:
+        return {}
+    folder = move_aside(output_dir, [n for n in names if not (has_begun and n == _METRICS)])
+    if has_begun and _METRICS in names:
+        path = os.path.join(output_dir, _METRICS)
+        with errors_of_writing(path):
+            shutil.copy2(path, folder)
+            os.truncate(path, 0)  # its writer appends
+    weights = [name for name in names if name.endswith(".pth")]
+    logger.warning(
+        f"{output_dir} holds a run: its {len(names)} files and folders "
+        f"({', '.join(weights or names)}) are now in {folder}."
+    )
+    return {name: os.path.join(folder, name) for name in names}
+
+
+def has_weights(output_dir: str) -> bool:
+    """Whether the folder holds a run that has written weights."""
+    return any(name.endswith(".pth") for name in files_of_run(output_dir))
 
 
 def has_run(output_dir: str) -> bool:

@@ -1,12 +1,12 @@
 """The data sets of a config: registered, there, and with as many classes as the model."""
 
-import difflib
 from typing import List, Tuple
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from ..data.catalog import registered
 from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
 from ..data.opening import is_image_folder
 from ..data.stock.packages import check_packages
@@ -33,13 +33,7 @@ def check_datasets(cfg: CfgNode, eval_only: bool) -> None:
         raise UserError("DATASETS.TEST is empty: name the data sets to evaluate on")
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
-            if name not in DatasetCatalog:
-                matches = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-                raise UserError(
-                    f"DATASETS.{key}: no data set is registered as {name!r}; "
-                    + (f"did you mean {', '.join(matches)}? " if matches else "")
-                    + "A COCO-format one of your own goes into DATASETS.COCO_JSON."
-                )
+            registered(name, f"DATASETS.{key}")
             if key == "TEST" or not eval_only:
                 check_packages(name, key)
     _check_federated_loss(cfg)
@@ -60,7 +54,7 @@ def check_other_datasets(cfg: CfgNode, eval_only: bool) -> None:
     """
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[split]:
-            load = DatasetCatalog[name]
+            load = registered(name, f"DATASETS.{split}")
             if isinstance(load, CocoJsonDataset):
                 continue
             # Other functions may read other files than the metadata name.

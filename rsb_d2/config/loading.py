@@ -15,6 +15,7 @@ from ..engine.tasks import get_task
 from ..errors import UserError
 from ..solver.epochs import keep_last_word
 from .defaults import add_rsb_config
+from .paths import expand_paths
 from .stock.arithmetic import ArithmeticLoader
 from .stock.follow import said_of_resnets
 
@@ -50,6 +51,7 @@ def load_config(config_file: str, opts: list) -> CfgNode:
     """
     cfg = get_cfg()
     add_rsb_config(cfg)
+    config_file = os.path.expanduser(config_file)
     if config_file:
         if not PathManager.isfile(config_file):
             raise UserError(f"--config-file: there is no file {config_file}")
@@ -72,7 +74,7 @@ def load_config(config_file: str, opts: list) -> CfgNode:
     of_solver = [layer.get("SOLVER") or {} for layer in layers]
     keep_last_word(cfg, [*of_solver, dict.fromkeys(on_command_line)])
     get_task(cfg).resolve(cfg, said_of_resnets(layers, opts[::2]))
-    return cfg
+    return expand_paths(cfg)
 
 
 def _read(path: str) -> Any:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import tempfile
 from logging.handlers import MemoryHandler
@@ -13,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint import files_of_run, has_run, has_weights, set_aside
 from ..data import register_coco_json
 from ..data.class_names import fill_class_names
 from ..data.loader import epoch_size
@@ -49,6 +51,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         UserError: for a mistake in the config, its files or its data.
     """
+    args = argparse.Namespace(**vars(args))
+    args.config_file = os.path.expanduser(args.config_file)  # which Detectron2 reads, too
     with _messages_held_back():  # until there is an output folder with a log
         cfg = load_config(args.config_file, args.opts)
         check_values(cfg, args.eval_only)
@@ -80,9 +84,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if args.resume and not args.eval_only:
             check_resumed_config(cfg)
         _check_output_dir(cfg.OUTPUT_DIR)
+        if not (args.eval_only or (args.resume and has_run(cfg.OUTPUT_DIR))):
+            _set_earlier_run_aside(cfg)
         cfg.freeze()
-        default_setup(cfg, args)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rsb_d2")
+        written = _of_evaluation(cfg) if args.eval_only else cfg
+        default_setup(written, args)
+        setup_logger(written.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rsb_d2")
         _escape_in_logs()
     return cfg
 
@@ -134,6 +141,39 @@ def _escape_in_logs() -> None:
     for handler in logging.getLogger("rsb_d2").handlers:
         if hasattr(getattr(handler, "stream", None), "reconfigure"):
             handler.stream.reconfigure(errors="backslashreplace")
+
+
+def _set_earlier_run_aside(cfg: CfgNode) -> None:
+    """Move an earlier run in ``OUTPUT_DIR``, and follow what the config names of it."""
+    folder, moved = cfg.OUTPUT_DIR, {}
+    if comm.is_main_process():
+        moved = set_aside(folder, files_of_run(folder))
+    moved = comm.all_gather(moved)[0]
+    root = os.path.realpath(folder)
+
+    def follow(path: str) -> str:
+        if not path:
+            return path
+        name, *rest = os.path.relpath(os.path.realpath(path), root).split(os.sep)
+        return os.path.join(moved[name], *rest) if name in moved else path
+
+    cfg.MODEL.WEIGHTS = follow(cfg.MODEL.WEIGHTS)
+    for key in ("PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST"):
+        cfg.DATASETS[key] = tuple(map(follow, cfg.DATASETS[key]))
+
+
+def _of_evaluation(cfg: CfgNode) -> CfgNode:
+    """The config with the folder for the config and the log of an evaluation.
+
+    Those of a training in ``OUTPUT_DIR`` stay: its weights go with its config.
+    """
+    if not has_weights(cfg.OUTPUT_DIR):
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "inference")
+    cfg.freeze()
+    return cfg
 
 
 def _check_output_dir(output_dir: str) -> None:

@@ -16,6 +16,7 @@ from .bad_images import BadImages
 from .cache.annotation_cache import cache_folder
 from .cache.records import PackedRecords
 from .cache.selection import JoinedRecords, detection_records
+from .catalog import registered
 from .images import BadImageError, CheckedDatasetMapper
 from .order import (
     Place,
@@ -296,8 +297,13 @@ def evaluated_records(cfg: CfgNode, name: str) -> Sequence[dict]:
     Returns:
         sequence of dict: in Detectron2's dataset format.
     """
+    registered(name)
     proposal_files = None
     if cfg.MODEL.LOAD_PROPOSALS:
+        if name not in cfg.DATASETS.TEST:
+            raise UserError(
+                f"DATASETS.PROPOSAL_FILES_TEST has no file for {name}, not in DATASETS.TEST"
+            )
         proposal_files = [cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]]
     return detection_records(
         [name],

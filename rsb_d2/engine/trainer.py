@@ -14,8 +14,9 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 
-from ..checkpoint import Checkpointer, has_run, remove_leftovers
-from ..checkpoint.run_folder import CONFIG_KEY, LAST_CHECKPOINT
+from ..checkpoint import Checkpointer, files_of_run, remove_leftovers, set_aside
+from ..checkpoint.run_folder import CONFIG_KEY
+from ..config.paths import expand_paths
 from ..data.class_names import stored_class_names
 from ..data.loader import TrainLoader, epoch_size
 from ..data.random_state import random_state_kept
@@ -59,10 +60,12 @@ class Trainer(DefaultTrainer):
     stopped_early = False
 
     def __init__(self, cfg: CfgNode):
+        cfg = expand_paths(cfg)
         self.signals = SignalWatch(comm.get_world_size())
         self._process_states: List[Dict[str, Any]] = []
         self._metric_writers: List[EventWriter] = []
         self._has_failed = False
+        self._earlier_files = files_of_run(cfg.OUTPUT_DIR)  # before this run has any
         super().__init__(cfg)
         if isinstance(self.data_loader, TrainLoader):
             check_resolved(cfg, epoch_size(cfg, self.data_loader.num_records))
@@ -112,9 +115,11 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on with the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start a new one.
 
+        A new one has the folder for itself: the files of an earlier run are moved to
+        ``OUTPUT_DIR/earlier``.
+
         Args:
-            resume (bool): as in Detectron2. Without it, a run in ``OUTPUT_DIR`` is no longer one
-                to be resumed.
+            resume (bool): as in Detectron2.
 
         Raises:
             UserError: as :meth:`rsb_d2.Checkpointer.resume_or_load`.
@@ -122,17 +127,16 @@ class Trainer(DefaultTrainer):
         folder = self.cfg.OUTPUT_DIR
         if comm.is_main_process() and os.path.isdir(folder):
             remove_leftovers(folder)
-            if not resume and has_run(folder):
-                tag = os.path.join(folder, LAST_CHECKPOINT)
-                with open(tag) as f:
-                    logger.warning(
-                        f"{folder} holds a run, whose files this one will overwrite. To go on with "
-                        f"that one instead, stop now, write {f.read().strip()} into {tag}, and "
-                        "use --resume."
-                    )
-                os.remove(tag)
         comm.synchronize()
         super().resume_or_load(resume)
+        if not (resume and self.checkpointer.has_checkpoint()):
+            self._set_earlier_run_aside()  # after the loading, which may be of its weights
+
+    def _set_earlier_run_aside(self) -> None:
+        if comm.is_main_process():
+            set_aside(self.cfg.OUTPUT_DIR, self._earlier_files, has_begun=True)
+        self._earlier_files = []
+        comm.synchronize()
 
     def train(self):
         """As the stock method, but that the training may end before ``SOLVER.MAX_ITER``.
@@ -146,6 +150,8 @@ class Trainer(DefaultTrainer):
         """
         self.signals.start()
         try:
+            if self.start_iter == 0:
+                self._set_earlier_run_aside()
             return super().train()
         except StopTraining:
             if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():

@@ -12,6 +12,7 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
+from ..data.catalog import registered
 from ..data.stock.packages import PANOPTIC, check_packages
 from ..errors import UserError
 from ..extensions import EVALUATORS
@@ -86,6 +87,8 @@ def check_evaluators(cfg: CfgNode) -> None:
 
 def _checked_type(dataset_name: str) -> str:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind is None:
+        registered(dataset_name, "DATASETS.TEST")
     if kind not in EVALUATOR_TYPES and kind not in EVALUATORS:
         raise UserError(
             f"DATASETS.TEST: {dataset_name!r} has evaluator type {kind!r}; there are evaluators of "

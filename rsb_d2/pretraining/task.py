@@ -3,9 +3,9 @@
 from typing import Any, Iterable, Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 
 from ..config.stock.follow import write_spec
+from ..data.catalog import registered
 from ..engine.tasks import Task
 from ..engine.validation import number_images
 from ..modeling.resnets.spec import classifier_spec
@@ -35,7 +35,7 @@ class ClassificationTask(Task):
         check_network(cfg, eval_only)
 
     def records(self, cfg: CfgNode, split: str) -> Sequence[dict]:
-        return [record for name in cfg.DATASETS[split] for record in DatasetCatalog.get(name)]
+        return [record for name in cfg.DATASETS[split] for record in registered(name)()]
 
     def build_train_loader(self, cfg: CfgNode):
         return build_train_loader(cfg)

@@ -8,12 +8,13 @@ import inspect
 import itertools
 import logging
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.coco import register_coco_instances
 from detectron2.data.detection_utils import check_metadata_consistency
@@ -22,6 +23,7 @@ from tabulate import tabulate
 from termcolor import colored
 
 from ...errors import UserError
+from ..catalog import registered
 from .annotation_cache import AS_STOCK, AnnotationSource
 from .records import PackedRecords
 from .stock import NotPlain
@@ -85,7 +87,7 @@ def detection_records(
     from files, go through that function; so do all others that they are used with.
 
     Args:
-        names (sequence of str): registered names.
+        names (sequence of str): registered names; a single one may be a str.
         filter_empty (bool): leave out images that have no annotation, or crowds only.
         min_keypoints (int): leave out images with less visible keypoints.
         proposal_files (sequence of str or None): with proposals of each data set.
@@ -93,9 +95,16 @@ def detection_records(
 
     Returns:
         Sequence[dict]: in Detectron2's dataset format.
+
+    Raises:
+        UserError: if there is no such data set.
     """
+    names = [names] if isinstance(names, str) else names
+    for name in names:
+        registered(name)
     options = dict(filter_empty=filter_empty, min_keypoints=min_keypoints)
     if proposal_files is not None:
+        proposal_files = list(map(os.path.expanduser, proposal_files))
         return get_detection_dataset_dicts(names, proposal_files=proposal_files, **options)
     parts = [open_packed(name, cache) for name in names]
     if not parts or None in parts:
@@ -124,7 +133,7 @@ def open_packed(name: str, cache: str) -> PackedRecords | None:
     Returns:
         PackedRecords: or None.
     """
-    load = DatasetCatalog[name]
+    load = registered(name)
     found = _arguments_of_stock(load)
     if found is None:
         # Another function is called once, by whoever takes what it returns.

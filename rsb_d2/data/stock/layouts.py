@@ -5,11 +5,12 @@ import os
 from typing import List
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError, printable
+from ..catalog import registered
 
 _IMAGE = "leftImg8bit.png"
 # What Detectron2 reads beside each image of Cityscapes, and where the last one comes from.
@@ -36,7 +37,7 @@ def check_layouts(cfg: CfgNode, eval_only: bool) -> None:
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[split]:
             # Other functions may read other files than the metadata name.
-            module = getattr(DatasetCatalog[name], "__module__", "")
+            module = getattr(registered(name), "__module__", "")
             if not module.startswith("detectron2.data.datasets"):
                 continue
             metadata = MetadataCatalog.get(name)

@@ -5,12 +5,13 @@ from typing import Iterator
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, MapDataset
+from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.utils import comm
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
 
+from ...data.catalog import registered
 from ...data.loader import TrainLoader
 from ...data.workers import WorkerLoader
 from ...errors import UserError
@@ -113,7 +114,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     Raises:
         UserError: as :class:`TrainLoader`, :func:`build_sampler` and :func:`mix_group`.
     """
-    records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    records = [record for name in cfg.DATASETS.TRAIN for record in registered(name)()]
     batch_size = cfg.SOLVER.IMS_PER_BATCH
     return TrainLoader(
         records,
@@ -140,7 +141,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> WorkerLoader:
     Returns:
         WorkerLoader: of lists of ``{"image", "label", "file_name", ...}``.
     """
-    records = DatasetFromList(DatasetCatalog.get(dataset_name), copy=False)
+    records = DatasetFromList(registered(dataset_name)(), copy=False)
     mapper = ClassificationMapper(build_transform(cfg, is_train=False), sources([dataset_name]))
     return WorkerLoader(
         MapDataset(records, mapper),

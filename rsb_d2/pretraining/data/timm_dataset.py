@@ -10,13 +10,13 @@ import io
 import os
 from typing import Any, BinaryIO, Dict, Iterator, List, Sequence, Tuple
 
-from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
+from ...data.catalog import registered
 from ...errors import UserError, printable
 from .dataset import ClassificationDataset
 from .shards import Shards
@@ -112,7 +112,7 @@ class TimmDataset(ClassificationDataset):
 
 def sources(names: Sequence[str]) -> Dict[str, TimmDataset]:
     """Those of some registered data sets whose images are no files of their own, by name."""
-    found = {name: DatasetCatalog[name] for name in names}
+    found = {name: registered(name) for name in names}
     return {name: dataset for name, dataset in found.items() if isinstance(dataset, TimmDataset)}
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,22 @@ def test_without_resume_it_begins_anew(images, expected, tmp_path, capsys):
     predict_files(finder, images, out, Options(1, 0))
     assert "is begun anew; --resume would go on" in capsys.readouterr().err
     assert len(finder.batches) == NUMBER - BAD and contents(out) == expected(1)
+
+
+def test_the_output_of_a_run_of_other_images_is_moved(images, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    predict_files(ColourFinder(), images, out, Options(1, 0))
+    first = contents(out)
+    predict_files(ColourFinder(), images, out, Options(1, 0))  # the same again
+    assert contents(out) == first and not (tmp_path / "out" / "earlier").exists()
+    few = images[:2]
+    predict_files(ColourFinder(), few, out, Options(1, 0))
+    predict_files(ColourFinder(), few, str(tmp_path / "alone"), Options(1, 0))
+    earlier = tmp_path / "out" / "earlier"
+    assert str(earlier / "1") in capsys.readouterr().err
+    assert contents(earlier / "1") == first
+    shutil.rmtree(earlier)
+    assert contents(out) == contents(tmp_path / "alone")
 
 
 def test_other_settings_are_not_gone_on_with(images, tmp_path):

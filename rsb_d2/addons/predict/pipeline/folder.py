@@ -9,7 +9,7 @@ from typing import Any, Dict
 
 from ....data.class_names import ClassNames
 from ....errors import UserError, printable
-from ....files import whole_file
+from ....files import move_aside, whole_file
 from .journal import Lines
 from .settings import check_settings
 from .summary import write_results
@@ -48,10 +48,13 @@ class RunFolder:
         Raises:
             UserError: if the folder cannot be written to, or the run in it has other settings.
         """
-        _make_folder(self.pictures if pictures else self.folder)
+        _make_folder(self.folder)
         state = self._state() if resume else None
         if state is None:
             self._begin_anew(settings)
+        if pictures:
+            _make_folder(self.pictures)
+        if state is None:
             return bytes(num_images)
         check_settings(state["settings"], settings, self.folder)
         if state["summary"] and os.path.isfile(self.results_file):
@@ -84,6 +87,7 @@ class RunFolder:
         return state
 
     def _begin_anew(self, settings: Dict[str, Any]) -> None:
+        self._set_aside_others(settings)
         if os.path.isdir(self.progress):
             print(
                 f"the unfinished run in {self.folder} is begun anew; --resume would go on with it",
@@ -92,6 +96,21 @@ class RunFolder:
             shutil.rmtree(self.progress, ignore_errors=True)
         self._write_state(settings, None)
         _make_folder(self.progress)
+
+    def _set_aside_others(self, settings: Dict[str, Any]) -> None:
+        """Move the output of a run of other images, weights or settings."""
+        try:
+            state = self._state()
+        except UserError:
+            state = None
+        if state is None or state["settings"] == settings:
+            return
+        paths = (
+            *(self.pictures, self.results_file, self.images_file, self.progress, self._state_file),
+        )
+        there = [os.path.basename(path) for path in paths if os.path.lexists(path)]
+        moved = move_aside(self.folder, there)
+        print(f"the output of another run in {self.folder} is now in {moved}", file=sys.stderr)
 
     def _write_state(self, settings: Dict[str, Any], summary: Dict[str, Any] | None) -> None:
         with whole_file(self._state_file) as f:

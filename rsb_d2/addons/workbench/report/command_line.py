@@ -1,7 +1,7 @@
 """The command-line arguments that say which data set a tool is about."""
 
 import argparse
-import os
+from os.path import expanduser
 from typing import Sequence, Tuple
 
 from detectron2.config import CfgNode
@@ -28,10 +28,14 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, default: str) -> None
         default (str): which data set of a config is the default, in words.
     """
     group = parser.add_argument_group("data set, either registered or from files")
-    group.add_argument("--config-file", default="", metavar="FILE", help="config that names it")
+    group.add_argument(
+        "--config-file", type=expanduser, default="", metavar="FILE", help="config that names it"
+    )
     group.add_argument("--dataset", metavar="NAME", help=f"registered name; by default {default}")
-    group.add_argument("--annotations", metavar="FILE", help="COCO-format annotation file")
-    group.add_argument("--images", metavar="FOLDER", help="its image folder")
+    group.add_argument(
+        "--annotations", type=expanduser, metavar="FILE", help="COCO-format annotation file"
+    )
+    group.add_argument("--images", type=expanduser, metavar="FOLDER", help="its image folder")
     group.add_argument(
         "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of the config"
     )
@@ -77,7 +81,7 @@ def open_dataset(
             "OUTPUT_DIR)"
         )
     if args.annotations:
-        if not is_image_folder(os.path.expanduser(args.images)):
+        if not is_image_folder(args.images):
             raise UserError(f"--images: there is no folder {args.images}")
         if with_masks:
             with_masks = count_masks(args.annotations) > 0

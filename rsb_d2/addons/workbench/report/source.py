@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ....config import add_rsb_config
@@ -18,6 +18,7 @@ from ....data import register_coco_json
 from ....data.cache.annotation_file import AnnotationFile
 from ....data.cache.coco_view import CocoAnnotations, CocoImages
 from ....data.cache.records import PackedRecords
+from ....data.catalog import registered
 from ....data.coco_json import absolute
 from ....errors import UserError
 
@@ -99,13 +100,9 @@ def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) 
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # not against the model: that is another question
     with _collect_warnings() as warnings:
         register_coco_json(cfg)
-        if name not in DatasetCatalog:
-            raise UserError(
-                f"no data set is registered as {name!r}; name one of DATASETS.COCO_JSON of the "
-                "config, or write --annotations FILE --images FOLDER"
-            )
+        load = registered(name)
         try:
-            records = DatasetCatalog.get(name)
+            records = load()
         except UserError:
             raise
         except OSError as e:
