@@ -1,7 +1,7 @@
-"""The tables of docs/detectron2_zoo.md; ``python -m tests.model_zoo.zoo_page`` writes them there.
+"""The tables of docs/detectron2_zoo.md; ``python -m tests.model_zoo.zoo_page`` writes them.
 
-They are what the tests of this folder find: with_rsb_backbone on each YAML of Detectron2's zoo, and
-the lists of keys in detectron2_keys.yaml.
+They show the results of ``with_rsb_backbone`` on each YAML of Detectron2's zoo, and the lists of keys
+in detectron2_keys.yaml.
 """
 
 import re
@@ -21,7 +21,7 @@ LISTS = yaml.safe_load((Path(__file__).parent / "detectron2_keys.yaml").read_tex
 
 
 def zoo_table():
-    """A row for each YAML: the model that it becomes, or the line that it gets."""
+    """Return a row for each YAML: the resulting model, or the error message."""
     rows = ["| YAML | builder | timm's model | norm | features | weights |"]
     rows.append("| --- | --- | --- | --- | --- | --- |")
     refused = []
@@ -40,21 +40,21 @@ def zoo_table():
         weights = f"`{cfg.MODEL.WEIGHTS}`" if cfg.MODEL.WEIGHTS else "none: from scratch"
         builder = cfg.MODEL.BACKBONE.NAME
         rows.append(f"| {name} | `{builder}` | {keys.NAME} | {norm} | {features} | {weights} |")
-    rows += ["", "These are refused:", "", "| YAML | the line |", "| --- | --- |"]
+    rows += ["", "These are refused:", "", "| YAML | error message |", "| --- | --- |"]
     rows += [f"| {name} | {line} |" for name, line in refused]
     return "\n".join(rows)
 
 
 def keys_table():
-    """A row for each part that honours keys, and one for each key that is not."""
-    rows = ["| honoured by | keys |", "| --- | --- |"]
+    """Return a row for each module that honors keys, and one for each other key."""
+    rows = ["| honored by | keys |", "| --- | --- |"]
     for part, keys in LISTS["honoured"].items():
         rows.append(f"| `{part}` | {shortened(keys)} |")
     for key, where in LISTS["read_elsewhere"].items():
         rows.append(f"| {where} | `{key}` |")
-    rows += ["", "| not ours | why |", "| --- | --- |"]
+    rows += ["", "| not applicable | reason |", "| --- | --- |"]
     rows += [f"| `{key}` | {why} |" for key, why in LISTS["not_ours"].items()]
-    rows += ["", "| refused | the line has |", "| --- | --- |"]
+    rows += ["", "| refused | the error message contains |", "| --- | --- |"]
     for key, value, line in LISTS["refused"]:
         value = str(value).replace("'", "")
         rows.append(f"| `{key}` {value} | {line.replace('.*', '…')} |")
@@ -62,7 +62,7 @@ def keys_table():
 
 
 def shortened(keys):
-    """Keys of one node together: ``MODEL.RPN``: ``HEAD_NAME``, ``IN_FEATURES``."""
+    """Return keys grouped by node: ``MODEL.RPN``: ``HEAD_NAME``, ``IN_FEATURES``."""
     nodes = defaultdict(list)
     for key in keys:
         node, _, name = key.rpartition(".")
@@ -75,7 +75,7 @@ TABLES = {"zoo": zoo_table, "keys": keys_table}
 
 
 def with_tables(text):
-    """The page with its tables as they are to be."""
+    """Return the page with up-to-date tables."""
     for name, table in TABLES.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         pattern = re.escape(start) + ".*?" + re.escape(end)
