@@ -14,7 +14,7 @@ model = get_config("common/models/cascade_rcnn.py").model
 model.update(_pixels)
 model.backbone.bottom_up = _bottom_up
 
-# Where the published detector, OpenMMLab's, differs from Detectron2's; the YAML says how.
+# Differences of the published detector, OpenMMLab's, from Detectron2's; the YAML explains them.
 model.proposal_generator.post_nms_topk = (2000, 1000)
 model.proposal_generator.smooth_l1_beta = 1 / 9
 model.proposal_generator.anchor_boundary_thresh = 0

@@ -1,6 +1,6 @@
-"""What the LazyConfigs share: the backbone, and the published recipe on Detectron2's 1x schedule.
+"""Shared parts of the LazyConfigs: backbone, and the published recipe on Detectron2's 1x schedule.
 
-The values are those of ../Base-RCNN-FPN-RSB.yaml, which says where they come from.
+The values are those of ../Base-RCNN-FPN-RSB.yaml, which names their sources.
 """
 
 import detectron2.data.transforms as T
@@ -17,7 +17,7 @@ bottom_up = L(CheckedTimmBackbone)(
     norm="BN",
     norm_eval=True,
     freeze_at=2,
-    # Those of the model, which is model.backbone.bottom_up's grandparent.
+    # References to the keys of `model`, the grandparent of model.backbone.bottom_up.
     pixel_mean="${...pixel_mean}",
     pixel_std="${...pixel_std}",
     input_format="${...input_format}",
@@ -32,7 +32,7 @@ dataloader.train.mapper.augmentations = [
     L(T.ResizeShortestEdge)(short_edge_length=[800], sample_style="choice", max_size=1333),
     L(T.RandomFlip)(horizontal=True),
 ]
-# The mapper of the test images has a reference to this one.
+# The mapper of the test images refers to this one.
 dataloader.train.mapper.image_format = "${model.input_format}"
 
 optimizer = L(torch.optim.AdamW)(
