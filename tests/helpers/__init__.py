@@ -8,9 +8,6 @@ small_detector      a small detector on any backbone of timm
 small_pretraining   a pretraining of seconds on a few images of the sample objects
 seeded_run          the OUTPUT_DIR of a training that never was: seeded weights that detect
 zoo_model           Detectron2's zoo: its YAML files, a model of one made small, images for it
-recorded_config     a config that notes who reads which of its keys
-who_reads           which modules read which keys, in models of each kind and a training
-pretended_gpu       counts, without a GPU, where the host would wait for one
 fake_hub            weights from a seed, in a Hugging Face cache folder as the hub fills it
 detections          made-up detections for the sample data
 colour_finder       a predictor without a network: what it finds follows from the pixels
