@@ -12,7 +12,7 @@ What Detectron2's ``read_image`` and ``DatasetMapper`` do, and where they would 
 
 import copy
 import os
-from typing import Any, BinaryIO, Callable, Dict, List, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Tuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from detectron2.data import transforms as T
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError, printable
-from .masks import is_finite, is_polygon, is_rle
+from .dataset_dicts import annotation_reason, keypoint_reason, mask_reason, standardize
 from .opening import StorageError, storage_of
 from .opening import open_file as storage_open
 from .stock.augmentation import build_augmentation, uses_large_scale_jitter
@@ -259,6 +259,11 @@ class CheckedDatasetMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
+        if not is_train and cfg.MODEL.KEYPOINT_ON:
+            # The stock method asks for the keypoints of DATASETS.TRAIN, which need not be there.
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.KEYPOINT_ON = False
         ret = super().from_config(cfg, is_train)
         if is_train and uses_large_scale_jitter(cfg):
             ret["augmentations"] = build_augmentation(cfg, is_train)
@@ -282,7 +287,7 @@ class CheckedDatasetMapper(DatasetMapper):
                 not finite, a class below 0, a polygon of less than three points, a mask of another
                 size.
         """
-        dataset_dict = copy.deepcopy(dataset_dict)
+        dataset_dict = standardize(copy.deepcopy(dataset_dict))
         path = dataset_dict["file_name"]
         size = None
         if "width" in dataset_dict and "height" in dataset_dict:
@@ -327,42 +332,26 @@ class CheckedDatasetMapper(DatasetMapper):
             self._transform_annotations(dataset_dict, transforms, image_shape)
         return dataset_dict
 
+    def _transform_annotations(
+        self, dataset_dict: Dict[str, Any], transforms: T.TransformList, image_shape: Tuple
+    ) -> None:
+        if self.use_keypoint:
+            unlabeled = [0.0] * (3 * len(self.keypoint_hflip_indices))
+            for annotation in dataset_dict["annotations"]:
+                annotation["keypoints"] = annotation.get("keypoints") or list(unlabeled)
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+
     def _check_annotations(self, dataset_dict: Dict[str, Any]) -> None:
         """For data sets that were not checked when they were registered."""
         annotations = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
         for index, annotation in enumerate(annotations):
-            reason = _annotation_reason(annotation)
+            reason = annotation_reason(annotation)
             if reason is None and self.use_instance_mask:
                 size = [dataset_dict["height"], dataset_dict["width"]]
-                reason = _mask_reason(annotation, size, self.instance_mask_format)
+                reason = mask_reason(annotation, size, self.instance_mask_format)
+            if reason is None and self.use_keypoint:
+                reason = keypoint_reason(annotation, len(self.keypoint_hflip_indices))
             if reason is not None:
                 raise BadImageError(
                     dataset_dict["file_name"], f"object {index} of its annotations has {reason}"
                 )
-
-
-def _annotation_reason(annotation: Dict[str, Any]) -> str | None:
-    box = annotation.get("bbox")
-    is_box = isinstance(box, (list, tuple, np.ndarray)) and len(box) in (4, 5)
-    if not (is_box and all(map(is_finite, box))):
-        return f"the box {box}, which is not of four finite numbers"
-    category = annotation.get("category_id")
-    if not isinstance(category, (int, np.integer)) or category < 0:
-        return f"the class {category}, which is no class index"
-    return None
-
-
-def _mask_reason(annotation: Dict[str, Any], size: List[int], mask_format: str) -> str | None:
-    mask = annotation.get("segmentation")
-    if isinstance(mask, list) and mask:
-        if all(is_polygon(polygon, size) for polygon in mask):
-            return None
-        return "a polygon that is not of three points or more, in or near the image"
-    if isinstance(mask, dict):
-        if mask_format == "polygon":
-            return "a mask in RLE: write INPUT.MASK_FORMAT bitmask"
-        return None if is_rle(mask, size) else f"an RLE mask that does not fit {size} (h, w)"
-    if isinstance(mask, np.ndarray) and mask_format == "bitmask":
-        fits = mask.shape == tuple(size)
-        return None if fits else f"a mask of the shape {mask.shape}, not of the image's {size}"
-    return "no mask"

@@ -1,6 +1,7 @@
 """The training loader: every batch is a function of the seed and of its number."""
 
 import itertools
+import pickle
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import torch
@@ -17,6 +18,7 @@ from .cache.annotation_cache import cache_folder
 from .cache.records import PackedRecords
 from .cache.selection import JoinedRecords, detection_records
 from .catalog import registered
+from .dataset_dicts import fill_image_ids
 from .images import BadImageError, CheckedDatasetMapper
 from .order import (
     Place,
@@ -93,7 +95,7 @@ class TrainLoader:
             raise UserError("DATASETS.TRAIN: there is no image to train on")
         self._groups = are_high(records) if aspect_ratio_grouping else bytes(len(records))
         is_packed = isinstance(records, (PackedRecords, JoinedRecords))
-        self._records = records if is_packed else DatasetFromList(records, copy=False)
+        self._records = records if is_packed else _serialize(records)
         self.mapper = mapper
         self.num_records = len(records)
         self._build_sampler = build_sampler
@@ -261,6 +263,15 @@ class _MappedRecords(Dataset):
         return None, bad_images
 
 
+def _serialize(records: Sequence[dict]) -> DatasetFromList:
+    try:
+        return DatasetFromList(records, copy=False)
+    except (pickle.PicklingError, AttributeError, TypeError) as e:
+        raise UserError(
+            f"DATASETS.TRAIN: a dict of the data set has a value that cannot be pickled: {e}"
+        ) from None
+
+
 def _same(item: Any) -> Any:
     return item
 
@@ -305,12 +316,13 @@ def evaluated_records(cfg: CfgNode, name: str) -> Sequence[dict]:
                 f"DATASETS.PROPOSAL_FILES_TEST has no file for {name}, not in DATASETS.TEST"
             )
         proposal_files = [cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]]
-    return detection_records(
+    records = detection_records(
         [name],
         filter_empty=False,
         proposal_files=proposal_files,
         cache=cache_folder(cfg.DATASETS.CACHE),
     )
+    return fill_image_ids(records) if isinstance(records, list) else records
 
 
 def epoch_size(cfg: CfgNode, num_records: int) -> int:

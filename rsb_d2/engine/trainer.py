@@ -21,7 +21,7 @@ from ..data.class_names import stored_class_names
 from ..data.loader import TrainLoader, epoch_size
 from ..data.random_state import random_state_kept
 from ..errors import UserError
-from ..evaluation import build_evaluator
+from ..evaluation import build_evaluator, convert_test_sets
 from ..evaluation.metrics import split_metric
 from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
 from ..extensions import ACCELERATION
@@ -66,6 +66,8 @@ class Trainer(DefaultTrainer):
         self._metric_writers: List[EventWriter] = []
         self._has_failed = False
         self._earlier_files = files_of_run(cfg.OUTPUT_DIR)  # before this run has any
+        if type(self).build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+            convert_test_sets(cfg)
         super().__init__(cfg)
         if isinstance(self.data_loader, TrainLoader):
             check_resolved(cfg, epoch_size(cfg, self.data_loader.num_records))

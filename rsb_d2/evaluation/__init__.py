@@ -1,4 +1,4 @@
-from .build import build_evaluator, check_evaluators
+from .build import build_evaluator, check_evaluators, convert_test_sets
 from .coco_evaluation import COCOEvaluator
 
-__all__ = ["COCOEvaluator", "build_evaluator", "check_evaluators"]
+__all__ = ["COCOEvaluator", "build_evaluator", "check_evaluators", "convert_test_sets"]

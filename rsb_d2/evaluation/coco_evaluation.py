@@ -12,14 +12,16 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2 import evaluation
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation.coco_evaluation import COCOeval_opt
-from detectron2.utils import comm
+from detectron2.evaluation.coco_evaluation import COCOeval_opt, _evaluate_predictions_on_coco
+from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from faster_coco_eval import COCOeval_faster
 from faster_coco_eval.faster_eval_api_cpp import COCOevalEvaluateAccumulate
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 
+from ..data.coco_conversion import convert_to_coco_file
+from ..data.dataset_dicts import plain, whole_number
 from ..errors import UserError
 from ..memory import garbage_collection_paused
 from .predictions import write_dataset_name
@@ -28,31 +30,42 @@ logger = logging.getLogger(__name__)
 
 # Of masks whose areas are asked for at once: pycocotools counts them in eight bits.
 _CHUNK = 200
+# The number of the class that is evaluated, whatever its id is.
+_CLASS = 1
 
 
 class COCOEvaluator(evaluation.COCOEvaluator):
     """Detectron2's evaluator with a faster evaluation of boxes and masks; the same figures.
 
     Arguments are Detectron2's; ``use_fast_impl`` concerns keypoints alone, which are evaluated as
-    there.
+    there. Image ids may be numbers or strings.
     """
 
     def __init__(self, dataset_name, tasks=None, distributed=True, output_dir=None, **kwargs):
         if output_dir:
-            _forget_conversion(dataset_name, output_dir)
+            ensure_json_file(dataset_name, output_dir)
         if COCOeval_opt is COCOeval:
             # Detectron2 is installed without its C++, and would log that at every evaluation.
             kwargs["use_fast_impl"] = False
         super().__init__(dataset_name, tasks, distributed, output_dir, **kwargs)
+
+    def process(self, inputs, outputs):
+        ids = [plain(input.get("image_id")) for input in inputs]
+        if None in ids:
+            raise UserError(
+                f"data set {self._metadata.name}: an image has no image_id, by which its "
+                "detections are compared with its objects"
+            )
+        super().process(
+            [{**input, "image_id": i} for input, i in zip(inputs, ids)],
+            list(map(_with_own_keypoints, outputs)),
+        )
 
     def _eval_predictions(self, predictions, img_ids=None):
         if self._output_dir:
             write_dataset_name(self._output_dir, self._metadata.name)
         results = list(itertools.chain(*(p["instances"] for p in predictions)))
         tasks = sorted(self._tasks or self._tasks_from_predictions(results))
-        if "keypoints" in tasks:
-            super()._eval_predictions(predictions, img_ids)
-            return
         self._use_dataset_ids(results)
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
@@ -64,20 +77,47 @@ class COCOEvaluator(evaluation.COCOEvaluator):
             return
         for task in tasks:
             evaluated = None
-            if results:
+            if results and task == "keypoints":
+                evaluated = self._evaluate_keypoints(results, img_ids)
+            elif results:
                 evaluated = evaluate_detections(
                     self._coco_api, results, task, img_ids, self._max_dets_per_image
                 )
             self._results[task] = self._derive_coco_results(
-                evaluated, task, class_names=self._metadata.get("thing_classes")
+                evaluated, task, class_names=self._names_by_id()
             )
+
+    def _evaluate_keypoints(self, results: List[Dict[str, Any]], img_ids: Any) -> COCOeval:
+        num_keypoints = len(results[0]["keypoints"]) // 3
+        sigmas = keypoint_sigmas(self._kpt_oks_sigmas, num_keypoints)
+        fill_keypoints(self._coco_api, num_keypoints)
+        return _evaluate_predictions_on_coco(
+            self._coco_api,
+            results,
+            "keypoints",
+            kpt_oks_sigmas=sigmas,
+            use_fast_impl=self._use_fast_impl,
+            img_ids=img_ids,
+            max_dets_per_image=self._max_dets_per_image,
+        )
+
+    def _category_ids(self) -> Dict[int, Any]:
+        """The annotation file's category ids by the model's class numbers; empty if the same."""
+        numbers = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
+        return {number: whole_number(category_id) for category_id, number in numbers.items()}
+
+    def _names_by_id(self) -> List[str] | None:
+        """The names of the classes in the order of their category ids, as the figures are."""
+        names, ids = self._metadata.get("thing_classes"), self._category_ids()
+        if names is None or len(names) != len(ids):
+            return names
+        return [names[number] for number in sorted(ids, key=ids.get)]
 
     def _use_dataset_ids(self, results: List[Dict[str, Any]]) -> None:
         """Turn the model's class numbers into the annotation file's category ids, in place."""
-        if not hasattr(self._metadata, "thing_dataset_id_to_contiguous_id"):
+        ids = self._category_ids()
+        if not ids:
             return
-        numbers = self._metadata.thing_dataset_id_to_contiguous_id
-        ids = {number: category_id for category_id, number in numbers.items()}
         for result in results:
             number = result["category_id"]
             if number not in ids:
@@ -88,18 +128,91 @@ class COCOEvaluator(evaluation.COCOEvaluator):
             result["category_id"] = ids[number]
 
 
-def _forget_conversion(dataset_name: str, output_dir: str) -> None:
-    """Let Detectron2 convert a data set that is not in COCO's format again, once in a process.
+def ensure_json_file(dataset_name: str, folder: str, *, with_masks: bool = False) -> None:
+    """Convert a data set that is not in COCO's format, once in a process.
 
-    It would take the file of an earlier process, which may be of other data.
+    Args:
+        dataset_name (str): a registered data set, whose metadata gets a ``json_file``.
+        folder (str): for the converted file.
+        with_masks (bool): whether each object needs a mask.
+
+    Raises:
+        UserError: as :func:`rsb_d2.data.coco_conversion.convert_to_coco_file`.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
-    if not hasattr(metadata, "json_file"):
-        if comm.is_main_process() and os.path.isfile(path):
-            os.remove(path)
-    elif metadata.json_file == path and not os.path.isfile(path):
+    # Detectron2's name for it.
+    path = os.path.join(folder, f"{dataset_name}_coco_format.json")
+    if hasattr(metadata, "json_file"):
+        if metadata.json_file != path or os.path.isfile(path):
+            return
         del metadata.json_file
+    convert_to_coco_file(dataset_name, path, with_masks=with_masks)
+    metadata.json_file = path
+
+
+def _with_own_keypoints(output: Dict[str, Any]) -> Dict[str, Any]:
+    instances = output.get("instances")
+    if instances is None or not instances.has("pred_keypoints"):
+        return output
+    return {**output, "instances": with_own_keypoints(instances)}
+
+
+def with_own_keypoints(instances: Instances) -> Instances:
+    """Copy what Detectron2's ``instances_to_coco_json`` changes in place.
+
+    Args:
+        instances (Instances): detections; not changed.
+
+    Returns:
+        Instances: the same, with ``pred_keypoints`` of its own where there are some.
+    """
+    copied = Instances(instances.image_size, **instances.get_fields())
+    if copied.has("pred_keypoints"):
+        copied.pred_keypoints = copied.pred_keypoints.clone()
+    return copied
+
+
+def keypoint_sigmas(sigmas: Sequence[float], num_keypoints: int) -> List[float]:
+    """The sigmas of the object keypoint similarity (https://cocodataset.org/#keypoints-eval).
+
+    Args:
+        sigmas (sequence of float): ``TEST.KEYPOINT_OKS_SIGMAS``; empty for the default: for 17
+            keypoints those of COCO's persons, otherwise the mean of those for each keypoint.
+        num_keypoints (int): K.
+
+    Returns:
+        list[float]: of each keypoint.
+
+    Raises:
+        UserError: if there are sigmas, but not K of them.
+    """
+    if not len(sigmas):
+        of_persons = Params("keypoints").kpt_oks_sigmas
+        if num_keypoints == len(of_persons):
+            return of_persons.tolist()
+        return [round(float(of_persons.mean()), 3)] * num_keypoints
+    if len(sigmas) != num_keypoints:
+        raise UserError(
+            f"TEST.KEYPOINT_OKS_SIGMAS has {len(sigmas)} values, but there are {num_keypoints} "
+            "keypoints; write one value for each, or [] for the default"
+        )
+    return list(sigmas)
+
+
+def fill_keypoints(truth: COCO, num_keypoints: int) -> None:
+    """Give each object of the ground truth what pycocotools needs to evaluate keypoints.
+
+    An object without keypoints gets unlabeled ones, as in COCO's files: it is ignored.
+
+    Args:
+        truth (COCO): its annotations are changed in place.
+        num_keypoints (int): K.
+    """
+    for annotation in truth.anns.values():
+        if len(annotation.get("keypoints") or ()) != 3 * num_keypoints:
+            annotation.update(keypoints=[0] * (3 * num_keypoints), num_keypoints=0)
+        elif type(annotation.get("num_keypoints")) is not int:
+            annotation["num_keypoints"] = sum(v > 0 for v in annotation["keypoints"][2::3])
 
 
 def evaluate_detections(
@@ -154,10 +267,14 @@ class DetectionEval(COCOeval_faster):
         Args:
             truth, results, task: as of :func:`evaluate_detections`.
         """
-        super().__init__(truth, None, task, print_function=logger.info)
+        try:
+            super().__init__(truth, None, task, print_function=logger.info)
+        except TypeError:  # ids are sorted
+            raise UserError("some image ids are numbers and some are strings") from None
         unknown = {r["image_id"] for r in results} - truth.imgs.keys()
         if unknown:
-            raise ValueError(f"the ground truth has no image {min(unknown)}, but there are results")
+            some = next(iter(unknown))
+            raise ValueError(f"the ground truth has no image {some}, but there are results")
         self._results = results
 
     def evaluate(self) -> None:
@@ -165,16 +282,17 @@ class DetectionEval(COCOeval_faster):
         p = self.params
         p.imgIds, p.catIds = sorted(set(p.imgIds)), sorted(set(p.catIds))
         p.maxDets = sorted(p.maxDets)
-        truth, found = (defaultdict(lambda: defaultdict(list)) for _ in range(2))  # by class, image
-        for image in p.imgIds:
+        # By class and by the image's place: the library takes ids for numbers of double precision.
+        truth, found = (defaultdict(lambda: defaultdict(list)) for _ in range(2))
+        places = {image: place for place, image in enumerate(p.imgIds)}
+        for image, place in places.items():
             for a in self.cocoGt.imgToAnns.get(image, ()):
-                truth[a["category_id"]][image].append(a)
-        images = set(p.imgIds)
+                truth[a["category_id"]][place].append(a)
         for number, (r, area) in enumerate(zip(self._results, self._areas()), start=1):
-            if r["image_id"] in images:
+            if r["image_id"] in places:
                 record = {"id": number, "area": area, "score": r["score"], "of": r}
-                found[r["category_id"]][r["image_id"]].append(record)
-        parts = [self._evaluate_class(c, truth[c], found[c]) for c in p.catIds]
+                found[r["category_id"]][places[r["image_id"]]].append(record)
+        parts = [self._evaluate_class(truth[c], found[c]) for c in p.catIds]
         counts = list(parts[0]["counts"])
         counts[2] = len(parts)
         self.eval = {
@@ -192,21 +310,19 @@ class DetectionEval(COCOeval_faster):
         chunks = (masks[i : i + _CHUNK] for i in range(0, len(masks), _CHUNK))
         return (area for chunk in chunks for area in mask_util.area(chunk).tolist())
 
-    def _evaluate_class(
-        self, class_id: int, truth: Dict[int, list], found: Dict[int, list]
-    ) -> Dict[str, Any]:
+    def _evaluate_class(self, truth: Dict[int, list], found: Dict[int, list]) -> Dict[str, Any]:
         self.gt_dataset.clean()
         self.dt_dataset.clean()
         for image, annotations in truth.items():
             for a in annotations:
                 crowd = int(a.get("iscrowd", 0))
                 record = {"id": a["id"], "area": a["area"], "iscrowd": crowd, "ignore": crowd}
-                self.gt_dataset.append_ref(image, class_id, record)
+                self.gt_dataset.append_ref(image, _CLASS, record)
         for image, records in found.items():
             for record in records:
-                self.dt_dataset.append_ref(image, class_id, record)
+                self.dt_dataset.append_ref(image, _CLASS, record)
         params = copy.copy(self.params)
-        params.catIds, params.imgIds = [class_id], sorted(truth.keys() | found.keys())
+        params.catIds, params.imgIds = [_CLASS], sorted(truth.keys() | found.keys())
         # The compiled code takes a list of images, each a list of classes.
         ious = [[self._ious(truth.get(i), found.get(i))] for i in params.imgIds]
         return COCOevalEvaluateAccumulate(

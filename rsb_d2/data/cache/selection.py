@@ -14,16 +14,21 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog
+from detectron2.data.build import (
+    filter_images_with_only_crowd_annotations,
+    load_proposals_into_dataset,
+)
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.coco import register_coco_instances
-from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 from termcolor import colored
+from torch.utils.data import ConcatDataset, Dataset
 
-from ...errors import UserError
+from ...errors import UserError, first, printable
 from ..catalog import registered
+from ..dataset_dicts import check_classes, count_visible_keypoints, load_dicts, standardize
 from .annotation_cache import AS_STOCK, AnnotationSource
 from .records import PackedRecords
 from .stock import NotPlain
@@ -84,7 +89,8 @@ def detection_records(
     """The records of data sets, as ``get_detection_dataset_dicts`` returns them.
 
     Data sets that a script has registered otherwise than in COCO's format, and those with proposals
-    from files, go through that function; so do all others that they are used with.
+    from files, are lists in memory; so are all others that they are used with. Data sets that are
+    ``torch.utils.data.Dataset`` are used as they are, all images of them, as there.
 
     Args:
         names (sequence of str): registered names; a single one may be a str.
@@ -97,18 +103,19 @@ def detection_records(
         Sequence[dict]: in Detectron2's dataset format.
 
     Raises:
-        UserError: if there is no such data set.
+        UserError: if there is no such data set, if a registered function does not return a list of
+            dicts, if the data sets differ in the names of their classes, or if an object is of a
+            class without a name.
     """
     names = [names] if isinstance(names, str) else names
     for name in names:
         registered(name)
-    options = dict(filter_empty=filter_empty, min_keypoints=min_keypoints)
-    if proposal_files is not None:
-        proposal_files = list(map(os.path.expanduser, proposal_files))
-        return get_detection_dataset_dicts(names, proposal_files=proposal_files, **options)
-    parts = [open_packed(name, cache) for name in names]
-    if not parts or None in parts:
-        return get_detection_dataset_dicts(names, **options)
+    if not names:
+        raise UserError("there is no data set to read: DATASETS.TRAIN or DATASETS.TEST is empty")
+    parts = [None if proposal_files is not None else open_packed(name, cache) for name in names]
+    if None in parts:
+        options = dict(filter_empty=filter_empty, min_keypoints=min_keypoints)
+        return _records_in_memory(names, proposal_files, **options)
     if filter_empty:
         parts, removed, left = _keep(parts, lambda part: part.num_objects() > 0)
         logger.info(f"Removed {removed} images with no usable annotations. {left} images left.")
@@ -116,11 +123,66 @@ def detection_records(
         parts, removed, _ = _keep(parts, lambda part: part.visible_keypoints() >= min_keypoints)
         logger.info(f"Removed {removed} images with fewer than {min_keypoints} keypoints.")
     records = parts[0] if len(parts) == 1 else JoinedRecords(parts)
-    classes = MetadataCatalog.get(names[0]).get("thing_classes")
+    classes = _common_class_names(names)
     if classes is not None:
-        check_metadata_consistency("thing_classes", list(names))
-        _log_classes(records, classes)
+        _log_classes(records.classes(with_crowds=False)[0], classes)
     return records
+
+
+def _records_in_memory(
+    names: Sequence, proposal_files: Sequence | None, *, filter_empty: bool, min_keypoints: int
+) -> Sequence:
+    data = [load_dicts(name) for name in names]
+    if proposal_files is not None:
+        proposal_files = map(os.path.expanduser, proposal_files)
+        data = list(map(load_proposals_into_dataset, data, proposal_files))
+    if all(isinstance(records, Dataset) for records in data):
+        return ConcatDataset(data)
+    records = []
+    for of_name in data:
+        is_lazy = isinstance(of_name, Dataset)
+        records += (
+            map(standardize, map(of_name.__getitem__, range(len(of_name)))) if is_lazy else of_name
+        )
+    if not any("annotations" in record for record in records):
+        return records
+    for record in records:
+        record.setdefault("annotations", [])
+    classes = _common_class_names(names)
+    if classes is not None:
+        check_classes(names, records, classes)
+    if filter_empty:
+        records = filter_images_with_only_crowd_annotations(records)
+    if min_keypoints > 0:
+        num_before = len(records)
+        records = [r for r in records if count_visible_keypoints(r) >= min_keypoints]
+        num_removed = num_before - len(records)
+        logger.info(f"Removed {num_removed} images with fewer than {min_keypoints} keypoints.")
+    if classes is not None:
+        objects = (a for r in records for a in r["annotations"] if not a.get("iscrowd", 0))
+        numbers = [a["category_id"] for a in objects if type(a.get("category_id")) is int]
+        _log_classes(np.array(numbers, dtype=int), classes)
+    return records
+
+
+def _common_class_names(names: Sequence) -> List[str] | None:
+    """The names of the classes, which must be the same; None if a data set has none."""
+    found = [MetadataCatalog.get(name).get("thing_classes") for name in names]
+    if any(classes is None for classes in found):
+        return None
+    for name, classes in zip(names, found):
+        is_list = isinstance(classes, (list, tuple)) and all(isinstance(c, str) for c in classes)
+        if not is_list:
+            raise UserError(
+                f"data set {name}: its thing_classes are {printable(repr(classes))}; set "
+                f"MetadataCatalog.get({name!r}).thing_classes to a list of names"
+            )
+        if list(classes) != list(found[0]):
+            raise UserError(
+                f"{names[0]} and {name} must have the same thing_classes, in the same order; they "
+                f"are {first(found[0])} and {first(classes)}"
+            )
+    return list(found[0])
 
 
 def open_packed(name: str, cache: str) -> PackedRecords | None:
@@ -202,9 +264,8 @@ def _keep(
     return kept, sum(map(len, parts)) - left, left
 
 
-def _log_classes(records: Any, names: List[str]) -> None:
+def _log_classes(classes: np.ndarray, names: List[str]) -> None:
     """The table of ``print_instances_class_histogram``, of the same look."""
-    classes, _ = records.classes(with_crowds=False)
     counts = np.bincount(classes, minlength=len(names)).tolist()
     data = [
         cell
