@@ -272,10 +272,6 @@ def _serialize(records: Sequence[dict]) -> DatasetFromList:
         ) from None
 
 
-def _same(item: Any) -> Any:
-    return item
-
-
 def annotated_records(cfg: CfgNode, split: str) -> Sequence[dict]:
     """The records that losses are computed on, without the images that training leaves out.
 
@@ -384,8 +380,8 @@ def build_inference_loader(
     )
 
 
-def _same(batch: list[Any]) -> list[Any]:
-    return batch
+def _same(item: Any) -> Any:
+    return item
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list]:
