@@ -1,19 +1,67 @@
-"""What pictures of several rooms are drawn with: the colours of the classes, and the scale."""
+"""Shared parts of all pictures: class colors, sizes, text as it is written, grids of images.
 
-from typing import List, Tuple
+Class names and file names are a user's text, in any script, and are never markup. Matplotlib and
+Pillow draw a box for a character that their font does not have; here each character gets a font
+that is installed and has it.
+"""
 
+import functools
+import itertools
+import logging
+import math
+import os
+import unicodedata
+from typing import Any, Dict, Iterable, List, Sequence, Set, Tuple
+
+import cv2
 import matplotlib
 import numpy as np
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as mask_util
 
-# RGB in 0 ... 255: one for each class, in turn.
+logger = logging.getLogger(__name__)
+
+Color = Tuple[int, int, int]  # RGB in 0 ... 255
+
+# One for each class, in turn.
 PALETTE = [
     tuple(round(255 * c) for c in matplotlib.colormaps["tab10"](i)[:3])
     for i in (0, 1, 2, 3, 4, 6, 8, 9)
 ]
 
+# Of a grid of images, whatever their sizes are.
+MAX_PIXELS = 20_000_000
 
-def class_colors(num_classes: int) -> List[Tuple[int, int, int]]:
-    """A colour for each class, RGB in 0 ... 255; the palette again from its beginning at its end.
+# An image is drawn with at least this many pixels on each side, or masks and boxes vanish.
+_MIN_SIDE = 16
+# Of one image; more labels than this cover one another and the image.
+_MAX_LABELS = 60
+
+# It comes with matplotlib.
+_BASE_FONT = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+# In the base font: stands for a character that no font has.
+_BOX = "\N{WHITE SQUARE}"
+_UNASSIGNED = 0xD0000  # of Unicode's code points; a font has it if it has all of them
+_PACKAGES = {  # of Debian and Ubuntu, by how the Unicode names of the characters begin
+    "CJK": "fonts-noto-cjk",
+    "HANGUL": "fonts-noto-cjk",
+    "HIRAGANA": "fonts-noto-cjk",
+    "KATAKANA": "fonts-noto-cjk",
+    "IDEOGRAPHIC": "fonts-noto-cjk",
+    "FULLWIDTH": "fonts-noto-cjk",
+    "HALFWIDTH": "fonts-noto-cjk",
+}
+
+
+def class_colors(num_classes: int) -> List[Color]:
+    """Return a color for each class; after the last color of the palette comes the first.
 
     Args:
         num_classes (int): 0 or more.
@@ -37,3 +85,338 @@ def readable_scale(image: np.ndarray, short_side: int = 320) -> float:
     """
     sides = image.shape[:2]
     return min(max(1.0, short_side / min(sides)), LONGEST_SIDE / max(sides))
+
+
+def drawn_size(height: int, width: int, max_height: int, max_width: int) -> Tuple[int, int]:
+    """Return the height and width at which an image is drawn: readable, and within limits.
+
+    A small image is enlarged to 320 pixels on its shorter side. A very long and narrow one is
+    widened.
+
+    Args:
+        height, width (int): of the image.
+        max_height, max_width (int): of the drawn one; 16 or more.
+    """
+    scale = max(1.0, 320 / min(height, width))
+    scale = min(scale, max_height / height, max_width / width)
+    return max(round(height * scale), _MIN_SIDE), max(round(width * scale), _MIN_SIDE)
+
+
+# ---- text ----
+
+
+def drawable(text: str) -> str:
+    """Return text in one line, with a box for each character that no installed font has.
+
+    Characters without a shape, such as joiners, are left out where no font has them. Warns once
+    for each package of fonts that would have the characters.
+    """
+    text = "".join(" " if c.isspace() else c for c in str(text))
+    fonts = _fonts_of(text)
+    return "".join(c if fonts[c] else "" if _is_shapeless(c) else _BOX for c in text)
+
+
+def _is_shapeless(character: str) -> bool:
+    is_variation_selector = "VARIATION SELECTOR" in unicodedata.name(character, "")
+    return unicodedata.category(character) in ("Cc", "Cf") or is_variation_selector
+
+
+_font_of: Dict[str, str | None] = {}  # paths, by character; None where no font has it
+
+
+def _fonts_of(text: Iterable[str]) -> Dict[str, str | None]:
+    """Return the path of a font for each character; None for one that no installed font has."""
+    missing = set(text) - _font_of.keys()
+
+    def take(path: str) -> None:
+        found = _characters_in(path, missing)
+        missing.difference_update(found)
+        _font_of.update(dict.fromkeys(found, path))
+
+    for path in dict.fromkeys((_BASE_FONT, *filter(None, _font_of.values()))):
+        take(path)
+    paths = sorted(_installed_fonts(), key=_rank) if missing else []
+    while missing and paths:
+        path = max(paths, key=lambda path: len(_characters_in(path, missing)))
+        paths.remove(path)
+        if not _characters_in(path, missing):
+            break
+        take(path)
+    _font_of.update(dict.fromkeys(missing))
+    _warn_of({c for c in missing if unicodedata.category(c)[0] != "C" and not _is_shapeless(c)})
+    return _font_of
+
+
+def _installed_fonts() -> Set[str]:
+    # Matplotlib keeps its list in a file, where fonts that were installed later are missing.
+    return {*font_manager.findSystemFonts(), *(e.fname for e in font_manager.fontManager.ttflist)}
+
+
+def _open(path: str) -> FT2Font | None:
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):  # damaged, or of a kind that FreeType does not know
+        return None
+    # Not those of bitmaps, as of colored emoji, nor those that have boxes for all of Unicode.
+    is_real = font.scalable and not font.get_char_index(_UNASSIGNED)
+    return font if is_real else None
+
+
+def _characters_in(path: str, characters: Set[str]) -> Set[str]:
+    font = _open(path) if characters else None
+    return {c for c in characters if font and font.get_char_index(ord(c))}
+
+
+def _rank(path: str) -> tuple:
+    """Sort regular fonts without serifs first."""
+    font = _open(path)
+    if font is None:
+        return (True,)
+    is_plain = font.style_name in ("Regular", "Normal", "Book", "Roman")
+    special = any(word in font.family_name for word in ("Serif", "Mono", "Coding", "Myeongjo"))
+    return False, not is_plain, special, font.family_name, path
+
+
+_warned_of: Set[str] = set()
+
+
+def _warn_of(characters: Set[str]) -> None:
+    packages: Dict[str, List[str]] = {}
+    for c in sorted(characters):
+        name = unicodedata.name(c, "")
+        package = _PACKAGES.get(name.replace("-", " ").split(" ")[0])
+        if package is None:
+            package = "fonts-symbola" if unicodedata.category(c)[0] == "S" else "fonts-noto-core"
+        packages.setdefault(package, []).append(c)
+    for package, those in packages.items():
+        if package in _warned_of:
+            continue
+        _warned_of.add(package)
+        shown = "".join(those[:10]) + (" ..." if len(those) > 10 else "")
+        logger.warning(
+            f"No installed font has {shown}: pictures show boxes "
+            f"instead. Install a font that does (apt-get install {package}), or copy one to "
+            "~/.local/share/fonts."
+        )
+
+
+def make_plain(figure: Figure) -> None:
+    """Let matplotlib draw a figure's text as it is: no formulas, no TeX, fonts that have it.
+
+    Args:
+        figure (Figure): complete, but for being saved. The labels of its ticks must be
+            :func:`drawable`.
+    """
+    for text in figure.findobj(Text):
+        _make_plain(text, text.get_text())
+
+
+def _make_plain(artist: Text, text: str) -> None:
+    text = "\n".join(map(drawable, text.split("\n")))
+    artist.set(text=text, parse_math=False, usetex=False, fontfamily=_families(text))
+
+
+def _families(text: str) -> List[str]:
+    """Return the font families for a text, in the order in which matplotlib looks into them."""
+    fonts = _fonts_of(text)
+    paths = dict.fromkeys((_BASE_FONT, *filter(None, (fonts[c] for c in text))))
+    known = {entry.fname for entry in font_manager.fontManager.ttflist}
+    for path in paths:
+        if path not in known:
+            font_manager.fontManager.addfont(path)
+    return [FT2Font(path).family_name for path in paths]
+
+
+@functools.lru_cache(maxsize=4096)
+def text_mask(text: str, size: int) -> np.ndarray:
+    """Draw one line of text.
+
+    Args:
+        text (str): any text.
+        size (int): of the font, in pixels.
+
+    Returns:
+        ndarray: (H, W), float32: 0 for no ink to 1, with a small margin.
+    """
+    text = drawable(text)
+    fonts = _fonts_of(text)
+    runs = [
+        (_font(path or _BASE_FONT, size), "".join(characters))
+        for path, characters in itertools.groupby(text, key=fonts.get)
+    ]
+    metrics = [font.getmetrics() for font, _ in runs] or [_font(_BASE_FONT, size).getmetrics()]
+    ascent, descent = map(max, zip(*metrics))
+    margin = max(size // 12, 1)
+    width = sum(math.ceil(font.getlength(part)) for font, part in runs)
+    image = Image.new("L", (width + 2 * margin, ascent + descent + 2 * margin))
+    draw, left = ImageDraw.Draw(image), margin
+    for font, part in runs:
+        draw.text((left, margin + ascent), part, fill=255, font=font, anchor="ls")
+        left += math.ceil(font.getlength(part))
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+@functools.lru_cache(maxsize=64)
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+# ---- images and their annotations ----
+
+
+class PlainVisualizer(Visualizer):
+    """Detectron2's visualizer, with text as it is and the exact colors of the classes.
+
+    It takes what :func:`resized` returns. Many objects in one image are drawn without labels.
+    """
+
+    def __init__(self, image: np.ndarray, metadata: Any):
+        """
+        Args:
+            image (ndarray): RGB, (H, W, 3), uint8.
+            metadata (Metadata): its ``thing_classes``, ``thing_colors`` and so on.
+        """
+        super().__init__(image, metadata, instance_mode=ColorMode.SEGMENTATION)
+
+    def overlay_instances(self, *, labels=None, **kwargs):
+        if labels is not None and len(labels) > _MAX_LABELS:
+            labels = None
+        return super().overlay_instances(labels=labels, **kwargs)
+
+    def draw_text(self, text, position, **kwargs):
+        output = super().draw_text("", position, **kwargs)
+        _make_plain(output.ax.texts[-1], drawable(text))
+        return output
+
+    def _jitter(self, color):
+        return color
+
+
+def resized(
+    image: np.ndarray, record: Dict[str, Any], size: Tuple[int, int]
+) -> Tuple[np.ndarray, Dict[str, Any]]:
+    """Resize an image and its annotations to the size at which they are drawn.
+
+    Args:
+        image (ndarray): RGB, (H, W, 3), uint8.
+        record (dict): in Detectron2's format; not changed. Only the keys ``"annotations"`` and
+            ``"sem_seg"``, an array (H, W), are used. Masks and keypoints may be missing in some
+            of the annotations.
+        size (tuple[int, int]): height and width of the result.
+
+    Returns:
+        tuple[ndarray, dict]: the image, and a record for ``Visualizer.draw_dataset_dict``, which
+        needs masks, and keypoints, in all annotations or in none.
+    """
+    transform = T.ResizeTransform(*image.shape[:2], *size)
+    found = record.get("annotations") or []
+    annotations = [{**a, **_resized_box(a, transform)} for a in found]
+    masks = [_resized_mask(a.get("segmentation"), transform) for a in found]
+    keypoints = [_resized_keypoints(a.get("keypoints"), transform) for a in found]
+    num_keypoints = max(map(len, keypoints), default=0)
+    for annotation, mask, points in zip(annotations, masks, keypoints):
+        annotation.pop("segmentation", None)
+        annotation.pop("keypoints", None)
+        if any(masks):
+            annotation["segmentation"] = mask
+        if num_keypoints:
+            padded = np.pad(points, [(0, num_keypoints - len(points)), (0, 0)])
+            annotation["keypoints"] = padded.ravel().tolist()
+    drawn = {"annotations": annotations}
+    if record.get("sem_seg") is not None:
+        drawn["sem_seg"] = _nearest(record["sem_seg"], transform)
+    return transform.apply_image(image), drawn
+
+
+def _resized_box(annotation: Dict[str, Any], transform: T.ResizeTransform) -> Dict[str, Any]:
+    box = np.asarray(annotation["bbox"], dtype=np.float64)
+    if len(box) == 5:
+        return {"bbox": transform.apply_rotated_box(box[None])[0]}
+    box = BoxMode.convert(box[None], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    return {"bbox": transform.apply_box(box)[0], "bbox_mode": BoxMode.XYXY_ABS}
+
+
+def _resized_mask(mask: Any, transform: T.ResizeTransform) -> Any:
+    """Return polygons or an RLE; no polygon for no mask."""
+    if isinstance(mask, list):
+        polygons = [np.asarray(p, dtype=np.float64).reshape(-1) for p in mask]
+        polygons = [p.reshape(-1, 2) for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
+        return [transform.apply_coords(p).reshape(-1) for p in polygons]
+    if isinstance(mask, dict) and mask:
+        if isinstance(mask["counts"], list):
+            mask = mask_util.frPyObjects(mask, *mask["size"])
+        mask = mask_util.decode(mask)
+    if isinstance(mask, np.ndarray):
+        return mask_util.encode(np.asfortranarray(_nearest(mask, transform)))
+    return []
+
+
+def _nearest(labels: np.ndarray, transform: T.ResizeTransform) -> np.ndarray:
+    labels = np.ascontiguousarray(labels, dtype=np.uint8)
+    return cv2.resize(labels, (transform.new_w, transform.new_h), interpolation=cv2.INTER_NEAREST)
+
+
+def _resized_keypoints(keypoints: Any, transform: T.ResizeTransform) -> np.ndarray:
+    points = np.array([] if keypoints is None else keypoints, dtype=np.float64).reshape(-1, 3)
+    points[:, :2] = transform.apply_coords(points[:, :2])
+    return points
+
+
+# ---- grids ----
+
+Cell = Tuple[np.ndarray, str, Color]  # an RGB image, its text, and the color of that
+
+
+def image_grid(
+    cells: Sequence[Cell],
+    columns: int,
+    *,
+    margin: int = 8,
+    text_size: int = 14,
+    text_below: bool = False,
+    group: int = 0,
+) -> np.ndarray:
+    """Lay out images on white, each with a line of text that is made to fit.
+
+    Args:
+        cells (sequence of Cell): row by row. Each gets as much space as the largest image.
+        columns (int): how many images beside one another.
+        margin (int): pixels around a cell.
+        text_size (int): of the font, in pixels.
+        text_below (bool): whether the text is below its image instead of above.
+        group (int): how many cells of a row belong together; 0 for all.
+
+    Returns:
+        ndarray: RGB, (H, W, 3), uint8.
+    """
+    height = max(image.shape[0] for image, _, _ in cells)
+    width = max(image.shape[1] for image, _, _ in cells)
+    columns = min(columns, len(cells))
+    group = group or columns
+    text_height = 2 * text_size
+    rows = -(-len(cells) // columns)
+    size = (
+        rows * (height + text_height + margin) + margin,
+        columns * (width + margin) + -(-columns // group) * margin,
+    )
+    grid = np.full((*size, 3), 255, np.uint8)
+    for i, (image, text, color) in enumerate(cells):
+        row, column = divmod(i, columns)
+        top = row * (height + text_height + margin) + margin
+        left = column * (width + margin) + (column // group + 1) * margin
+        text_top = top + height if text_below else top
+        top += 0 if text_below else text_height
+        grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+        _write(grid[text_top : text_top + text_height, left : left + width], text, text_size, color)
+    return grid
+
+
+def _write(region: np.ndarray, text: str, size: int, color: Color) -> None:
+    """Write one line of text into a part of an image, in smaller letters if it is long."""
+    ink = text_mask(text, size)
+    if ink.shape[1] > region.shape[1]:
+        ink = text_mask(text, max(size * region.shape[1] // ink.shape[1], size * 2 // 3))
+    ink = ink[: region.shape[0], : region.shape[1], None]
+    top = (region.shape[0] - ink.shape[0]) // 2
+    part = region[top : top + ink.shape[0], : ink.shape[1]]
+    part[:] = (part * (1 - ink) + np.float32(color) * ink).astype(np.uint8)

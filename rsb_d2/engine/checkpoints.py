@@ -1,6 +1,10 @@
 """The hooks that write down what a run must not lose: its state, and its evaluations."""
 
-from typing import Any, Dict, Sequence
+import logging
+import os
+import traceback
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Sequence, Set
 
 from detectron2.engine.hooks import HookBase
 from detectron2.utils import comm
@@ -9,6 +13,8 @@ from detectron2.utils.events import EventWriter
 from ..checkpoint import Checkpointer, remove_old_checkpoints
 from ..solver.ema import EMA_KEY, AveragedWeights
 from .signals import Interrupted, SignalWatch
+
+logger = logging.getLogger(__name__)
 
 
 class WeightsCheckpointer(Checkpointer):
@@ -54,6 +60,48 @@ class CheckpointWriter(HookBase):
         if received:
             comm.synchronize()  # with a process that ends, its launcher ends the others
             raise Interrupted(received)
+
+
+@contextmanager
+def failures_warned(what: str, known: Set[str] | None = None) -> Iterator[None]:
+    """Turn an error of the block into a warning: the training goes on.
+
+    Args:
+        what (str): is not written then.
+        known (set[str] or None): warnings that are not repeated; gets this one.
+    """
+    try:
+        yield
+    except Exception as e:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        place = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
+        message = f"Cannot write {what}, the training goes on: {reason} ({place})"
+        if known is None or message not in known:
+            logger.warning(message)
+        if known is not None:
+            known.add(message)
+
+
+class SafeWriter(EventWriter):
+    """A writer of metrics whose failure is a warning, once for each reason.
+
+    Args:
+        writer (EventWriter): any.
+    """
+
+    def __init__(self, writer: EventWriter):
+        self.writer = writer
+        self._what = f"metrics with {type(writer).__name__}"
+        self._known: Set[str] = set()
+
+    def write(self) -> None:
+        with failures_warned(self._what, self._known):
+            self.writer.write()
+
+    def close(self) -> None:
+        with failures_warned(self._what, self._known):
+            self.writer.close()
 
 
 class EvaluationWriter(HookBase):

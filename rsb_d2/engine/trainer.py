@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Mapping
 
 import torch
@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
 from ..checkpoint import Checkpointer, files_of_run, remove_leftovers, set_aside
 from ..checkpoint.run_folder import CONFIG_KEY
@@ -32,7 +32,13 @@ from ..solver.ema import AverageUpdate, build_average, evaluate_with_average
 from ..solver.epochs import check_resolved
 from .amp import use_amp
 from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
-from .checkpoints import CheckpointWriter, EvaluationWriter, save_average
+from .checkpoints import (
+    CheckpointWriter,
+    EvaluationWriter,
+    SafeWriter,
+    failures_warned,
+    save_average,
+)
 from .exchange import LossNotFinite, use_exchange
 from .resume import gather_process_states, set_process_state, share_buffers
 from .signals import Interrupted, SignalWatch
@@ -63,7 +69,6 @@ class Trainer(DefaultTrainer):
         cfg = expand_paths(cfg)
         self.signals = SignalWatch(comm.get_world_size())
         self._process_states: List[Dict[str, Any]] = []
-        self._metric_writers: List[EventWriter] = []
         self._has_failed = False
         self._earlier_files = files_of_run(cfg.OUTPUT_DIR)  # before this run has any
         if type(self).build_evaluator.__func__ is Trainer.build_evaluator.__func__:
@@ -95,6 +100,14 @@ class Trainer(DefaultTrainer):
         )
         stock = super().build_hooks()
         writers = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
+        for hook in writers:
+            hook._writers = [SafeWriter(writer) for writer in hook._writers]
+        metric_writers = [
+            safe
+            for hook in writers
+            for safe in hook._writers
+            if not isinstance(safe.writer, CommonMetricPrinter)
+        ]
         others = (hooks.EvalHook, hooks.PeriodicWriter, hooks.PeriodicCheckpointer)
         period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
         ours = [
@@ -108,7 +121,7 @@ class Trainer(DefaultTrainer):
             build_loader = get_task(cfg).build_validation_loader
             ours.append(ValidationLoss(cfg, self.model, build_loader, self._average))
         ours += build_best_hooks(cfg, self.model, self._average, **self._classes)
-        ours += [*writers, EvaluationWriter(cfg.TEST.EVAL_PERIOD, self._metric_writers)]
+        ours += [*writers, EvaluationWriter(cfg.TEST.EVAL_PERIOD, metric_writers)]
         if comm.is_main_process():
             # Behind the stock writer, which must have written the evaluation that is drawn.
             ours.append(get_task(cfg).build_picture_writer(cfg))
@@ -203,8 +216,7 @@ class Trainer(DefaultTrainer):
             self.storage.iter = self.iter
             for hook in self._hooks:
                 if isinstance(hook, hooks.PeriodicWriter):
-                    with suppress(OSError):  # the disk may be full
-                        hook.after_train()
+                    hook.after_train()
         else:
             with self._failures_told():
                 super().after_train()
@@ -343,9 +355,10 @@ class Trainer(DefaultTrainer):
     test_with_TTA = classmethod(evaluate_with_tta)
 
     def build_writers(self) -> List[EventWriter]:
-        writers = super().build_writers()
-        self._metric_writers = [w for w in writers if not isinstance(w, CommonMetricPrinter)]
-        return writers
+        with failures_warned("TensorBoard's files"):
+            return super().build_writers()
+        path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+        return [CommonMetricPrinter(self.max_iter), JSONWriter(path)]
 
 
 # What EvalHook and those behind it do with an evaluation.

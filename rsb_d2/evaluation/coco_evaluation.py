@@ -20,6 +20,7 @@ from faster_coco_eval.faster_eval_api_cpp import COCOevalEvaluateAccumulate
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
+from ..data.class_table import class_table
 from ..data.coco_conversion import convert_to_coco_file
 from ..data.dataset_dicts import plain, whole_number
 from ..errors import UserError
@@ -112,6 +113,23 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         if names is None or len(names) != len(ids):
             return names
         return [names[number] for number in sorted(ids, key=ids.get)]
+
+    def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
+        """Return Detectron2's figures; in its table, class names such as "True" raise an error."""
+        results = super()._derive_coco_results(coco_eval, iou_type)
+        if coco_eval is None or class_names is None or len(class_names) <= 1:
+            return results
+        # (IoU, recall, class, area, limit): of all areas, and of the last limit
+        precisions = coco_eval.eval["precision"][:, :, :, 0, -1]
+        aps = []
+        for k in range(len(class_names)):
+            precision = precisions[:, :, k]
+            precision = precision[precision > -1]
+            aps.append(float(100 * np.mean(precision)) if precision.size else float("nan"))
+        table = class_table(class_names, [f"{ap:.3f}" for ap in aps], "AP")
+        self._logger.info(f"Per-category {iou_type} AP: \n{table}")
+        results.update((f"AP-{name}", ap) for name, ap in zip(class_names, aps))
+        return results
 
     def _use_dataset_ids(self, results: List[Dict[str, Any]]) -> None:
         """Turn the model's class numbers into the annotation file's category ids, in place."""

@@ -1,8 +1,7 @@
 """The pictures of a pretraining: curves, images as the model sees them, and its predictions."""
 
 import logging
-import os
-from typing import List, Sequence, Tuple
+from typing import Sequence
 
 import cv2
 import numpy as np
@@ -10,11 +9,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_context
+from PIL import Image
 from torch import nn
 
-from ..engine.pictures.curves import draw_curves
 from ..engine.pictures.detections import PictureWriter
+from ..files import whole_file
 from ..utils import unwrap
+from ..visualization import Cell, image_grid
 from .data import build_train_loader
 from .data.timm_dataset import sources
 from .data.transforms import ClassificationMapper, build_transform
@@ -27,8 +28,6 @@ _RIGHT, _WRONG, _BLACK = (0, 128, 0), (192, 0, 0), (0, 0, 0)
 # A class of a smaller share is not named below a mixed image.
 _NAMED_SHARE = 0.01
 
-Cell = Tuple[np.ndarray, str, Tuple[int, int, int]]  # image, text below it, and its colour
-
 
 class ClassificationPictures(PictureWriter):
     """Writes ``training_images.png`` at the beginning, ``predictions.png`` at the end, and curves.
@@ -38,16 +37,16 @@ class ClassificationPictures(PictureWriter):
     """
 
     def before_train(self):
-        path = os.path.join(self._cfg.OUTPUT_DIR, "training_images.png")
-        draw_training_images(self._cfg, self.trainer.model, path)
-        logger.info(f"Training images as the model sees them: {path}")
+        model = self.trainer.model
+        path = self._draw(
+            "training_images.png", lambda path: draw_training_images(self._cfg, model, path)
+        )
+        if path:
+            logger.info(f"Training images as the model sees them: {path}")
 
-    def _draw_at_end(self) -> List[str]:
-        paths = [draw_curves(self._cfg.OUTPUT_DIR, self._cfg.DATASETS.TEST)]
-        if self._cfg.DATASETS.TEST:
-            path = os.path.join(self._cfg.OUTPUT_DIR, "predictions.png")
-            paths.append(draw_predictions(self._cfg, self.trainer.model, path))
-        return paths
+    def _draw_model(self) -> str | None:
+        model = self.trainer.model
+        return self._draw("predictions.png", lambda path: draw_predictions(self._cfg, model, path))
 
 
 def draw_training_images(cfg: CfgNode, model: nn.Module, path: str, num_images: int = 32) -> str:
@@ -96,6 +95,8 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, path: str, num_images: int 
     model = unwrap(model)
     name = cfg.DATASETS.TEST[0]
     names, records = MetadataCatalog.get(name).thing_classes, DatasetCatalog.get(name)
+    if not records:
+        raise ValueError(f"the data set {name} has no images")
     chosen = np.linspace(0, len(records) - 1, min(num_images, len(records))).round().astype(int)
     mapper = ClassificationMapper(build_transform(cfg, is_train=False), sources([name]))
     batch = [mapper(records[i]) for i in chosen]
@@ -115,17 +116,8 @@ def _to_rgb(image: torch.Tensor) -> np.ndarray:
     return cv2.resize(image, (_CELL, _CELL), interpolation=cv2.INTER_LINEAR)
 
 
-def _write_grid(cells: Sequence[Cell], path: str, margin: int = 6, text_height: int = 18) -> str:
-    rows, height, width = -(-len(cells) // _COLUMNS), _CELL + text_height + margin, _CELL + margin
-    columns = min(_COLUMNS, len(cells))
-    grid = np.full((rows * height + margin, columns * width + margin, 3), 255, np.uint8)
-    for i, (image, text, colour) in enumerate(cells):
-        top = i // _COLUMNS * height + margin
-        left = i % _COLUMNS * width + margin
-        grid[top : top + _CELL, left : left + _CELL] = image
-        text = text.encode("ascii", "replace").decode()  # OpenCV's font has no other letters
-        scale = min(0.42, 0.42 * _CELL / max(1, cv2.getTextSize(text, 0, 0.42, 1)[0][0]))
-        at = (left, top + _CELL + 13)
-        cv2.putText(grid, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)
-    cv2.imwrite(path, grid[:, :, ::-1])
+def _write_grid(cells: Sequence[Cell], path: str) -> str:
+    grid = image_grid(cells, _COLUMNS, margin=6, text_size=11, text_below=True)
+    with whole_file(path) as f:
+        Image.fromarray(grid).save(f, "PNG")
     return path

@@ -12,9 +12,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
+from PIL import Image
 
 from rsb_d2 import add_rsb_config
 from rsb_d2.engine.pictures import curves, draw_curves, draw_detections, read_metrics
+from rsb_d2.visualization import MAX_PIXELS
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +63,11 @@ class OneBox(torch.nn.Module):
         self.score = score
 
     def forward(self, inputs):
-        instances = Instances((inputs[0]["height"], inputs[0]["width"]))
+        # Of the size that is asked for, as a detector does; the files have 80 pixels and more.
+        height, width = inputs[0]["height"], inputs[0]["width"]
+        instances = Instances((height, width))
         instances.pred_boxes = Boxes(torch.tensor([[10.0, 10.0, 60.0, 50.0]]))
+        instances.pred_boxes.scale(min(height, width) / 80, min(height, width) / 80)
         instances.scores = torch.tensor([self.score])
         instances.pred_classes = torch.tensor([0])
         return [{"instances": instances}]
@@ -164,3 +169,148 @@ def test_names_of_classes_and_data_sets_decide_nothing_in_the_curves(draw):
     assert title == "AP (%)"
     dashed = {name for name, line in in_third.items() if line.get_linestyle() == "--"}
     assert dashed == {name for name in of_several if name.startswith("ema/")}
+
+
+def test_curves_of_odd_metrics(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    lines = [
+        {"iteration": 19, "total_loss": nan, "lr": 0.1, "bbox/AP": nan, "_val/bbox/AP": nan},
+        {"iteration": 39, "total_loss": 1.0, "lr": inf, "bbox/AP-$$": 1.0, "_$_$/bbox/AP": 10.0},
+        {"a line without an iteration": 1},
+    ]
+    text = "\n".join(map(json.dumps, lines))
+    # A process was killed while it wrote; the next one went on in the same line.
+    (tmp_path / "metrics.json").write_text(text + '\n{"iteration": 59, "to{"iteration": 59}\n')
+    assert read_metrics(str(tmp_path))["total_loss"].keys() == {19, 39}
+    picture = cv2.imread(draw_curves(str(tmp_path), ["_val", "_$_$"]))
+    assert picture.shape == (400, 1500, 3)
+
+
+def test_names_with_an_underscore_are_in_the_legend(tmp_path, monkeypatch):
+    lines = [{"iteration": i, "_a/bbox/AP": 1.0, "b/bbox/AP": 2.0} for i in (1, 2)]
+    write_metrics(tmp_path, lines)
+    figures = []
+    monkeypatch.setattr(curves, "make_plain", figures.append)
+    draw_curves(str(tmp_path), ["_a", "b"])
+    legend = figures[0].axes[2].get_legend()
+    assert [t.get_text() for t in legend.get_texts()] == ["_a/bbox/AP", "b/bbox/AP"]
+
+
+def change_records(cfg, change):
+    name = cfg.DATASETS.TEST[0]
+    records = change(DatasetCatalog.get(name))
+    DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: records)
+
+
+def test_the_picture_is_bounded_whatever_the_images_are(cfg, tmp_path):
+    path = str(tmp_path / "large.jpg")
+    cv2.imwrite(path, np.full((1500, 2000, 3), 90, np.uint8))
+    box = {"bbox": [200, 300, 900, 600], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    record = dict(file_name=path, height=1500, width=2000, annotations=[box])
+    change_records(cfg, lambda _: [dict(record, image_id=i) for i in range(8)])
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    sizes = []
+
+    class Detector(OneBox):
+        def forward(self, inputs):
+            sizes.append((inputs[0]["height"], inputs[0]["width"]))
+            return super().forward(inputs)
+
+    picture = cv2.imread(draw_detections(cfg, Detector(0.9), str(tmp_path / "a.png")))
+    # 8 x 2 images of 3 million pixels are 48 million.
+    assert 8e6 < picture.shape[0] * picture.shape[1] <= MAX_PIXELS
+    assert sizes == [(750, 1000)] * 8  # masks are not made at full size
+    # The first image's truth: gray, with its box at half the size, in the class's color.
+    truth = picture[8 + 28 : 8 + 28 + 750, 8 : 8 + 1000]
+    marked = np.argwhere(np.abs(truth.astype(int) - 90).max(axis=-1) > 30)
+    assert marked.min(axis=0).tolist() == pytest.approx([150, 100], abs=4)
+    assert marked.max(axis=0).tolist() == pytest.approx([450, 550], abs=4)
+
+
+def test_more_images_are_drawn_smaller(cfg, tmp_path):
+    change_records(cfg, lambda records: records * 40)
+    cfg.INPUT.MIN_SIZE_TEST = 32
+    model = OneBox(0.1)
+    picture = cv2.imread(draw_detections(cfg, model, str(tmp_path / "a.png"), num_images=120))
+    assert 8e6 < picture.shape[0] * picture.shape[1] <= MAX_PIXELS
+
+
+@pytest.mark.parametrize("masks, keypoints", [(False, False), (True, True)])
+def test_objects_of_which_some_have_masks_or_keypoints(cfg, tmp_path, masks, keypoints):
+    def change(records):
+        first, second, third = records
+        box = first["annotations"][0]
+        polygon = dict(box, segmentation=[[20, 20, 50, 20, 50, 50]])
+        first["annotations"] = [dict(box, keypoints=[30, 30, 2]), box, polygon]
+        second["annotations"] = [box, dict(box, keypoints=[30, 30, 2, 40, 40, 1])]
+        third["annotations"] = []
+        return [first, second, third, {k: third[k] for k in third if k != "annotations"}]
+
+    change_records(cfg, change)
+    cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON = masks, keypoints
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST
+    MetadataCatalog.get(cfg.DATASETS.TEST[0]).set(keypoint_names=["a", "b"], keypoint_flip_map=[])
+    picture = cv2.imread(draw_detections(cfg, OneBox(0.1), str(tmp_path / "a.png")))
+    red = (picture[:, :, 2] == 255) & (picture[:, :, 1] == 0)
+    assert red.any() == keypoints
+
+
+@pytest.mark.parametrize("name", ["$$", "$1_$5", r"$\frac{$", "汽车", "<b>", "", "a\nb", "\udce9"])
+def test_class_names_are_no_markup(cfg, tmp_path, name):
+    MetadataCatalog.remove(cfg.DATASETS.TEST[0])
+    MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes = [name]
+    cfg.INPUT.MIN_SIZE_TEST = 32
+    path = draw_detections(cfg, OneBox(0.9), str(tmp_path / "a.png"), num_images=1)
+    assert cv2.imread(path) is not None
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (3000, 2)])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "I;16"])
+def test_images_of_odd_shapes_and_modes(cfg, tmp_path, size, mode):
+    path = str(tmp_path / "odd.png")
+    Image.new(mode, size[::-1]).save(path)
+    box = {"bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = dict(file_name=path, image_id=1, height=size[0], width=size[1], annotations=[box])
+    change_records(cfg, lambda _: [record])
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    picture = cv2.imread(draw_detections(cfg, OneBox(0.9), str(tmp_path / "a.png")))
+    assert max(picture.shape) < 2100
+
+
+class Segmenter(torch.nn.Module):
+    """Finds that everything is of class 1."""
+
+    def forward(self, inputs):
+        height, width = inputs[0]["height"], inputs[0]["width"]
+        return [{"sem_seg": torch.tensor([0.0, 1.0])[:, None, None].expand(2, height, width)}]
+
+
+def test_semantic_segmentation_of_large_images(cfg, tmp_path):
+    labels = np.zeros((1200, 1600), np.uint8)
+    labels[:, 800:] = 1
+    labels[:100] = 255  # ignored
+    cv2.imwrite(str(tmp_path / "labels.png"), labels)
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((1200, 1600, 3), np.uint8))
+    record = dict(file_name=str(tmp_path / "image.png"), image_id=1, height=1200, width=1600)
+    with_labels = dict(record, sem_seg_file_name=str(tmp_path / "labels.png"))
+    change_records(cfg, lambda _: [with_labels, record])
+    name = cfg.DATASETS.TEST[0]
+    MetadataCatalog.remove(name)
+    MetadataCatalog.get(name).set(
+        stuff_classes=["$a", "b$"], stuff_colors=[(0, 0, 200), (200, 0, 0)]
+    )
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    picture = cv2.imread(draw_detections(cfg, Segmenter(), str(tmp_path / "a.png")))
+    truth = picture[36 : 36 + 750, 8 : 8 + 1000]
+    # At half of the colors, in BGR.
+    assert truth[700, 250].tolist() == pytest.approx([100, 0, 0], abs=2)
+    assert truth[700, 750].tolist() == pytest.approx([0, 0, 100], abs=2)
+    assert not truth[30, 500].any()
+
+
+def test_a_data_set_without_images_is_named(cfg, tmp_path):
+    change_records(cfg, lambda _: [])
+    with pytest.raises(ValueError, match=cfg.DATASETS.TEST[0]):
+        draw_detections(cfg, OneBox(0.9), str(tmp_path / "a.png"))
+    assert not (tmp_path / "a.png").exists()

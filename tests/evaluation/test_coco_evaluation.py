@@ -251,6 +251,27 @@ def test_the_evaluator_says_and_writes_what_detectron2s_does(dataset, tmp_path, 
     assert ours["files"].keys() >= theirs["files"].keys()
 
 
+def test_class_names_that_read_like_values(dataset, caplog):
+    outputs = list(outputs_of(dataset))
+    plain = run(COCOEvaluator(dataset[0]), outputs)["bbox"]
+    metadata = MetadataCatalog.get(dataset[0])
+    before, names = metadata.thing_classes, ["True", "1.50", "007", "nan", "$x_$\n汽车 %s"]
+    assert len(before) == len(names)
+    metadata.__dict__["thing_classes"] = names
+    try:
+        with caplog.at_level(logging.INFO, "detectron2"):
+            odd = run(COCOEvaluator(dataset[0]), outputs)["bbox"]
+    finally:
+        metadata.__dict__["thing_classes"] = before
+    for name, other in zip(names, before):
+        np.testing.assert_equal(odd[f"AP-{name}"], plain[f"AP-{other}"])
+    messages = [r.getMessage() for r in caplog.records]
+    table = [message for message in messages if "Per-category bbox" in message][-1]
+    cells = [cell.strip() for cell in table.split("|")]
+    assert {"True", "1.50", "007", "nan", "$x_$\\n汽车 %s"} <= set(cells)
+    assert f"{plain[f'AP-{before[0]}']:.3f}" == cells[cells.index("True") + 1]
+
+
 def test_some_images_and_a_second_call(dataset):
     evaluator = COCOEvaluator(dataset[0])
     outputs = list(outputs_of(dataset))

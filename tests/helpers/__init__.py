@@ -13,6 +13,7 @@ detections          made-up detections for the sample data
 colour_finder       a predictor without a network: what it finds follows from the pixels
 clips               little videos
 damaged_files       files that are damaged or unusual, made byte by byte
+fonts               fonts made by a test, and nothing else installed
 chromium            a real browser for the HTML pages
 report_page         the data that a page of a report holds
 quick_training      trainings without what takes a second of each and is the same in all

@@ -1,7 +1,7 @@
 """Detections drawn into a picture as Detectron2's visualizer does, in a twentieth of its time.
 
-OpenCV draws masks and Pillow writes, in the font of matplotlib; sizes are those of Detectron2's
-``Visualizer``, and an object has the colour of its class.
+OpenCV draws masks and Pillow writes; sizes are those of Detectron2's ``Visualizer``, and an object
+has the colour of its class.
 """
 
 import colorsys
@@ -9,12 +9,10 @@ import functools
 from typing import List, Sequence, Tuple
 
 import cv2
-import matplotlib.font_manager
 import numpy as np
 from detectron2.structures import Instances
-from PIL import ImageFont
 
-from ...visualization import class_colors, readable_scale
+from ...visualization import class_colors, readable_scale, text_mask
 
 # Of detectron2/utils/visualizer.py: pixels of an area below which a label is beside its object,
 # and the score above which a keypoint is shown.
@@ -128,34 +126,13 @@ def _draw_label(
         x, y = (x1, y0) if y1 >= height - 5 else (x0, y1)
     ratio = (y1 - y0) / (height * width) ** 0.5
     size = float(np.clip((ratio - 0.02) / 0.08 + 1, 1.2, 2)) * 0.5 * font_size
-    ink = _written(text, max(_pixels(size), 6))
+    ink = text_mask(text, max(_pixels(size), 6))
     left = int(min(max(round(x), 0), max(width - ink.shape[1], 0)))
     top = int(min(max(round(y), 0), max(height - ink.shape[0], 0)))
     region = picture[top : top + ink.shape[0], left : left + ink.shape[1]]
     ink = ink[: region.shape[0], : region.shape[1], None]
     dark = region * np.float32(1 - _LABEL_ALPHA)
     region[:] = (dark + ink * (np.float32(_lighter(color)) - dark)).astype(np.uint8)
-
-
-@functools.lru_cache(maxsize=4096)
-def _written(text: str, size: int) -> np.ndarray:
-    """A text, 0 ... 1 of shape (H, W), with a margin."""
-    font = _font(size)
-    ascent, descent = font.getmetrics()
-    left, _, right, _ = font.getbbox(text)
-    margin = max(size // 12, 1)
-    ink = np.zeros((ascent + descent + 2 * margin, right - left + 2 * margin), dtype=np.float32)
-    mask, (x, y) = font.getmask2(text, mode="L")
-    pixels = np.asarray(mask, dtype=np.float32).reshape(mask.size[::-1]) / 255
-    row, column = margin + max(y, 0), margin + max(x - left, 0)
-    place = ink[row : row + pixels.shape[0], column : column + pixels.shape[1]]
-    place[:] = pixels[: place.shape[0], : place.shape[1]]
-    return ink
-
-
-@functools.lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(matplotlib.font_manager.findfont("DejaVu Sans"), size)
 
 
 @functools.lru_cache(maxsize=64)

@@ -22,12 +22,12 @@ from detectron2.data.build import (
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.coco import register_coco_instances
 from detectron2.utils.logger import log_first_n
-from tabulate import tabulate
 from termcolor import colored
 from torch.utils.data import ConcatDataset, Dataset
 
 from ...errors import UserError, first, printable
 from ..catalog import registered
+from ..class_table import class_table
 from ..dataset_dicts import check_classes, count_visible_keypoints, load_dicts, standardize
 from .annotation_cache import AS_STOCK, AnnotationSource
 from .records import PackedRecords
@@ -265,24 +265,11 @@ def _keep(
 
 
 def _log_classes(classes: np.ndarray, names: List[str]) -> None:
-    """The table of ``print_instances_class_histogram``, of the same look."""
+    """Log how many objects each class has, as ``print_instances_class_histogram`` does."""
     counts = np.bincount(classes, minlength=len(names)).tolist()
-    data = [
-        cell
-        for name, count in zip(names, counts)
-        for cell in (name if len(name) <= 13 else name[:11] + "..", count)
-    ]
-    columns = min(6, len(names) * 2)
-    data += [None] * (columns - len(data) % columns)
-    if len(names) > 1:
-        data += ["total", sum(counts)]
-    table = tabulate(
-        itertools.zip_longest(*[data[i::columns] for i in range(columns)]),
-        headers=["category", "#instances"] * (columns // 2),
-        tablefmt="pipe",
-        numalign="left",
-        stralign="center",
-    )
+    shown = [name if len(name) <= 13 else name[:11] + ".." for name in names]
+    total = str(sum(counts)) if len(names) > 1 else None
+    table = class_table(shown, map(str, counts), "#instances", align="center", total=total)
     log_first_n(
         logging.INFO,
         f"Distribution of instances among all {len(names)} categories:\n" + colored(table, "cyan"),

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ...evaluation.metrics import VALIDATION_PREFIX, Metric, split_metric
 from ...solver.ema import EMA_PREFIX
+from ...visualization import make_plain
 
 # Those that are drawn of the evaluations of detectors and of classifiers, and their kinds.
 _KINDS = {"AP": "AP", "AP50": "AP", "AP75": "AP", "mIoU": "IoU", "IoU": "IoU", "PQ": "PQ"}
@@ -27,8 +28,11 @@ def read_metrics(output_dir: str) -> Dict[str, Dict[int, float]]:
     metrics = {}
     with open(os.path.join(output_dir, "metrics.json")) as f:
         for line in f:
-            values = json.loads(line)
-            iteration = values.pop("iteration", None)
+            try:
+                values = json.loads(line)
+                iteration = values.pop("iteration")
+            except (ValueError, KeyError):  # a process was killed while it wrote the line
+                continue
             for name, value in values.items():
                 metrics.setdefault(name, {})[iteration] = value
     return metrics
@@ -75,8 +79,13 @@ def draw_curves(output_dir: str, test_sets: Sequence[str] = ()) -> str:
         axes.grid(alpha=0.3)
         if len(names) > 1:
             many = len(names) > 6
-            axes.legend(fontsize="x-small" if many else "small", ncols=2 if many else 1)
+            # By name, as matplotlib leaves out those that begin with an underscore.
+            labels = [line.get_label() for line in axes.lines]
+            axes.legend(
+                axes.lines, labels, fontsize="x-small" if many else "small", ncols=2 if many else 1
+            )
     path = os.path.join(output_dir, "curves.png")
+    make_plain(figure)
     figure.savefig(path, dpi=100)
     return path
 

@@ -1,21 +1,29 @@
 """The pictures of a detector's training: its detections beside the ground truth, and curves."""
 
 import logging
+import math
 import os
-from typing import List
+from typing import Any, Callable
 
-import cv2
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.engine.hooks import HookBase
 from detectron2.evaluation import inference_context
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image
 
 from ...data.images import CheckedDatasetMapper, read_image
-from ...visualization import class_colors, readable_scale
+from ...files import whole_file
+from ...visualization import (
+    MAX_PIXELS,
+    PlainVisualizer,
+    class_colors,
+    drawn_size,
+    image_grid,
+    resized,
+)
+from ..checkpoints import failures_warned
 from ..validation import is_evaluated_now
 from .curves import draw_curves
 
@@ -24,9 +32,15 @@ logger = logging.getLogger(__name__)
 # Detections below this score are not drawn.
 DRAWN_SCORE = 0.5
 
+# Of an image, in pixels; less if there are more of them than the picture has pixels for.
+_MAX_SIDE = 1000
+
 
 class PictureWriter(HookBase):
-    """Writes ``curves.png`` after each evaluation, and with ``detections.png`` at the end."""
+    """Writes ``curves.png`` after each evaluation, and with ``detections.png`` at the end.
+
+    A picture that cannot be drawn does not end the training: a warning says so.
+    """
 
     def __init__(self, cfg: CfgNode):
         """
@@ -38,19 +52,33 @@ class PictureWriter(HookBase):
 
     def after_step(self):
         if is_evaluated_now(self.trainer, self._period):
-            draw_curves(self._cfg.OUTPUT_DIR, self._cfg.DATASETS.TEST)
+            self._draw_curves()
 
     def after_train(self):
         if self.trainer.iter + 1 < self.trainer.max_iter and not self.trainer.stopped_early:
             return  # interrupted
-        logger.info("Pictures: " + ", ".join(self._draw_at_end()))
-
-    def _draw_at_end(self) -> List[str]:
-        paths = [draw_curves(self._cfg.OUTPUT_DIR, self._cfg.DATASETS.TEST)]
+        paths = [self._draw_curves()]
         if self._cfg.DATASETS.TEST:
-            path = os.path.join(self._cfg.OUTPUT_DIR, "detections.png")
-            paths.append(draw_detections(self._cfg, self.trainer.model, path))
-        return paths
+            paths.append(self._draw_model())
+        logger.info("Pictures: " + (", ".join(filter(None, paths)) or "none"))
+
+    def _draw_curves(self) -> str | None:
+        test_sets = self._cfg.DATASETS.TEST
+        return self._draw("curves.png", lambda _: draw_curves(self._cfg.OUTPUT_DIR, test_sets))
+
+    def _draw_model(self) -> str | None:
+        """Draw what the model finds in test images."""
+        return self._draw(
+            "detections.png", lambda path: draw_detections(self._cfg, self.trainer.model, path)
+        )
+
+    def _draw(self, name: str, draw: Callable[[str], Any]) -> str | None:
+        """Return the path of the picture; None if it could not be drawn."""
+        path = os.path.join(self._cfg.OUTPUT_DIR, name)
+        with failures_warned(path):
+            draw(path)
+            return path
+        return None
 
 
 def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images: int = 8) -> str:
@@ -68,24 +96,33 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
     name = cfg.DATASETS.TEST[0]
     metadata = _drawn_metadata(name)
     mapper = CheckedDatasetMapper(cfg, is_train=False)
-    pairs = []
+    records = DatasetCatalog.get(name)[:num_images]
+    if not records:
+        raise ValueError(f"the data set {name} has no images")
+    side = min(_MAX_SIDE, math.isqrt(MAX_PIXELS // (2 * len(records))) - 48)
+    titles = ("ground truth", f"detections, score >= {DRAWN_SCORE}")
+    cells = []
     with inference_context(model), torch.no_grad():
-        for record in DatasetCatalog.get(name)[:num_images]:
+        for record in records:
             image = read_image(record["file_name"], "RGB")
-            output = model([mapper(record)])[0]
-            record = _drawn_record(record, cfg.MODEL.MASK_ON, with_stuff="sem_seg" in output)
-            # In this mode an object has the colour of its class, but for a little noise.
-            options = dict(scale=readable_scale(image), instance_mode=ColorMode.SEGMENTATION)
-            truth = Visualizer(image, metadata, **options).draw_dataset_dict(record)
-            found = Visualizer(image, metadata, **options)
+            size = drawn_size(*image.shape[:2], side, side)
+            inputs = mapper(record)
+            # The model gives its output for this size, not for that of the file.
+            inputs["height"], inputs["width"] = size
+            output = model([inputs])[0]
+            image, record = resized(image, _drawn_record(record, cfg, "sem_seg" in output), size)
+            truth = PlainVisualizer(image, metadata).draw_dataset_dict(record)
+            found = PlainVisualizer(image, metadata)
             if "sem_seg" in output:
                 labels = output["sem_seg"].argmax(dim=0).to("cpu")
                 found.draw_sem_seg(labels, area_threshold=0, alpha=0.5)
             if "instances" in output:
                 instances = output["instances"].to("cpu")
                 found.draw_instance_predictions(instances[instances.scores >= DRAWN_SCORE])
-            pairs.append((truth.get_image(), found.output.get_image()))
-    cv2.imwrite(path, _grid(pairs)[:, :, ::-1])
+            pictures = truth.get_image(), found.output.get_image()
+            cells += [(p, title, (0, 0, 0)) for p, title in zip(pictures, titles)]
+    with whole_file(path) as f:
+        Image.fromarray(image_grid(cells, columns=4, group=2)).save(f, "PNG")
     return path
 
 
@@ -101,41 +138,14 @@ def _drawn_metadata(dataset_name: str) -> Metadata:
     )
 
 
-def _drawn_record(record: dict, with_masks: bool, with_stuff: bool) -> dict:
-    """A record of a data set with what the model predicts alone."""
-    drawn = {k: v for k, v in record.items() if k not in ("pan_seg_file_name", "segments_info")}
-    if not with_stuff:
-        drawn.pop("sem_seg_file_name", None)
-    if not with_masks and "annotations" in drawn:
-        drawn["annotations"] = [
-            {k: v for k, v in a.items() if k != "segmentation"} for a in drawn["annotations"]
-        ]
+def _drawn_record(record: dict, cfg: CfgNode, with_stuff: bool) -> dict:
+    """The annotations of a record, without what the model does not predict."""
+    without = [
+        *([] if cfg.MODEL.MASK_ON else ["segmentation"]),
+        *([] if cfg.MODEL.KEYPOINT_ON else ["keypoints"]),
+    ]
+    annotations = record.get("annotations") or []
+    drawn = {"annotations": [{k: v for k, v in a.items() if k not in without} for a in annotations]}
+    if with_stuff and "sem_seg_file_name" in record:
+        drawn["sem_seg"] = read_image(record["sem_seg_file_name"], "L").squeeze(2)
     return drawn
-
-
-def _grid(pairs: List[tuple], columns: int = 2, margin: int = 8) -> np.ndarray:
-    """Lay out pairs of RGB images on white, with a title above each."""
-    title_height = 28
-    height = max(image.shape[0] for pair in pairs for image in pair)
-    width = max(image.shape[1] for pair in pairs for image in pair)
-    rows = -(-len(pairs) // columns)
-    cell_height, cell_width = height + title_height + margin, 2 * (width + margin) + margin
-    grid = np.full((rows * cell_height + margin, columns * cell_width, 3), 255, np.uint8)
-    for i, pair in enumerate(pairs):
-        top = (i // columns) * cell_height + margin
-        left = (i % columns) * cell_width + margin
-        for title, image in zip(("ground truth", f"detections, score >= {DRAWN_SCORE}"), pair):
-            cv2.putText(
-                grid,
-                title,
-                (left, top + 19),
-                cv2.FONT_HERSHEY_SIMPLEX,
-                0.55,
-                (0, 0, 0),
-                1,
-                cv2.LINE_AA,
-            )
-            h, w = image.shape[:2]
-            grid[top + title_height : top + title_height + h, left : left + w] = image
-            left += width + margin
-    return grid

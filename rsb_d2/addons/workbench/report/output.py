@@ -72,7 +72,7 @@ def render(template: str, title: str, data: Dict[str, Any]) -> bytes:
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise UserError("the charts need plotly; install it: pip install plotly") from None
-    # "</" would end the script that holds the data; JSON reads "<\/" as the same.
+    # HTML looks for tags in the data, too; to JSON, "\\u003c" is "<".
     text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
     parts = {
         "TITLE": html.escape(title),
@@ -80,7 +80,7 @@ def render(template: str, title: str, data: Dict[str, Any]) -> bytes:
         "BODY": _asset(f"{template}.html"),
         "COMMON": _asset("common.js"),
         "SCRIPT": _asset(f"{template}.js"),
-        "DATA": text.replace("</", "<\\/"),
+        "DATA": text.replace("<", "\\u003c"),
         "PLOTLY": get_plotlyjs(),
     }
     pieces = _asset("page.html").split("%%")

@@ -203,3 +203,39 @@ def test_a_long_image(browse, folder):
         "--annotations", "long.json", "--images", "long", "--output", "l.html"
     )
     assert (status, errors) == (0, []) and (folder / "l.png").is_file()
+
+
+NAMES = ["$$", "$1_$5", "_hidden", "<!--<script>", "汽车", "100 %{x}", "a\nb"]
+
+
+def test_large_images_and_names_that_read_like_markup(browse, tmp_path):
+    size = (2400, 1800)
+    Image.new("RGB", size, (90, 90, 90)).save(tmp_path / "$a_$b.jpg")
+    images = [
+        dict(id=i, file_name="$a_$b.jpg", width=size[0], height=size[1])
+        for i in range(1, len(NAMES) + 1)
+    ]
+    objects = [
+        dict(id=i, image_id=i, category_id=i, bbox=[600, 400, 1200, 800], area=960000, iscrowd=0)
+        for i in range(1, len(NAMES) + 1)
+    ]
+    # Masks in some of the annotations.
+    objects[0]["segmentation"] = [[600, 400, 1800, 400, 1800, 1200, 600, 1200]]
+    objects.append(dict(objects[1], id=100, bbox=[0, 0, 90, 90], image_id=1))
+    categories = [dict(id=i, name=name) for i, name in enumerate(NAMES, start=1)]
+    path = tmp_path / "$x_$y.json"
+    path.write_text(json.dumps(dict(images=images, annotations=objects, categories=categories)))
+    output = tmp_path / "page.html"
+    status, _, errors = browse("--annotations", path, "--images", tmp_path, "--output", output)
+    assert (status, errors) == (0, [])
+    assert read_data(output)["classes"] == NAMES
+    text = output.read_text()
+    start = text.index('id="data">') + len('id="data">')
+    assert text.index("<", start) == text.index("</script>", start)  # no tag within the data
+    with Image.open(output.with_suffix(".png")) as sheet:
+        assert sheet.width == 1600 and sheet.height < 1600
+        pixels = np.asarray(sheet)
+    # Each image is drawn for its place: its gray is there at a known size, with thin lines on it.
+    gray = (pixels == 90).all(axis=-1).sum()
+    width, height = 388, 388 * size[1] // size[0]
+    assert gray == pytest.approx(len(NAMES) * width * height, rel=0.2)

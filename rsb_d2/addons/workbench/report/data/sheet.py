@@ -6,25 +6,34 @@ from typing import Any, Dict, List
 
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.utils.visualizer import Visualizer
+from detectron2.structures import BoxMode
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .....data.images import BadImageError, read_image
 from .....data.opening import image_path
 from .....errors import printable
-from .....visualization import readable_scale
-from ..source import Source, annotations_of, xywh
-from .box_stats import (
-    IOU_EDGES,
-    RATIO_EDGES,
-    SIZE_EDGES,
-    Boxes,
+from .....visualization import (
+    Cell,
+    Color,
+    PlainVisualizer,
+    drawable,
+    drawn_size,
+    image_grid,
+    make_plain,
+    resized,
 )
+from ..source import Source, annotations_of
+from .box_stats import IOU_EDGES, RATIO_EDGES, SIZE_EDGES, Boxes
 
 _COLUMNS = 4
 _MAX_CLASSES = 30  # bars; the rest is one more
 _BLUE = "#2563c9"
-_SHORT_SIDE = 300  # images are enlarged to this, so that their labels can be read
+_BLACK = (0, 0, 0)
+_WIDTH, _MARGIN = 1600, 8  # pixels
+# Height and width in pixels; images are drawn at this size, so that their labels can be read.
+_MAX_SIZE = 300, (_WIDTH - _MARGIN) // _COLUMNS - _MARGIN - 1
 
 
 def draw_sheet(source: Source, boxes: Boxes, images: List[int]) -> bytes:
@@ -38,12 +47,26 @@ def draw_sheet(source: Source, boxes: Boxes, images: List[int]) -> bytes:
     Returns:
         bytes: PNG.
     """
-    rows = -(-len(images) // _COLUMNS)
-    figure = Figure(figsize=(16, 7.6 + 3.3 * rows), layout="constrained")
+    charts = _draw_charts(source, boxes)
+    sheet = charts
+    if images:
+        by_image = annotations_of(source, images)
+        cells = [_draw_image(source, source.images[i], by_image[i]) for i in images]
+        widest = max(picture.shape[1] for picture, _, _ in cells)
+        gallery = image_grid(cells, max(_COLUMNS, (_WIDTH - _MARGIN) // (widest + _MARGIN)))
+        left = (_WIDTH - gallery.shape[1]) // 2
+        sides = [(0, 0), (left, _WIDTH - gallery.shape[1] - left), (0, 0)]
+        sheet = np.concatenate([charts, np.pad(gallery, sides, constant_values=255)])
+    content = io.BytesIO()
+    Image.fromarray(sheet).save(content, "PNG")
+    return content.getvalue()
+
+
+def _draw_charts(source: Source, boxes: Boxes) -> np.ndarray:
+    figure = Figure(figsize=(_WIDTH / 100, 7.6), dpi=100, layout="constrained")
     num_objects, num_images = len(boxes.label), len(source.images)
     figure.suptitle(f"{source.name}: {num_objects} objects in {num_images} images", fontsize=15)
-    charts, gallery = figure.subfigures(2, 1, height_ratios=[7.0, max(3.3 * rows, 0.1)])
-    axes = charts.subplots(2, 2)
+    axes = figure.subplots(2, 2)
     _draw_counts(axes[0, 0], source.class_names, boxes.label)
     _draw_histogram(axes[0, 1], boxes.size, SIZE_EDGES, "box size: root of the area (pixels)")
     low, high = axes[0, 1].get_xlim()
@@ -52,28 +75,17 @@ def draw_sheet(source: Source, boxes: Boxes, images: List[int]) -> bytes:
             axes[0, 1].axvline(edge, color="#d9483b", linewidth=1, linestyle=":")
     _draw_histogram(axes[1, 0], boxes.ratio, RATIO_EDGES, "aspect ratio: height / width")
     _draw_anchors(axes[1, 1], boxes.anchor_iou)
-    if images:
-        for ax in gallery.subplots(rows, _COLUMNS, squeeze=False).flat:
-            ax.set_axis_off()
-        by_image = annotations_of(source, images)
-        for ax, i in zip(gallery.axes, images):
-            image = source.images[i]
-            ax.set_title(_shorten(printable(image["file_name"])), fontsize=9)
-            picture = _draw_image(source, image, by_image[i])
-            if picture is None:
-                ax.text(0.5, 0.5, "cannot be read", ha="center", va="center")
-            else:
-                ax.imshow(picture)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=80)
-    return content.getvalue()
+    make_plain(figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
 
 
 def _draw_counts(ax, names: List[str], label: np.ndarray) -> None:
     counts = np.bincount(label, minlength=len(names))
     order = np.argsort(-counts, kind="stable")
     shown = order[:_MAX_CLASSES]
-    labels, values = [_shorten(names[k], 18) for k in shown], counts[shown].tolist()
+    labels, values = [drawable(_shorten(names[k], 18)) for k in shown], counts[shown].tolist()
     if len(order) > len(shown):
         labels.append(f"{len(order) - len(shown)} others")
         values.append(int(counts[order[_MAX_CLASSES:]].sum()))
@@ -88,7 +100,7 @@ def _draw_counts(ax, names: List[str], label: np.ndarray) -> None:
 
 
 def _draw_histogram(ax, values: np.ndarray, edges: np.ndarray, title: str) -> None:
-    values = values.clip(edges[0], edges[-1])
+    values = values[~np.isnan(values)].clip(edges[0], edges[-1])
     first, last = np.searchsorted(edges, [values.min(), values.max()])
     bins = edges[max(first - 3, 0) : last + 3]
     ax.hist(values, bins=bins, color=_BLUE, edgecolor="white", lw=0.4)
@@ -110,34 +122,31 @@ def _draw_anchors(ax, iou: np.ndarray | None) -> None:
     ax.set_xlim(0, 1)
 
 
-def _draw_image(
-    source: Source, image: Dict[str, Any], annotations: List[Dict[str, Any]]
-) -> np.ndarray | None:
+def _draw_image(source: Source, image: Dict[str, Any], annotations: List[Dict[str, Any]]) -> Cell:
+    name = _shorten(printable(image["file_name"]))
     try:
         picture = read_image(image_path(source.image_root, image["file_name"]), "RGB")
-    except BadImageError:  # the sheet says so
-        return None
-    visualizer = Visualizer(
-        picture,
-        Metadata(name="sheet", thing_classes=source.class_names),
-        scale=readable_scale(picture, _SHORT_SIDE),
+    except BadImageError:
+        blank = np.full((_MAX_SIZE[0] // 4, _MAX_SIZE[1], 3), 220, dtype=np.uint8)
+        return blank, f"{name}: cannot be read", _BLACK
+    index = {category_id: k for k, category_id in enumerate(source.category_ids)}
+    annotations = [
+        {**a, "category_id": index[a["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
+        for a in annotations
+    ]
+    size = drawn_size(*picture.shape[:2], *_MAX_SIZE)
+    picture, record = resized(picture, {"annotations": annotations}, size)
+    metadata = Metadata(
+        thing_classes=source.class_names,
+        thing_colors=[_color(k) for k in range(len(source.class_names))],
     )
-    classes = [source.category_ids.index(a["category_id"]) for a in annotations]
-    masks = [a.get("segmentation") for a in annotations]
-    corners = xywh(annotations)
-    corners[:, 2:] += corners[:, :2]
-    drawn = visualizer.overlay_instances(
-        boxes=corners,
-        masks=masks if all(masks) else None,  # Detectron2 draws those of all or of none
-        labels=[source.class_names[k] for k in classes],
-        assigned_colors=[_colour(k) for k in classes],
-    )
-    return drawn.get_image()
+    return PlainVisualizer(picture, metadata).draw_dataset_dict(record).get_image(), name, _BLACK
 
 
-def _colour(k: int) -> tuple:
-    """Return a bright RGB colour, far on the colour circle from that of the classes beside."""
-    return colorsys.hsv_to_rgb((0.58 + k * 0.382) % 1, 0.75, 1.0)
+def _color(k: int) -> Color:
+    """Return a bright RGB color, far on the color circle from those of the classes next to it."""
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + k * 0.382) % 1, 0.75, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _shorten(text: str, length: int = 34) -> str:

@@ -71,7 +71,7 @@ function renderTable() {
 function renderCounts() {
   const order = data.classes.map((_, k) => k).sort((a, b) => data.stats[b].objects - data.stats[a].objects);
   draw("counts", [{
-    type: "bar", x: order.map((k) => data.classes[k]), y: order.map((k) => data.stats[k].objects),
+    type: "bar", x: order.map((k) => plain(data.classes[k])), y: order.map((k) => data.stats[k].objects),
     customdata: order,
     marker: { color: order.map((k) => (state.cls === null || k === state.cls ? BLUE : PALE)) },
     hovertemplate: "%{x}: %{y} objects<extra></extra>",

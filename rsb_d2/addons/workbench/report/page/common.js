@@ -28,6 +28,9 @@ const sum = (values) => values.reduce((a, b) => a + b, 0);
 
 // ---- charts ----
 
+// Text for Plotly, which takes it for markup, and for a template in hovertemplate.
+const plain = (text) => text.replace(/[&<>%]/g, (c) => `&#${c.charCodeAt(0)};`);
+
 const FONT = getComputedStyle(document.documentElement).fontFamily;
 
 function draw(id, traces, layout, onClick) {

@@ -84,7 +84,7 @@ function renderBars() {
   const ap = (k) => task().classFigures[k][0];
   const classes = data.classes.map((_, k) => k).filter((k) => ap(k) !== null).sort((a, b) => ap(b) - ap(a));
   draw("bars", [{
-    type: "bar", x: classes.map((k) => data.classes[k]), y: classes.map((k) => 100 * ap(k)),
+    type: "bar", x: classes.map((k) => plain(data.classes[k])), y: classes.map((k) => 100 * ap(k)),
     customdata: classes,
     marker: { color: classes.map((k) => (state.cls === null || k === state.cls ? BLUE : "#c9d8f2")) },
     text: classes.map((k) => (classes.length <= 30 ? percent(ap(k)) : "")), textposition: "outside",
@@ -135,7 +135,7 @@ function renderIous() {
     hovertemplate: `${name}: %{y:.1f} at IoU %{x:.2f}<extra></extra>`,
   });
   const traces = [line(apByIou, "all classes", state.cls === null ? BLUE : GRAY, state.cls === null ? 2.5 : 1.5)];
-  if (state.cls !== null) traces.push(line(classApByIou[state.cls], className(), BLUE, 2.5));
+  if (state.cls !== null) traces.push(line(classApByIou[state.cls], plain(className()), BLUE, 2.5));
   draw("ious", traces, {
     xaxis: { title: { text: "IoU" }, dtick: 0.1 }, yaxis: { title: { text: "AP (%)" }, range: [0, 100] },
     showlegend: traces.length > 1,
@@ -225,6 +225,7 @@ function renderConfusion() {
   const totals = new Map(keys.map((k) => [k, sum(entries.filter(([i]) => i === k).map((e) => e[2]))]));
   const z = counts.map((row, i) => row.map((n) => (n ? n / totals.get(keys[i]) : null)));
   const unique = (names) => names.map((n, i) => (names.indexOf(n) === i ? n : `${n} (${i})`));
+  const names = (none) => unique(keys.map((k) => (k === nothing ? none : plain(data.classes[k]))));
   const small = keys.length <= 12;
   const large = keys.length > 25;
   byId("confusion").closest(".card").classList.toggle("wide", large);
@@ -233,8 +234,7 @@ function renderConfusion() {
     `Pairs of IoU 0.5 or more, score ${data.scoreThreshold} or more; shade: share of the row. ` +
     "Click a cell for its class.";
   draw("confusion", [{
-    type: "heatmap", z, x: unique(keys.map((k) => data.classes[k] || "missed")),
-    y: unique(keys.map((k) => data.classes[k] || "nothing there")),
+    type: "heatmap", z, x: names("missed"), y: names("nothing there"),
     text: counts.map((row) => row.map((n) => (n ? String(n) : ""))), customdata: counts,
     texttemplate: small ? "%{text}" : "", textfont: { size: 11 },
     hovertemplate: "truth: %{y}<br>predicted: %{x}<br>%{customdata} (%{z:.1%})<extra></extra>",
