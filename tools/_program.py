@@ -1,7 +1,7 @@
-"""How every program of this folder begins and ends; to be imported before anything of rsb_d2.
+"""Shared setup and error reporting of the programs in this folder; import it before rsb_d2.
 
-From here on rsb_d2 is the one beside this folder, installed or not, and what torch says about
-Detectron2's code is not heard.
+Importing this module makes ``import rsb_d2`` find the package next to this folder, installed or
+not, and silences torch's FutureWarnings about Detectron2's code.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from rsb_d2.errors import UserError, printable  # noqa: E402
 
 
 def make_parser(text: str) -> argparse.ArgumentParser:
-    """A parser whose help is the program's own text, line by line.
+    """Return a parser that prints a program's docstring as its description, with its line breaks.
 
     Args:
         text (str): the docstring of the program.
@@ -31,21 +31,22 @@ def make_parser(text: str) -> argparse.ArgumentParser:
     )
 
 
-def tells_mistakes(main: Callable[[], int]) -> Callable[[], int]:
-    """Let a mistake of the user end a program with one line and the exit status 2.
+def report_user_errors(main: Callable[[], int]) -> Callable[[], int]:
+    """Decorate ``main`` so that a :class:`UserError` becomes a one-line error and exit status 2.
 
-    What stdout cannot encode, such as the name of a file that is not UTF-8, is printed in escapes.
+    Characters that stdout cannot encode, such as those of file names that are not UTF-8, are
+    printed as escape sequences.
 
     Args:
-        main (callable): of a program; returns its exit status.
+        main (callable): the main function of a program; returns its exit status.
 
     Returns:
-        callable: the same, which raises no :class:`UserError`.
+        callable: a function with the same result that never raises :class:`UserError`.
     """
     name = os.path.basename(main.__code__.co_filename)
 
     @functools.wraps(main)
-    def told() -> int:
+    def wrapper() -> int:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
@@ -54,4 +55,4 @@ def tells_mistakes(main: Callable[[], int]) -> Callable[[], int]:
             print(f"{name}: error: {printable(str(e))}", file=sys.stderr)
             return 2
 
-    return told
+    return wrapper

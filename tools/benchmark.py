@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure this project beside stock Detectron2, and its pretraining beside timm's own loop.
+"""Compare this project with stock Detectron2, and its pretraining with timm's own loop.
 
 tools/benchmark.py inference
 tools/benchmark.py inference --dtype bfloat16 --weights output/frcnn_rsb_sample/model_final.pth
@@ -7,12 +7,12 @@ tools/benchmark.py pretraining --loader-workers 2
 tools/benchmark.py startup --json startup.json
 tools/benchmark.py deployment --threads 2
 
-Both have the same weights and images, and run in turn, A B A B, after a warm-up; medians, the
-spread in brackets, and the ratios pair by pair are printed. First it is checked that both compute
-the same.
+Both use the same weights and images and run in turn, A B A B, after a warm-up. Each measurement
+first verifies that both compute the same results, then prints medians, minimum and maximum in
+brackets, and the ratios pair by pair.
 
-The exit status is 0; 1 if they do not compute the same, and then no ratio is printed; 2 for a
-mistake on the command line.
+The exit status is 0; 1 if the results differ, in which case no ratio is printed; 2 for a mistake on
+the command line.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from _program import make_parser, tells_mistakes
+from _program import make_parser, report_user_errors
 
 from benchmarks import (
     evaluation,
@@ -61,9 +61,15 @@ def parse_args() -> argparse.Namespace:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub_parser.add_argument("--runs", type=int, default=5, help="timed runs of each (5)")
         sub_parser.add_argument(
-            "--json", type=expanduser, default="", metavar="FILE", help="write the report here"
+            "--runs", type=int, default=5, help="timed runs of each (default: 5)"
+        )
+        sub_parser.add_argument(
+            "--json",
+            type=expanduser,
+            default="",
+            metavar="FILE",
+            help="write the report to this file",
         )
         module.add_arguments(sub_parser)
     args = parser.parse_args()
@@ -72,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-@tells_mistakes
+@report_user_errors
 def main() -> int:
     args = parse_args()
     report = SUB_COMMANDS[args.what].run(args)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Look at a data set before training on it: an HTML gallery and a PNG sheet.
+"""Inspect a data set before training on it: an HTML gallery and a PNG sheet.
 
 tools/browse_data.py --config-file configs/frcnn_rsb_sample.yaml --output data.html
 tools/browse_data.py --annotations train.json --images train --output data.html
 
-Writes data.html and data.png. A config adds how well its anchors cover the boxes, and what
-training with it would stop at.
+Writes data.html and data.png. With a config, the page also shows how well its anchors cover the
+boxes, and the errors that would stop a training.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from _program import make_parser, tells_mistakes
+from _program import make_parser, report_user_errors
 
 from rsb_d2.addons.workbench.report.command_line import add_dataset_arguments, open_dataset
 from rsb_d2.addons.workbench.report.data.browse import browse
@@ -30,16 +30,16 @@ def parse_args() -> argparse.Namespace:
         type=expanduser,
         default="data.html",
         metavar="FILE",
-        help="page to write; and FILE's .png",
+        help="HTML page to write, together with a .png",
     )
     parser.add_argument(
-        "--num-images", type=int, default=120, metavar="N", help="images of the gallery"
+        "--num-images", type=int, default=120, metavar="N", help="number of images in the gallery"
     )
-    parser.add_argument("--seed", type=int, default=0, help="by which the images are drawn")
+    parser.add_argument("--seed", type=int, default=0, help="seed for sampling the images")
     return parser.parse_args()
 
 
-@tells_mistakes
+@report_user_errors
 def main() -> int:
     args = parse_args()
     check_output(args.output, ".html")

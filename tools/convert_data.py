@@ -7,9 +7,9 @@ tools/convert_data.py my_voc --output my_coco --split 0.8 --seed 1
 tools/convert_data.py my_labelme --output my_coco --split 0.8 --classes cat dog
 tools/convert_data.py train.json val.json --images train val --to yolo --output my_yolo
 
-COCO files go to OUTPUT/train.json, val.json and test.json and name the images where they are; YOLO
-gets copies of the images, or links. What was left out is counted. Where anything is wrong with a
-label, the exit status is 2, and nothing is written.
+COCO files are written to OUTPUT/train.json, val.json and test.json and refer to the images in their
+current place; for YOLO the images are copied or linked. Everything that is left out is counted. If
+there is an error in a label, the exit status is 2 and nothing is written.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from _program import make_parser, tells_mistakes
+from _program import make_parser, report_user_errors
 
 from rsb_d2.addons.workbench.convert import FORMATS, Conversion, convert
 from rsb_d2.errors import printable
@@ -30,28 +30,32 @@ from rsb_d2.errors import printable
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "inputs", type=expanduser, nargs="+", help="a folder or file; of COCO, a file a split"
+        "inputs", type=expanduser, nargs="+", help="a folder or file; for COCO, one file per split"
     )
     parser.add_argument(
-        "--output", type=expanduser, required=True, help="folder to write; must not be there"
+        "--output", type=expanduser, required=True, help="folder to write; must not exist"
     )
-    parser.add_argument("--from", dest="source", default="", choices=FORMATS, help="what it is")
-    parser.add_argument("--to", default="coco", choices=("coco", "yolo"), help="what to write")
     parser.add_argument(
-        "--images", type=expanduser, nargs="+", default=[], help="folder of the images"
+        "--from", dest="source", default="", choices=FORMATS, help="input format (detected)"
     )
-    parser.add_argument("--classes", nargs="+", default=[], help="in the order wanted (sorted)")
-    parser.add_argument("--split", type=float, help="share of the images to train on, as 0.8")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
-    parser.add_argument("--clip", action="store_true", help="cut objects at the image's edge")
+    parser.add_argument("--to", default="coco", choices=("coco", "yolo"), help="output format")
+    parser.add_argument("--images", type=expanduser, nargs="+", default=[], help="image folders")
     parser.add_argument(
-        "--labelled-only", action="store_true", help="leave out images without a label file"
+        "--classes", nargs="+", default=[], help="class names in order (default: sorted)"
     )
-    parser.add_argument("--link", action="store_true", help="link the images to YOLO's folders")
+    parser.add_argument("--split", type=float, help="fraction of training images, such as 0.8")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split (0)")
+    parser.add_argument("--clip", action="store_true", help="clip objects to the image")
+    parser.add_argument(
+        "--labelled-only", action="store_true", help="skip images without a label file"
+    )
+    parser.add_argument(
+        "--link", action="store_true", help="create links instead of copies of the images"
+    )
     return parser.parse_args()
 
 
-@tells_mistakes
+@report_user_errors
 def main() -> int:
     args = parse_args()
     conversion = convert(
@@ -91,7 +95,7 @@ def _summary(conversion: Conversion) -> list:
 
 def _usage(conversion: Conversion, args: argparse.Namespace) -> list:
     if args.to == "yolo":
-        return [f"{printable(conversion.files[0])}: what to train YOLO with"]
+        return [f"{printable(conversion.files[0])}: data file for training YOLO"]
     stem = printable(os.path.basename(os.path.abspath(args.output)))
     root = os.path.relpath(conversion.root)
     root = conversion.root if root.startswith(os.pardir) else root
@@ -101,7 +105,7 @@ def _usage(conversion: Conversion, args: argparse.Namespace) -> list:
     test = names.get("val") or (None if train else names.get("test"))
     what, option = ("train", "") if train else ("evaluate", " --eval-only")
     return [
-        f"what to {what} on it with, after train_net.py{option} --config-file CONFIG:",
+        f"to {what} on it, append to train_net.py{option} --config-file CONFIG:",
         f"  DATASETS.COCO_JSON {_word(entries)} \\",
         f"  DATASETS.TRAIN {_word(_names(train))} DATASETS.TEST {_word(_names(test))} \\",
         f"  MODEL.ROI_HEADS.NUM_CLASSES {classes} MODEL.RETINANET.NUM_CLASSES {classes}",
@@ -113,13 +117,15 @@ def _names(name: str | None) -> tuple:
 
 
 def _path(path: str) -> str:
-    return os.path.join(".", path) if path.startswith("~") else path  # no user's home
+    return (
+        os.path.join(".", path) if path.startswith("~") else path
+    )  # not expanded to a home directory
 
 
 def _word(value: list | tuple) -> str:
-    """A word for a shell, which the config reads as this value."""
+    """Return a shell word that the config parses as this value."""
     text = repr(value)
-    # In double quotes, as long as nothing in there has a meaning for a shell.
+    # Double quotes, unless the text has characters that are special within them.
     return shlex.quote(text) if set(text) & set('"\\$`!') else f'"{text}"'
 
 

@@ -6,11 +6,11 @@ tools/convert_weights.py timm://resnet50.a1_in1k r50_rsb.pth --to detectron2
 tools/convert_weights.py output/model_final.pth r50_coco.safetensors --to timm
     for timm.create_model("resnet50", num_classes=0, checkpoint_path="r50_coco.safetensors")
 tools/convert_weights.py output/resnet50_rsb_a3/model_final.pth r50.safetensors --to timm
-    a pretraining, with its classifier, for timm.create_model("resnet50", checkpoint_path=...)
+    a pretrained model with its classifier, for timm.create_model("resnet50", checkpoint_path=...)
 tools/convert_weights.py resnet50_rsb-a1.pth r50.pth --to detectron2
     a classification model of OpenMMLab or torchvision
 tools/convert_weights.py zoo://frcnn_rsb_1x frcnn_rsb_1x.pth --to rsb_d2
-    a whole detector of OpenMMLab, for the config of that name
+    a complete detector of OpenMMLab, for the config of that name
 """
 
 import argparse
@@ -21,26 +21,24 @@ from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from _program import make_parser, tells_mistakes
+from _program import make_parser, report_user_errors
 
 from rsb_d2.checkpoint.convert import TARGETS, Conversion, convert_file
 from rsb_d2.checkpoint.formats.resnet_names import PLAIN_RESNETS
 
-warnings.simplefilter("ignore")  # of the libraries, about each other
+warnings.simplefilter("ignore")  # libraries warn about each other
 
 
-@tells_mistakes
+@report_user_errors
 def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "input", type=expanduser, help="a file of any of these kinds, timm://NAME, zoo://NAME"
+        "input", type=expanduser, help="a file in any of these formats, timm://NAME, or zoo://NAME"
     )
+    parser.add_argument("output", type=expanduser, help="file to write, .pth or .safetensors")
+    parser.add_argument("--to", required=True, choices=TARGETS, help="naming scheme to write")
     parser.add_argument(
-        "output", type=expanduser, help="file to write; its name ends in .pth or .safetensors"
-    )
-    parser.add_argument("--to", required=True, choices=TARGETS, help="whose names to write")
-    parser.add_argument(
-        "--name", default="", help="timm's name of the architecture, if it is no plain ResNet"
+        "--name", default="", help="timm's name of the architecture, unless it is a plain ResNet"
     )
     args = parser.parse_args()
     conversion = convert_file(args.input, args.output, args.to, args.name)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""The whole way on sample data: pretrain a ResNet-50, train a Faster R-CNN from it, evaluate, draw.
+"""Run the complete procedure on sample data: pretrain a ResNet-50, train a Faster R-CNN, evaluate.
 
-The same two commands of train_net.py that it prints. Where the processor does not compute in
-bfloat16 and there is no GPU, the pretraining is a shorter one.
+Runs and prints two train_net.py commands. Without a GPU, and if the processor does not support
+bfloat16, the pretraining is shorter.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rsb_d2.config.check_device import cpu_has_bfloat16  # noqa: E402
 
 WEIGHTS = "output/resnet50_rsb_sample/model_final.pth"
 DETECTOR = ["configs/frcnn_rsb_sample.yaml", "MODEL.WEIGHTS", WEIGHTS]
-# In float32 an iteration takes about twice as long: fewer of them, evaluated at their end alone.
+# In float32 an iteration takes about twice as long: fewer iterations, evaluated only at the end.
 SHORTER = ["SOLVER.MAX_ITER", "80", "TEST.EVAL_PERIOD", "80"]
 AT_THE_END = ["TEST.EVAL_PERIOD", "480"]
 

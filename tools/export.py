@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Write a trained detector for elsewhere, and compare what was written with it.
+"""Export a trained detector to other formats, and compare the exported file with it.
 
 tools/export.py --run output/frcnn_rsb_sample --output model.onnx
     Faster or Mask R-CNN or RetinaNet to ONNX, with the best weights of a training
 tools/export.py --config-file configs/mask_rcnn_rsb_1x.yaml --weights zoo://mask_rcnn_rsb_1x \\
         --output model.pt2 --images a.jpg b.jpg
-    by torch.export, for torch and torchvision
+    with torch.export, for torch and torchvision
 tools/export.py --run output/frcnn_rsb_sample --output model.xml --format openvino
-    OpenVINO's model.xml and model.bin; --image-size 640x853 makes these or ONNX for one size
+    OpenVINO's model.xml and model.bin; --image-size 640x853 fixes the size of these or of ONNX
 tools/export.py --run output/frcnn_rsb_sample --output package --format detectron2
-    a folder for Detectron2 without this project, and for what is built on it; docs/ecosystem.md
+    a folder for plain Detectron2 and libraries built on it; see docs/ecosystem.md
 
-What is written is compared with the model on the images, and is not written if they differ.
-docs/deployment.md says how to use a file. The exit status is 0, or 2 if nothing was written.
+The output is compared with the model on the images, and is not written if they differ. See
+docs/deployment.md for the use of a file. The exit status is 0, or 2 if nothing was written.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from _program import make_parser, tells_mistakes
+from _program import make_parser, report_user_errors
 
 from rsb_d2 import UserError
 from rsb_d2.addons.export.export import Exported, check_output, export_detector
@@ -55,21 +55,28 @@ def parse_args() -> argparse.Namespace:
         help="openvino: NAME.xml, .bin",
     )
     parser.add_argument(
-        "--image-size", default="", metavar="HxW", help="the only one, of .onnx and .xml (any)"
+        "--image-size",
+        default="",
+        metavar="HxW",
+        help="fixed size of an .onnx or .xml file (default: any size)",
     )
     parser.add_argument(
         "--images",
         type=expanduser,
         nargs="+",
         default=[],
-        help="to compare on; default: the first of the test data",
+        help="images to compare on (default: first images of the test data)",
     )
-    parser.add_argument("--threshold", type=float, help="lowest score (the config's: mostly 0.05)")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides")
+    parser.add_argument(
+        "--threshold", type=float, help="minimum score (default: the config's, usually 0.05)"
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides"
+    )
     return parser.parse_args()
 
 
-@tells_mistakes
+@report_user_errors
 def main() -> int:
     args = parse_args()
     if args.format == "torchscript":

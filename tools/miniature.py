@@ -1,18 +1,19 @@
 #!/usr/bin/env python
-"""The claim of "ResNet strikes back" in miniature: does the procedure bring a better detector?
+"""The claim of "ResNet strikes back" in miniature: does the procedure improve a detector?
 
 tools/miniature.py
 tools/miniature.py --seeds 1 --starts nothing a3 --iterations 60 --pretrain-iterations 60
 
-Trains the sample detector at one short schedule from nothing, from a ResNet-50 that was trained on
-the sample's classes by a plain procedure of 2015, and from one by A3's ingredients: the same
-images, the same iterations, several seeds. The rate of the 2015 procedure is the best of --rates,
-by top-1 and then by the loss on val, with a seed of its own; that of A3 is the config's.
+Trains the sample detector with one short schedule from random weights, from a ResNet-50 that was
+trained on the sample's classes with a plain procedure of 2015, and from one trained with A3's
+ingredients: same images, same iterations, several seeds. The learning rate of the 2015 procedure is
+the best of --rates, by top-1 and then by the loss on val, with a separate seed; that of A3 is the
+config's.
 
-Everything is done by train_net.py. What is done is kept in OUTPUT/miniature.json, a row for each
-start and seed, so the program may be stopped at any time and goes on when it is called again. It
-prints a table in Markdown and draws OUTPUT/miniature.png. The exit status is 0, or 2 for a mistake
-on the command line, or that of a training that failed.
+train_net.py does all the work. Results are stored in OUTPUT/miniature.json, one row per start and
+seed, so the program can be stopped at any time and continues when it is called again. It prints a
+Markdown table and draws OUTPUT/miniature.png. The exit status is 0, or 2 for a mistake on the
+command line, or that of a failed training.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from typing import Any, Dict, List
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from _program import make_parser, tells_mistakes
+from _program import make_parser, report_user_errors
 from matplotlib.figure import Figure
 
 from rsb_d2 import UserError
@@ -38,14 +39,14 @@ from rsb_d2.engine.pictures import read_metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DETECTOR = "configs/frcnn_rsb_sample.yaml"
-# Of each start its config and what to call it.
+# Config of each start; NAMES has the names for the table.
 PRETRAINING = {
     "nothing": "",
     "2015": "configs/pretrain/resnet50_2015_sample.yaml",
     "a3": "configs/pretrain/resnet50_rsb_sample.yaml",
 }
 NAMES = {"nothing": "nothing", "2015": "SGD, cross-entropy, steps (2015)", "a3": "A3's ingredients"}
-TUNING_SEED = 0  # of the rates; none of the compared ones
+TUNING_SEED = 0  # for choosing the learning rate; not one of the compared seeds
 FIGURES = {"AP": "bbox/AP", "AP50": "bbox/AP50"}
 
 Row = Dict[str, Any]
@@ -54,16 +55,29 @@ Row = Dict[str, Any]
 def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--output", type=expanduser, default="output/miniature", help="folder (output/miniature)"
+        "--output",
+        type=expanduser,
+        default="output/miniature",
+        help="output folder (output/miniature)",
     )
-    parser.add_argument("--iterations", type=int, default=300, help="of the detector (300)")
-    parser.add_argument("--pretrain-iterations", type=int, default=200, help="(200)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
+    parser.add_argument(
+        "--iterations", type=int, default=300, help="iterations of the detector (300)"
+    )
+    parser.add_argument(
+        "--pretrain-iterations", type=int, default=200, help="iterations of the pretraining (200)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds to compare (1 2 3)"
+    )
     parser.add_argument("--starts", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[0.025, 0.05, 0.1], help="of 2015's"
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[0.025, 0.05, 0.1],
+        help="learning rates to try for 2015",
     )
-    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--table", action="store_true", help="print the existing results only")
     args = parser.parse_args()
     for name in ("iterations", "pretrain_iterations"):
         if getattr(args, name) < 3:
@@ -76,11 +90,11 @@ def parse_args() -> argparse.Namespace:
 
 
 class TrainingFailed(Exception):
-    """Its argument is the exit status."""
+    """A failed training; the argument is its exit status."""
 
 
 def train(config: str, output: str, options: List[str]) -> None:
-    """Run train_net.py; go on with what an interrupted run of it left."""
+    """Run train_net.py, or resume an interrupted run of it."""
     command = ["train_net.py", "--config-file", config, "--resume", "OUTPUT_DIR", output, *options]
     print(f"\n=== {shlex.join(['python', *command])}\n", flush=True)
     status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
@@ -89,10 +103,10 @@ def train(config: str, output: str, options: List[str]) -> None:
 
 
 class Miniature:
-    """The experiment: what is done of it, and what is left.
+    """The experiment, with its completed and remaining trainings.
 
     Args:
-        args (Namespace): of :func:`parse_args`.
+        args (Namespace): from :func:`parse_args`.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -109,12 +123,12 @@ class Miniature:
                 raise UserError(f"{args.output} is of {was}; write these, or another --output")
 
     def rows(self, start: str) -> List[Row]:
-        """What is done of a start, in the order of the seeds."""
+        """Return the completed rows of a start, in the order of the seeds."""
         rows = [row for row in self.state["rows"] if row["start"] == start]
         return sorted(rows, key=lambda row: row["seed"])
 
     def run(self) -> None:
-        """Do what is left of it, a seed at a time."""
+        """Run the remaining trainings, one seed at a time."""
         for seed in self.args.seeds:
             for start in self.args.starts:
                 if seed not in [row["seed"] for row in self.rows(start)]:
@@ -152,7 +166,7 @@ class Miniature:
         return row
 
     def _pretrain(self, start: str, seed: int, rate: float | None) -> str:
-        """Train a backbone, unless that is done; returns its folder."""
+        """Train a backbone, unless it is already trained, and return its folder."""
         name = f"pretraining_{start}_{seed}" + (f"_{rate:g}" if seed == TUNING_SEED else "")
         folder = os.path.join(self.folder, name)
         if os.path.exists(os.path.join(folder, "model_final.pth")):
@@ -192,7 +206,7 @@ class Miniature:
 
 
 def last(folder: str, metric: str) -> float:
-    """The last value of a metric of a run."""
+    """Return the last value of a metric of a run."""
     values = read_metrics(folder).get(metric)
     if not values:
         raise UserError(f"{folder}/metrics.json has no {metric}; remove the folder")
@@ -200,14 +214,14 @@ def last(folder: str, metric: str) -> float:
 
 
 def remove_checkpoints(folder: str, but: str) -> None:
-    """Remove the weights of a run that is done: they are 200 to 500 MB each."""
+    """Remove the checkpoints of a completed run, which take 200 to 500 MB each."""
     for path in glob.glob(os.path.join(glob.escape(folder), "*.pth")):
         if os.path.basename(path) != but:
             os.remove(path)
 
 
 def format_table(miniature: Miniature) -> str:
-    """Means over the seeds, with the lowest and the highest, as a table in Markdown."""
+    """Format means over the seeds, with the lowest and highest values, as a Markdown table."""
     columns = ["AP", "AP50", "AP half way", "AP50 half way", "top1"]
     heads = ["AP", "AP50", "AP half way", "AP50 half way", "top-1 of the pretraining"]
     lines = [f"| start | seeds | {' | '.join(heads)} |", "| --- " * (len(heads) + 2) + "|"]
@@ -223,7 +237,7 @@ def format_table(miniature: Miniature) -> str:
 
 
 def spread(values: List[float | None]) -> str:
-    """``mean (lowest-highest)``; nothing where there is no value."""
+    """Format values as ``mean (lowest-highest)``; ``""`` without any."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
@@ -231,7 +245,7 @@ def spread(values: List[float | None]) -> str:
 
 
 def draw(miniature: Miniature) -> str:
-    """Draw the AP of each seed, and the means, at the end and half way; returns the path."""
+    """Draw the AP of each seed and the means, half way and at the end, and return the path."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     done = [start for start in NAMES if miniature.rows(start)]
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("AP half way", "AP")):
@@ -242,14 +256,14 @@ def draw(miniature: Miniature) -> str:
             )
             axes.plot([place] * len(values), values, "k.")
         axes.set_xticks(range(len(done)), done)
-        axes.set_title(f"{name}; a dot a seed", fontsize=10)
+        axes.set_title(f"{name}; one dot per seed", fontsize=10)
         axes.grid(axis="y", alpha=0.3)
     path = os.path.join(miniature.folder, "miniature.png")
     figure.savefig(path, dpi=100)
     return path
 
 
-@tells_mistakes
+@report_user_errors
 def main() -> int:
     args = parse_args()
     miniature = Miniature(args)

@@ -1,20 +1,20 @@
 #!/usr/bin/env python
-"""Detect objects in images and videos: annotated, a COCO results file and a table.
+"""Detect objects in images and videos; write annotated pictures, COCO results and a table.
 
 tools/predict.py --run output/frcnn_rsb_sample datasets/rsb_sample/val
-    with the best weights of a training, or else its last ones
+    with the best weights of a training, or its last ones if there are none
 tools/predict.py --config-file configs/frcnn_rsb_1x.yaml --weights zoo://frcnn_rsb_1x a.jpg b.jpg
 tools/predict.py --run output/mine 'photos/**/*.jpg' --threshold 0.3 --batch 8 --dtype bfloat16
 tools/predict.py --run output/mine clip.mp4 --every 5
     an annotated clip without sound, and detections by frame
 torchrun --nproc_per_node=8 -- tools/predict.py --run output/mine photos --no-pictures --resume
-    on eight GPUs; a run that was killed goes on where it was (without the --, torchrun takes --run
-    for an option of its own)
+    on eight GPUs; an interrupted run continues where it stopped (without the --, torchrun treats
+    --run as an option of its own)
 
-The exit status is 0, or 1 if an image, a video, a frame or a folder could not be read or a picture
-not be drawn (it is named, and all others are done), or 2 for a mistake on the command line or an
-output folder that cannot be written. Files in a folder that are not images or videos by their names
-are counted and named.
+The exit status is 0; 1 if an image, a video, a frame or a folder could not be read, or a picture
+could not be drawn (it is reported, and all others are processed); 2 for a mistake on the command
+line or an output folder that is not writable. Files in a folder whose names are not those of images
+or videos are counted and reported.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from _program import make_parser, tells_mistakes
+from _program import make_parser, report_user_errors
 
 from rsb_d2.addons.predict.drawing import draw_detections
 from rsb_d2.addons.predict.files import Inputs, find_inputs
@@ -54,23 +54,30 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=expanduser, default="", help="a file, zoo://NAME, ...")
     parser.add_argument(
-        "--output", type=expanduser, default="", help="folder; RUN/predictions or predictions"
+        "--output",
+        type=expanduser,
+        default="",
+        help="output folder (RUN/predictions or predictions)",
     )
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (0.5)")
-    parser.add_argument("--batch", type=int, default=1, help="images at a time (1)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="minimum score (0.5)")
+    parser.add_argument("--batch", type=int, default=1, help="batch size (1)")
     parser.add_argument(
-        "--workers", type=int, help="processes that read, and that write; 0: none (by the cores)"
+        "--workers",
+        type=int,
+        help="processes for reading and as many for writing; 0 for none (default: by CPU cores)",
     )
-    parser.add_argument("--no-pictures", action="store_true", help="results alone")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    parser.add_argument("--every", type=int, default=1, help="of a video, every n-th frame (1)")
+    parser.add_argument("--no-pictures", action="store_true", help="write results only")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--every", type=int, default=1, help="use every n-th frame of a video (1)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--device", default="", help="cpu, cuda, cuda:1 (the config's)")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides"
+    )
     return parser.parse_args()
 
 
-@tells_mistakes
+@report_user_errors
 def main() -> int:
     args = parse_args()
     # What FFmpeg has to say of a damaged file is many lines, and goes past Python.
@@ -79,7 +86,7 @@ def main() -> int:
         try:
             return _predict(args, processes)
         except KeyboardInterrupt:
-            print("interrupted; the same command with --resume goes on", file=sys.stderr)
+            print("interrupted; run the same command with --resume to continue", file=sys.stderr)
             return 130
 
 
@@ -134,7 +141,7 @@ def _load(args: argparse.Namespace, processes: Processes) -> tuple:
 def _predict_videos(
     predictor: Predictor, videos: list, output: str, args: argparse.Namespace
 ) -> tuple:
-    """The path of each video that cannot be used, and why; whether the others have all frames."""
+    """Return path and error of each unusable video, and whether the others are complete."""
     names = predictor.classes.names
     bad, have_all_frames = [], True
     for path, name in videos:

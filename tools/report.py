@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Explain an evaluation: from a data set and a results JSON to one HTML page.
+"""Explain an evaluation: one HTML page from a data set and a results file.
 
 tools/report.py --config-file configs/frcnn_rsb_sample.yaml \\
     --results output/frcnn_rsb_sample/inference/coco_instances_results.json
 tools/report.py --annotations val.json --images val --results coco_instances_results.json
 
-The exit status is 0; 1 if the page was written but the results hold no detection; 2 if there is
-no page.
+The exit status is 0; 1 if the page was written but the results contain no detections; 2 if no page
+was written.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from os.path import expanduser
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from _program import make_parser, tells_mistakes
+from _program import make_parser, report_user_errors
 
 from rsb_d2.addons.workbench.report.command_line import add_dataset_arguments, open_dataset
 from rsb_d2.addons.workbench.report.output import check_output
@@ -35,29 +35,35 @@ def parse_args() -> argparse.Namespace:
         help="coco_instances_results.json",
     )
     parser.add_argument(
-        "--output", type=expanduser, default="report.html", metavar="FILE", help="page to write"
+        "--output",
+        type=expanduser,
+        default="report.html",
+        metavar="FILE",
+        help="HTML page to write",
     )
     parser.add_argument(
-        "--task", choices=["bbox", "segm"], help="boxes or masks alone; by default what there is"
+        "--task",
+        choices=["bbox", "segm"],
+        help="boxes or masks only (default: all that the results contain)",
     )
     parser.add_argument(
         "--threshold",
         type=float,
         default=0.5,
         metavar="SCORE",
-        help="detections below it are not in the confusion matrix and the images' rank",
+        help="minimum score for the confusion matrix and the ranking of images",
     )
     parser.add_argument(
         "--num-images",
         type=int,
         default=24,
         metavar="N",
-        help="N worst and N best images, and a few of each class; 0 for none",
+        help="show the N worst and N best images, and a few of each class; 0 for none",
     )
     return parser.parse_args()
 
 
-@tells_mistakes
+@report_user_errors
 def main() -> int:
     args = parse_args()
     check_output(args.output, ".html")
