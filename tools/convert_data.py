@@ -117,9 +117,8 @@ def _names(name: str | None) -> tuple:
 
 
 def _path(path: str) -> str:
-    return (
-        os.path.join(".", path) if path.startswith("~") else path
-    )  # not expanded to a home directory
+    # Not expanded to a home directory.
+    return os.path.join(".", path) if path.startswith("~") else path
 
 
 def _word(value: list | tuple) -> str:
