@@ -52,7 +52,9 @@ def test_an_output_folder_that_tensorboard_cannot_name(tmp_path, little_data, tr
 
 
 def test_browse_data_and_report(tmp_path, data, tool):
-    words = ["--annotations", f"{data}/annotations/train.json", "--images", f"{data}/train"]
+    annotations = data / "annotations" / os.fsdecode(b"\xe9\n.json")
+    (data / "annotations" / "train.json").rename(annotations)
+    words = ["--annotations", str(annotations), "--images", f"{data}/train"]
     output = f"{data}/page.html"
     status, out, err = tool("browse_data", *words, "--output", output)
     assert status == 0 and "donn\\udce9es/page.png" in out, err

@@ -20,7 +20,7 @@ from ....data.cache.coco_view import CocoAnnotations, CocoImages
 from ....data.cache.records import PackedRecords
 from ....data.catalog import registered
 from ....data.coco_json import absolute
-from ....errors import UserError
+from ....errors import UserError, printable
 
 # Whose warnings go onto the page: the check of DATASETS.COCO_JSON, and Detectron2's own reader.
 _LOGGERS = ("rsb_d2.data", "detectron2.data.datasets.coco")
@@ -72,7 +72,7 @@ def open_files(json_file: str, image_root: str, *, with_masks: bool) -> Source:
     # Named by their paths, which are no other data set's.
     paths = [absolute(json_file), absolute(image_root)]
     cfg.DATASETS.COCO_JSON = [["|".join(paths), *paths]]
-    short = "/".join(paths[0].split(os.sep)[-2:])
+    short = printable("/".join(paths[0].split(os.sep)[-2:]))
     try:
         return open_registered(cfg, "|".join(paths), with_masks=with_masks)._replace(name=short)
     except UserError as e:

@@ -114,7 +114,7 @@ def test_bad_rows_stop_in_one_line(tmp_path, rows, message):
         ("train: images\nnames: [a, a]", "a more than once"),
         ("train: nowhere\nnames: [a]", "'train' is nowhere, but there is no such"),
         ("names: [a]", "names no images"),
-        ("train: labels\nnames: [a]", "a folder without images"),
+        ("train: labels\nnames: [a]", "a folder without images; there are a.txt"),
         ("train: [images\nnames: [a]", "line 2: is not valid YAML"),
         ("- train", "is no data.yaml"),
     ],

@@ -126,9 +126,12 @@ def _images(entry: Any, root: str, path: str, key: str, folders: List[str]) -> L
         )
     if os.path.isdir(place):
         folders.append(place)
-        images = list(filter(is_image_name, files_below(place)[0]))
+        files, passed_over = files_below(place)
+        images = list(filter(is_image_name, files))
         if not images:
-            raise UserError(f"{path}: '{key}' is {entry}, a folder without images")
+            others = first((os.path.relpath(file, place) for file in files + passed_over), 3)
+            there = f"; there are {others}" if others else ""
+            raise UserError(f"{path}: '{key}' is {entry}, a folder without images{there}")
         return [os.path.normpath(image) for image in images]
     if is_image_name(place):
         return [os.path.normpath(place)]
