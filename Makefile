@@ -1,14 +1,14 @@
-# `make demo` and `make test` do everything that they need, from an empty folder on.
+# `make demo` and `make test` install everything that they need.
 PYTHON ?= python3
 PY := .venv/bin/python
 
 .PHONY: demo demo-scratch test test-all lint gpu install clean
 
-# The paper's way: pretrain the ResNet-50, then train the detector from it.
+# As in the paper: pretrain the ResNet-50, then train the detector from it.
 demo: install
 	$(PY) tools/demo.py
 
-# The detector alone, from nothing.
+# Train the detector only, from scratch.
 demo-scratch: install
 	$(PY) train_net.py --config-file configs/frcnn_rsb_sample.yaml
 
@@ -23,8 +23,8 @@ lint: install
 	$(PY) -m ruff check .
 	.venv/bin/lint-imports --no-cache
 
-# On a machine with a GPU: the tests for it, then every row of BENCHMARKS.md that needs it. With
-# .venv where there is one, else with what the machine has. PART=inference runs a part.
+# On a machine with a GPU: run the tests for it, then all measurements of BENCHMARKS.md that need it,
+# with .venv if it exists, else with the machine's own Python. PART=inference runs one part.
 gpu:
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/gpu.py $(PART)
 
@@ -34,9 +34,9 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --disable-pip-version-check --no-compile -r requirements.txt
-	$(PY) -m compileall -qq -j 0 .venv/lib || true  # pip has one core for it; some are for other Pythons
+	$(PY) -m compileall -qq -j 0 .venv/lib || true  # pip uses one core; some files are for other Python versions
 	$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements-datasets.txt
-	$(PY) -m pip install --disable-pip-version-check --no-deps sahi==0.12.8  # or it brings a second OpenCV
+	$(PY) -m pip install --disable-pip-version-check --no-deps sahi==0.12.8  # its dependencies include a second OpenCV
 	$(PY) tools/install_detectron2.py
 	$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 model = openvino.Core().read_model(sys.argv[1])
 about = {key: value.value for key, value in model.get_rt_info()["framework"].items()}
-# Else OpenVINO computes in bfloat16 where the processor does: faster, and not to the digit.
+# By default OpenVINO uses bfloat16 if the processor supports it: faster, but less exact.
 detector = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
 if "input_height" in about:  # for one size: as large as it goes, the rest in one color
