@@ -1,22 +1,21 @@
-"""COCO's average precision by faster-coco-eval, in Detectron2's evaluator."""
+"""COCO's average precision by hotcoco, in Detectron2's evaluator."""
 
-import copy
+import contextlib
+import io
 import itertools
 import json
 import logging
 import os
-from collections import defaultdict
-from typing import Any, Dict, Iterator, List, Sequence
+import warnings
+from typing import Any, Dict, List, NamedTuple, Sequence
 
+import hotcoco
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2 import evaluation
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation.coco_evaluation import COCOeval_opt, _evaluate_predictions_on_coco
+from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
-from faster_coco_eval import COCOeval_faster
-from faster_coco_eval.faster_eval_api_cpp import COCOevalEvaluateAccumulate
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
@@ -29,17 +28,12 @@ from .predictions import write_dataset_name
 
 logger = logging.getLogger(__name__)
 
-# Of masks whose areas are asked for at once: pycocotools counts them in eight bits.
-_CHUNK = 200
-# The number of the class that is evaluated, whatever its id is.
-_CLASS = 1
-
 
 class COCOEvaluator(evaluation.COCOEvaluator):
-    """Detectron2's evaluator with a faster evaluation of boxes and masks; the same figures.
+    """Detectron2's evaluator with the same figures from a faster library.
 
-    Arguments are Detectron2's; ``use_fast_impl`` concerns keypoints alone, which are evaluated as
-    there. Image ids may be numbers or strings.
+    Arguments are Detectron2's, of which ``use_fast_impl`` has no effect. Image ids may be numbers
+    or strings.
     """
 
     def __init__(self, dataset_name, tasks=None, distributed=True, output_dir=None, **kwargs):
@@ -78,29 +72,18 @@ class COCOEvaluator(evaluation.COCOEvaluator):
             return
         for task in tasks:
             evaluated = None
-            if results and task == "keypoints":
-                evaluated = self._evaluate_keypoints(results, img_ids)
-            elif results:
-                evaluated = evaluate_detections(
-                    self._coco_api, results, task, img_ids, self._max_dets_per_image
-                )
+            if results:
+                evaluated = self._evaluate(results, task, img_ids)
             self._results[task] = self._derive_coco_results(
                 evaluated, task, class_names=self._names_by_id()
             )
 
-    def _evaluate_keypoints(self, results: List[Dict[str, Any]], img_ids: Any) -> COCOeval:
-        num_keypoints = len(results[0]["keypoints"]) // 3
-        sigmas = keypoint_sigmas(self._kpt_oks_sigmas, num_keypoints)
-        fill_keypoints(self._coco_api, num_keypoints)
-        return _evaluate_predictions_on_coco(
-            self._coco_api,
-            results,
-            "keypoints",
-            kpt_oks_sigmas=sigmas,
-            use_fast_impl=self._use_fast_impl,
-            img_ids=img_ids,
-            max_dets_per_image=self._max_dets_per_image,
-        )
+    def _evaluate(self, results: List[Dict[str, Any]], task: str, img_ids: Any) -> "Figures":
+        if task != "keypoints":
+            limits = self._max_dets_per_image
+            return evaluate_detections(self._coco_api, results, task, img_ids, limits)
+        sigmas = keypoint_sigmas(self._kpt_oks_sigmas, len(results[0]["keypoints"]) // 3)
+        return evaluate_detections(self._coco_api, results, task, img_ids, sigmas=sigmas)
 
     def _category_ids(self) -> Dict[int, Any]:
         """The annotation file's category ids by the model's class numbers; empty if the same."""
@@ -217,157 +200,133 @@ def keypoint_sigmas(sigmas: Sequence[float], num_keypoints: int) -> List[float]:
     return list(sigmas)
 
 
-def fill_keypoints(truth: COCO, num_keypoints: int) -> None:
-    """Give each object of the ground truth what pycocotools needs to evaluate keypoints.
-
-    An object without keypoints gets unlabeled ones, as in COCO's files: it is ignored.
-
-    Args:
-        truth (COCO): its annotations are changed in place.
-        num_keypoints (int): K.
-    """
-    for annotation in truth.anns.values():
-        if len(annotation.get("keypoints") or ()) != 3 * num_keypoints:
-            annotation.update(keypoints=[0] * (3 * num_keypoints), num_keypoints=0)
-        elif type(annotation.get("num_keypoints")) is not int:
-            annotation["num_keypoints"] = sum(v > 0 for v in annotation["keypoints"][2::3])
-
-
 def evaluate_detections(
     truth: COCO,
     results: List[Dict[str, Any]],
     task: str,
-    img_ids: Sequence[int] | None = None,
-    max_dets: Sequence[int] = (1, 10, 100),
-) -> "DetectionEval":
-    """Compute COCO's figures of boxes or masks.
+    img_ids: Sequence[Any] | None = None,
+    max_dets: Sequence[int] | None = None,
+    sigmas: Sequence[float] = (),
+) -> "Figures":
+    """Compute COCO's figures of boxes, masks or keypoints.
 
     Args:
         truth (pycocotools.coco.COCO): the ground truth; it is not changed.
         results (list[dict]): detections in COCO's result format; they are not changed.
-        task (str): ``"bbox"`` or ``"segm"``.
-        img_ids (sequence of int): the images to evaluate; None for all.
+        task (str): ``"bbox"``, ``"segm"`` or ``"keypoints"``.
+        img_ids (sequence): ids of the images to evaluate; None for all.
         max_dets (sequence of int): the best so many detections of an image and a class count, for
-            the three average recalls; the last one for all other figures.
+            the three average recalls; the last one for all other figures. None for 1, 10, 100,
+            and 20 for keypoints.
+        sigmas (sequence of float): of each keypoint, as :func:`keypoint_sigmas` returns them.
 
     Returns:
-        DetectionEval: evaluated, with the figures in 0 ... 1, or -1 where there is no object, in
-        ``stats`` and, of each class, in ``eval["precision"]`` and ``eval["recall"]``, as
-        ``COCOeval`` has them.
+        Figures
 
     Raises:
         UserError: if masks are to be evaluated and an annotation has none.
         ValueError: if a result is of an image that the ground truth does not have.
     """
+    unknown = {r["image_id"] for r in results} - truth.imgs.keys()
+    if unknown:
+        raise ValueError(f"the ground truth has no image {unknown.pop()}, but there are results")
+    try:
+        # The library takes integers: an image's and a category's place among the sorted ids.
+        images = {image_id: n for n, image_id in enumerate(sorted(truth.imgs), start=1)}
+    except TypeError:
+        raise UserError("some image ids are numbers and some are strings") from None
+    categories = {category_id: n for n, category_id in enumerate(sorted(truth.cats), start=1)}
+    evaluated_images = set(images if img_ids is None else img_ids)
     with garbage_collection_paused():
-        evaluated = DetectionEval(truth, results, task)
-        evaluated.params.maxDets = list(max_dets)
+        objects = hotcoco.COCO(
+            {
+                "images": [
+                    {
+                        "id": n,
+                        "height": truth.imgs[i].get("height"),
+                        "width": truth.imgs[i].get("width"),
+                    }
+                    for i, n in images.items()
+                ],
+                "categories": [{"id": n, "name": str(n)} for n in categories.values()],
+                "annotations": [
+                    {
+                        "id": n,
+                        "image_id": images[a["image_id"]],
+                        "category_id": categories[a["category_id"]],
+                        "bbox": a["bbox"],
+                        "area": a["area"],
+                        "iscrowd": int(a.get("iscrowd", 0)),
+                        **_task_fields(a, task, len(sigmas)),
+                    }
+                    for n, a in enumerate(truth.anns.values(), start=1)
+                    if a["image_id"] in evaluated_images and a["category_id"] in categories
+                ],
+            }
+        )
+        # An area is that of the mask where there is no box, as in pycocotools.
+        keys = ("score", "segmentation") if task == "segm" else ("score", "bbox", task)
+        found = objects.load_res(
+            [
+                {
+                    "image_id": images[r["image_id"]],
+                    "category_id": categories[r["category_id"]],
+                    **{key: r[key] for key in keys if key in r},
+                }
+                for r in results
+                if r["image_id"] in evaluated_images and r["category_id"] in categories
+            ]
+        )
+        evaluated = hotcoco.COCOeval(objects, found, task)
+        if max_dets is not None:
+            evaluated.params.max_dets = sorted(max_dets)
         if img_ids is not None:
-            evaluated.params.imgIds = list(img_ids)
+            evaluated.params.img_ids = sorted(images[i] for i in evaluated_images)
+        if len(sigmas):
+            evaluated.params.kpt_oks_sigmas = list(sigmas)
         evaluated.evaluate()
         evaluated.accumulate()
-        evaluated.summarize()
-    return evaluated
+        with warnings.catch_warnings():
+            # It warns of settings other than COCO's own, which are the caller's here.
+            warnings.filterwarnings("ignore", message="hotcoco")
+            with contextlib.redirect_stdout(io.StringIO()):
+                evaluated.summarize()
+            logger.info("\n".join(evaluated.summary_lines()))
+        curves = {key: np.asarray(evaluated.eval[key]) for key in Figures.CURVES}
+    return Figures(np.asarray(evaluated.stats), curves)
 
 
-class DetectionEval(COCOeval_faster):
-    """faster-coco-eval's ``COCOeval_faster`` without the Python that took most of its time.
+class Figures(NamedTuple):
+    """The figures of an evaluation, under pycocotools' names.
 
-    Matching and the curves of precision and recall are the library's compiled code, which is
-    called for one class at a time, with the images alone that have to do with it: the classes are
-    independent, and all at once are too much for the processor's caches. Other than in the
-    library, records are grouped in one pass, the areas of masks computed in one go, and masks
-    compared as they are stored, by pycocotools, rather than decoded first.
+    Args:
+        stats (ndarray): COCO's twelve figures, ten for keypoints, in 0 ... 1; -1 where there is no
+            object.
+        eval (dict[str, ndarray]): ``precision`` and ``scores`` by IoU, recall, class, area and
+            limit of detections; ``recall`` without the recalls.
     """
 
-    def __init__(self, truth: COCO, results: List[Dict[str, Any]], task: str):
-        """
-        Args:
-            truth, results, task: as of :func:`evaluate_detections`.
-        """
-        try:
-            super().__init__(truth, None, task, print_function=logger.info)
-        except TypeError:  # ids are sorted
-            raise UserError("some image ids are numbers and some are strings") from None
-        unknown = {r["image_id"] for r in results} - truth.imgs.keys()
-        if unknown:
-            some = next(iter(unknown))
-            raise ValueError(f"the ground truth has no image {some}, but there are results")
-        self._results = results
+    stats: np.ndarray
+    eval: Dict[str, np.ndarray]
 
-    def evaluate(self) -> None:
-        """Match the detections to the ground truth and accumulate, class by class."""
-        p = self.params
-        p.imgIds, p.catIds = sorted(set(p.imgIds)), sorted(set(p.catIds))
-        p.maxDets = sorted(p.maxDets)
-        # By class and by the image's place: the library takes ids for numbers of double precision.
-        truth, found = (defaultdict(lambda: defaultdict(list)) for _ in range(2))
-        places = {image: place for place, image in enumerate(p.imgIds)}
-        for image, place in places.items():
-            for a in self.cocoGt.imgToAnns.get(image, ()):
-                truth[a["category_id"]][place].append(a)
-        for number, (r, area) in enumerate(zip(self._results, self._areas()), start=1):
-            if r["image_id"] in places:
-                record = {"id": number, "area": area, "score": r["score"], "of": r}
-                found[r["category_id"]][places[r["image_id"]]].append(record)
-        parts = [self._evaluate_class(truth[c], found[c]) for c in p.catIds]
-        counts = list(parts[0]["counts"])
-        counts[2] = len(parts)
-        self.eval = {
-            "params": p,
-            "counts": counts,  # of IoUs, recalls, classes, areas and limits
-            "precision": np.concatenate([part["precision"] for part in parts], axis=2),
-            "scores": np.concatenate([part["scores"] for part in parts], axis=2),
-            "recall": np.concatenate([part["recall"] for part in parts], axis=1),
-        }
+    CURVES = ("precision", "recall", "scores")
 
-    def _areas(self) -> Iterator[float]:
-        if self.params.iouType == "bbox":
-            return (r["bbox"][2] * r["bbox"][3] for r in self._results)
-        masks = [r["segmentation"] for r in self._results]
-        chunks = (masks[i : i + _CHUNK] for i in range(0, len(masks), _CHUNK))
-        return (area for chunk in chunks for area in mask_util.area(chunk).tolist())
 
-    def _evaluate_class(self, truth: Dict[int, list], found: Dict[int, list]) -> Dict[str, Any]:
-        self.gt_dataset.clean()
-        self.dt_dataset.clean()
-        for image, annotations in truth.items():
-            for a in annotations:
-                crowd = int(a.get("iscrowd", 0))
-                record = {"id": a["id"], "area": a["area"], "iscrowd": crowd, "ignore": crowd}
-                self.gt_dataset.append_ref(image, _CLASS, record)
-        for image, records in found.items():
-            for record in records:
-                self.dt_dataset.append_ref(image, _CLASS, record)
-        params = copy.copy(self.params)
-        params.catIds, params.imgIds = [_CLASS], sorted(truth.keys() | found.keys())
-        # The compiled code takes a list of images, each a list of classes.
-        ious = [[self._ious(truth.get(i), found.get(i))] for i in params.imgIds]
-        return COCOevalEvaluateAccumulate(
-            params, ious, self.gt_dataset, self.dt_dataset, params.imgIds, params.catIds, True
-        )
-
-    def _ious(self, truth: Any, found: Any) -> Any:
-        """As in pycocotools: a row for each detection, the best first."""
-        if not truth or not found:
-            return []
-        # Equal scores stay in the order in which they came.
-        order = np.argsort([-d["score"] for d in found], kind="mergesort")
-        results = [found[i]["of"] for i in order[: self.params.maxDets[-1]]]
-        crowd = [int(a.get("iscrowd", 0)) for a in truth]
-        if self.params.iouType == "bbox":
-            return mask_util.iou(_boxes(results), _boxes(truth), crowd)
-        masks = [self._mask(a) for a in truth]
-        return mask_util.iou([r["segmentation"] for r in results], masks, crowd)
-
-    def _mask(self, annotation: Dict[str, Any]) -> Dict[str, Any]:
+def _task_fields(annotation: Dict[str, Any], task: str, num_keypoints: int) -> Dict[str, Any]:
+    if task == "segm":
         if not annotation.get("segmentation"):
             raise UserError(
                 f"DATASETS.TEST: annotation {annotation['id']} of image {annotation['image_id']} "
                 "has no mask; add its 'segmentation', or evaluate boxes only (MODEL.MASK_ON False)"
             )
-        return self.cocoGt.annToRLE(annotation)
-
-
-def _boxes(records: List[Dict[str, Any]]) -> np.ndarray:
-    return np.array([r["bbox"] for r in records], dtype=np.float64)
+        return {"segmentation": annotation["segmentation"]}
+    if task == "keypoints":
+        keypoints = annotation.get("keypoints") or ()
+        if len(keypoints) != 3 * num_keypoints:
+            # As in COCO's files an object without keypoints has unlabeled ones: it is ignored.
+            return {"keypoints": [0] * (3 * num_keypoints), "num_keypoints": 0}
+        count = annotation.get("num_keypoints")
+        if type(count) is not int:
+            count = sum(v > 0 for v in keypoints[2::3])
+        return {"keypoints": list(keypoints), "num_keypoints": count}
+    return {}
