@@ -67,7 +67,7 @@ setup(
         "timm>=1.0.12",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.9",
-        "faster-coco-eval>=1.7.1",
+        "hotcoco>=1.3",
         "pycocotools>=2.0.7",
         "huggingface_hub>=0.23",
         "safetensors>=0.4",

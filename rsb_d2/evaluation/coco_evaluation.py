@@ -16,7 +16,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from ..data.class_table import class_table
@@ -79,11 +78,11 @@ class COCOEvaluator(evaluation.COCOEvaluator):
             )
 
     def _evaluate(self, results: List[Dict[str, Any]], task: str, img_ids: Any) -> "Figures":
+        truth = self._coco_api.dataset
         if task != "keypoints":
-            limits = self._max_dets_per_image
-            return evaluate_detections(self._coco_api, results, task, img_ids, limits)
+            return evaluate_detections(truth, results, task, img_ids, self._max_dets_per_image)
         sigmas = keypoint_sigmas(self._kpt_oks_sigmas, len(results[0]["keypoints"]) // 3)
-        return evaluate_detections(self._coco_api, results, task, img_ids, sigmas=sigmas)
+        return evaluate_detections(truth, results, task, img_ids, sigmas=sigmas)
 
     def _category_ids(self) -> Dict[int, Any]:
         """The annotation file's category ids by the model's class numbers; empty if the same."""
@@ -201,7 +200,7 @@ def keypoint_sigmas(sigmas: Sequence[float], num_keypoints: int) -> List[float]:
 
 
 def evaluate_detections(
-    truth: COCO,
+    truth: Dict[str, List[Dict[str, Any]]],
     results: List[Dict[str, Any]],
     task: str,
     img_ids: Sequence[Any] | None = None,
@@ -211,7 +210,7 @@ def evaluate_detections(
     """Compute COCO's figures of boxes, masks or keypoints.
 
     Args:
-        truth (pycocotools.coco.COCO): the ground truth; it is not changed.
+        truth (dict): a data set in COCO's format; it is not changed.
         results (list[dict]): detections in COCO's result format; they are not changed.
         task (str): ``"bbox"``, ``"segm"`` or ``"keypoints"``.
         img_ids (sequence): ids of the images to evaluate; None for all.
@@ -227,15 +226,17 @@ def evaluate_detections(
         UserError: if masks are to be evaluated and an annotation has none.
         ValueError: if a result is of an image that the ground truth does not have.
     """
-    unknown = {r["image_id"] for r in results} - truth.imgs.keys()
+    sizes = {image["id"]: image for image in truth["images"]}
+    unknown = {r["image_id"] for r in results} - sizes.keys()
     if unknown:
         raise ValueError(f"the ground truth has no image {unknown.pop()}, but there are results")
     try:
         # The library takes integers: an image's and a category's place among the sorted ids.
-        images = {image_id: n for n, image_id in enumerate(sorted(truth.imgs), start=1)}
+        images = {image_id: n for n, image_id in enumerate(sorted(sizes), start=1)}
     except TypeError:
         raise UserError("some image ids are numbers and some are strings") from None
-    categories = {category_id: n for n, category_id in enumerate(sorted(truth.cats), start=1)}
+    category_ids = sorted(category["id"] for category in truth["categories"])
+    categories = {category_id: n for n, category_id in enumerate(category_ids, start=1)}
     evaluated_images = set(images if img_ids is None else img_ids)
     with garbage_collection_paused():
         objects = hotcoco.COCO(
@@ -243,8 +244,8 @@ def evaluate_detections(
                 "images": [
                     {
                         "id": n,
-                        "height": truth.imgs[i].get("height"),
-                        "width": truth.imgs[i].get("width"),
+                        "height": sizes[i].get("height"),
+                        "width": sizes[i].get("width"),
                     }
                     for i, n in images.items()
                 ],
@@ -259,7 +260,7 @@ def evaluate_detections(
                         "iscrowd": int(a.get("iscrowd", 0)),
                         **_task_fields(a, task, len(sigmas)),
                     }
-                    for n, a in enumerate(truth.anns.values(), start=1)
+                    for n, a in enumerate(truth["annotations"], start=1)
                     if a["image_id"] in evaluated_images and a["category_id"] in categories
                 ],
             }

@@ -61,7 +61,7 @@ def check(truth, results, **kwargs):
     """All figures, and those of each class, recall and limit, are the reference's."""
     for task in TASKS:
         expected = reference(truth, results, task, **kwargs)
-        got = evaluate_detections(load(truth), results, task, **kwargs or {})
+        got = evaluate_detections(load(truth).dataset, results, task, **kwargs or {})
         np.testing.assert_allclose(got.stats, expected.stats, rtol=0, atol=1e-12)
         for key in ("precision", "recall", "scores"):
             np.testing.assert_allclose(got.eval[key], expected.eval[key], rtol=0, atol=1e-12)
@@ -163,20 +163,20 @@ def test_neither_truth_nor_results_are_changed():
     truth, results = seeded(10)
     coco, before = load(truth), copy.deepcopy(results)
     index = copy.deepcopy((coco.dataset, dict(coco.imgToAnns)))
-    evaluate_detections(coco, results, "segm")
-    evaluate_detections(coco, results, "bbox")
+    evaluate_detections(coco.dataset, results, "segm")
+    evaluate_detections(coco.dataset, results, "bbox")
     assert results == before and (coco.dataset, dict(coco.imgToAnns)) == index
 
 
 def test_mistakes():
     truth, results = seeded(11)
     with pytest.raises(ValueError, match="no image 4711"):
-        evaluate_detections(load(truth), [{**results[0], "image_id": 4711}], "bbox")
+        evaluate_detections(load(truth).dataset, [{**results[0], "image_id": 4711}], "bbox")
     for a in truth["annotations"]:
         del a["segmentation"]
     with pytest.raises(UserError, match=r"annotation \d+ of image \d+ has no mask.*MASK_ON"):
-        evaluate_detections(load(truth), results, "segm")
-    evaluate_detections(load(truth), results, "bbox")
+        evaluate_detections(load(truth).dataset, results, "segm")
+    evaluate_detections(load(truth).dataset, results, "bbox")
 
 
 @pytest.fixture

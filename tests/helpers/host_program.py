@@ -46,7 +46,7 @@ OTHERS = (
     *(
         "matplotlib",
         "pycocotools",
-        "faster_coco_eval",
+        "hotcoco",
         "lvis",
         "logging",
         "warnings",

@@ -1,14 +1,10 @@
 """COCO's average precision and recall, over all classes and of each."""
 
-import contextlib
-import io
 from typing import Any, Dict, List, NamedTuple
 
 import numpy as np
-import pycocotools.mask as mask_util
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from .....evaluation.coco_evaluation import evaluate_detections
 from ..source import Source
 from .results_file import Results
 
@@ -36,8 +32,6 @@ class Evaluation(NamedTuple):
 def evaluate(source: Source, results: Results, task: str) -> Evaluation:
     """Run COCO's evaluation.
 
-    faster_coco_eval, which computes the same in C++, is used where it is installed.
-
     Args:
         source (Source): ground truth.
         results (Results): detections.
@@ -46,33 +40,13 @@ def evaluate(source: Source, results: Results, task: str) -> Evaluation:
     Returns:
         Evaluation
     """
-    try:
-        from faster_coco_eval import COCO as CocoClass
-        from faster_coco_eval import COCOeval_faster as EvalClass
-    except ImportError:
-        CocoClass, EvalClass = COCO, COCOeval
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = _coco(CocoClass, source, _truth_records(source, task))
-        found = _coco(CocoClass, source, _result_records(source, results, task))
-        evaluation = EvalClass(truth, found, task)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    shape = (10, 101, len(source.category_ids), 4, 3)
-    return Evaluation(
-        np.asarray(evaluation.eval["precision"], dtype=np.float64).reshape(shape),
-        np.asarray(evaluation.eval["recall"], dtype=np.float64).reshape(shape[:1] + shape[2:]),
-    )
-
-
-def _coco(coco_class: type, source: Source, annotations: List[Dict[str, Any]]) -> Any:
-    coco = coco_class()
-    categories = [dict(id=i, name=n) for i, n in zip(source.category_ids, source.class_names)]
-    # What only faster_coco_eval prints is its caller's to silence.
-    coco.dataset = dict(
-        info={}, images=list(source.images), annotations=annotations, categories=categories
-    )
-    coco.createIndex()
-    return coco
+    truth = {
+        "images": list(source.images),
+        "categories": [{"id": i} for i in source.category_ids],
+        "annotations": _truth_records(source, task),
+    }
+    curves = evaluate_detections(truth, _result_records(source, results, task), task).eval
+    return Evaluation(curves["precision"], curves["recall"])
 
 
 def _truth_records(source: Source, task: str) -> List[Dict[str, Any]]:
@@ -82,19 +56,14 @@ def _truth_records(source: Source, task: str) -> List[Dict[str, Any]]:
 
 
 def _result_records(source: Source, results: Results, task: str) -> List[Dict[str, Any]]:
-    """As ``COCO.loadRes`` makes them; the area is that of the box, or for "segm" of the mask."""
     image_ids = np.array([image["id"] for image in source.images])[results.image].tolist()
     category_ids = np.array(source.category_ids)[results.label].tolist()
     columns = dict(image_id=image_ids, category_id=category_ids, score=results.score.tolist())
     if task == "segm":
         columns["segmentation"] = results.masks
-        columns["area"] = [float(mask_util.area(mask)) for mask in results.masks]
-        columns["bbox"] = [mask_util.toBbox(mask).tolist() for mask in results.masks]
     elif results.boxes is not None:
         columns["bbox"] = results.boxes.tolist()
-        columns["area"] = (results.boxes[:, 2] * results.boxes[:, 3]).tolist()
-    rows = zip(*columns.values())
-    return [dict(zip(columns, row), id=i, iscrowd=0) for i, row in enumerate(rows, start=1)]
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
 def twelve_figures(evaluation: Evaluation, label: int | None = None) -> List[float | None]:
