@@ -36,6 +36,9 @@ PALETTE = [
     for i in (0, 1, 2, 3, 4, 6, 8, 9)
 ]
 
+# Of a JPEG, in pixels: JPEG_MAX_DIMENSION of https://github.com/libjpeg-turbo/libjpeg-turbo.
+LONGEST_SIDE = 65_500
+
 # Of a grid of images, whatever their sizes are.
 MAX_PIXELS = 20_000_000
 
@@ -67,10 +70,6 @@ def class_colors(num_classes: int) -> List[Color]:
         num_classes (int): 0 or more.
     """
     return [PALETTE[i % len(PALETTE)] for i in range(num_classes)]
-
-
-# Of a JPEG, in pixels: JPEG_MAX_DIMENSION of https://github.com/libjpeg-turbo/libjpeg-turbo.
-LONGEST_SIDE = 65_500
 
 
 def readable_scale(image: np.ndarray, short_side: int = 320) -> float:

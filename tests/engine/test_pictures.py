@@ -1,6 +1,7 @@
 """The pictures of a run, from metrics and a model of which the content is known."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -14,7 +15,7 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rsb_d2 import add_rsb_config
+from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.engine.pictures import curves, draw_curves, draw_detections, read_metrics
 from rsb_d2.visualization import MAX_PIXELS
 
@@ -278,6 +279,27 @@ def test_images_of_odd_shapes_and_modes(cfg, tmp_path, size, mode):
     assert max(picture.shape) < 2100
 
 
+def test_dataset_dicts_of_a_script(cfg, tmp_path):
+    def change(records):
+        box = dict(
+            bbox=np.array([20, 20, 30, 30]),
+            bbox_mode=1,
+            category_id=np.int64(0),
+            segmentation=np.ones((80, 100), bool),
+        )
+        without_box = dict(box, bbox=None)
+        return tuple(
+            dict(record, file_name=Path(record["file_name"]), annotations=[box, without_box])
+            for record in records[::2]
+        )
+
+    change_records(cfg, change)
+    cfg.MODEL.MASK_ON = True
+    picture = cv2.imread(draw_detections(cfg, OneBox(0.1), str(tmp_path / "a.png")))
+    truth = picture[36 : 36 + 320, 8 : 8 + 400]
+    assert (np.abs(truth.astype(int) - 128).max(axis=-1) > 20).mean() > 0.9  # the mask is on it
+
+
 class Segmenter(torch.nn.Module):
     """Finds that everything is of class 1."""
 
@@ -311,6 +333,6 @@ def test_semantic_segmentation_of_large_images(cfg, tmp_path):
 
 def test_a_data_set_without_images_is_named(cfg, tmp_path):
     change_records(cfg, lambda _: [])
-    with pytest.raises(ValueError, match=cfg.DATASETS.TEST[0]):
+    with pytest.raises(UserError, match=cfg.DATASETS.TEST[0]):
         draw_detections(cfg, OneBox(0.9), str(tmp_path / "a.png"))
     assert not (tmp_path / "a.png").exists()

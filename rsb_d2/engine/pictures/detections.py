@@ -7,12 +7,13 @@ from typing import Any, Callable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.engine.hooks import HookBase
 from detectron2.evaluation import inference_context
 from PIL import Image
 
+from ...data.dataset_dicts import annotation_reason, first_dicts
 from ...data.images import CheckedDatasetMapper, read_image
 from ...files import whole_file
 from ...visualization import (
@@ -96,9 +97,7 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
     name = cfg.DATASETS.TEST[0]
     metadata = _drawn_metadata(name)
     mapper = CheckedDatasetMapper(cfg, is_train=False)
-    records = DatasetCatalog.get(name)[:num_images]
-    if not records:
-        raise ValueError(f"the data set {name} has no images")
+    records = first_dicts(name, num_images)
     side = min(_MAX_SIDE, math.isqrt(MAX_PIXELS // (2 * len(records))) - 48)
     titles = ("ground truth", f"detections, score >= {DRAWN_SCORE}")
     cells = []
@@ -144,7 +143,7 @@ def _drawn_record(record: dict, cfg: CfgNode, with_stuff: bool) -> dict:
         *([] if cfg.MODEL.MASK_ON else ["segmentation"]),
         *([] if cfg.MODEL.KEYPOINT_ON else ["keypoints"]),
     ]
-    annotations = record.get("annotations") or []
+    annotations = [a for a in record.get("annotations", ()) if annotation_reason(a) is None]
     drawn = {"annotations": [{k: v for k, v in a.items() if k not in without} for a in annotations]}
     if with_stuff and "sem_seg_file_name" in record:
         drawn["sem_seg"] = read_image(record["sem_seg_file_name"], "L").squeeze(2)

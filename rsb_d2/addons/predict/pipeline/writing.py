@@ -16,6 +16,7 @@ from PIL import Image
 from ....errors import UserError, printable
 from ....memory import is_out_of_memory
 from ....predictor import to_coco
+from ....visualization import drawable
 from ..drawing import draw_detections
 from .workers import become_worker
 
@@ -62,7 +63,7 @@ class ImageWriter:
     """
 
     def __init__(self, names: Sequence[str], ids: Sequence[int], input_format: str, aside: str):
-        self._names = names
+        self._names = list(map(drawable, names))  # warns once here, not in each worker
         self._ids = ids
         self._is_rgb = input_format == "RGB"
         self._aside = aside
