@@ -20,6 +20,7 @@ from .config.loading import load_config
 from .data.class_names import ClassNames, find_class_names
 from .errors import UserError
 from .extensions import ACCELERATION, TASKS
+from .registration import architecture_name
 from .transfer import send_images
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -69,7 +70,7 @@ def load_predict_config(
         except UserError as e:
             raise UserError(f"--config-file: there is no such file, and {e}") from None
     cfg = load_config(config_file, list(opts))
-    if cfg.MODEL.META_ARCHITECTURE in TASKS:
+    if architecture_name(cfg) in TASKS:
         raise UserError(
             f"{config_file} is of an image classifier, which finds no objects; name a detector's, "
             "trained from its weights (docs/pretraining.md)"

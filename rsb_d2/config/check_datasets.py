@@ -11,6 +11,7 @@ from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
 from ..data.opening import is_image_folder
 from ..data.stock.packages import check_packages
 from ..errors import UserError
+from ..registration import architecture_name
 
 # Architectures with a head for the semantic segmentation of Detectron2.
 _WITH_STUFF = ("PanopticFPN", "SemanticSegmentor")
@@ -85,7 +86,7 @@ def _check_files(split: str, name: str) -> None:
 
 
 def _check_num_classes(cfg: CfgNode, split: str, name: str) -> None:
-    metadata, architecture = MetadataCatalog.get(name), cfg.MODEL.META_ARCHITECTURE
+    metadata, architecture = MetadataCatalog.get(name), architecture_name(cfg)
     nodes = {"thing_classes": NUM_CLASSES_NODE.get(architecture)}
     if architecture in _WITH_STUFF:
         nodes["stuff_classes"] = "SEM_SEG_HEAD"

@@ -1,17 +1,114 @@
 """Every config key that this project adds to Detectron2's."""
 
+import logging
+from typing import Any, List
+
 from detectron2.config import CfgNode as CN
+
+from ..errors import UserError
+from ..registration import register_waiting
+
+logger = logging.getLogger(__name__)
 
 
 def add_rsb_config(cfg: CN) -> None:
     """Add this project's keys, with their defaults, to a Detectron2 config.
 
-    Call it between ``get_cfg()`` and ``merge_from_file()``. The defaults leave every stock
-    Detectron2 config as it was.
+    Call it between ``get_cfg()`` and ``merge_from_file()``, after all projects have been imported
+    and after the functions with which others add their keys: these may replace a node, such as
+    ``MODEL.TIMM``, that two projects have. Here a key that is there keeps its value, and one line
+    names those whose value is not this project's default. Calling it again does no harm. The
+    defaults leave every stock Detectron2 config as it was.
 
     Args:
-        cfg (CfgNode): a config as ``detectron2.config.get_cfg()`` returns it; changed in place.
+        cfg (CfgNode): a config as ``detectron2.config.get_cfg()`` returns it, with or without keys
+            of other projects; changed in place.
+
+    Raises:
+        UserError: if another project has a value where this one has a node with keys.
     """
+    register_waiting()
+    kept: List[str] = []
+    if _add(cfg, _defaults(), "", kept) and kept:
+        logger.warning(f"Keys that another project has set stay as they are: {', '.join(kept)}.")
+
+
+def _add(node: CN, defaults: CN, prefix: str, kept: List[str]) -> bool:
+    """Add the keys that are missing; returns whether there was one.
+
+    Args:
+        node, defaults (CfgNode): of the config, and of this project's keys.
+        prefix (str): the name of the node, with a dot behind it.
+        kept (list[str]): gets a text for each key that has another value than its default.
+    """
+    has_added = False
+    for name, default in defaults.items():
+        key = f"{prefix}{name}"
+        if name not in node:
+            setattr(node, name, default)
+            has_added = True
+        elif isinstance(default, CN):
+            if not isinstance(node[name], CN):
+                raise UserError(
+                    f"{key} is {node[name]!r} in the config, where rsb_d2 has the keys "
+                    f"{', '.join(default)}; the two projects cannot share a config"
+                )
+            has_added |= _add(node[name], default, f"{key}.", kept)
+        elif _plain(node[name]) != _plain(default):
+            kept.append(f"{key} {node[name]!r} (rsb_d2's default is {default!r})")
+    return has_added
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_has_keys(cfg: CN, node: str = "MODEL.TIMM") -> None:
+    """Check that a config has the keys of :func:`add_rsb_config`.
+
+    Args:
+        cfg (CfgNode): not changed.
+        node (str): whose keys are checked; "" for all.
+
+    Raises:
+        UserError: if one is missing.
+    """
+    defaults = _defaults()
+    for part in filter(None, node.split(".")):
+        defaults = defaults[part]
+        if part not in cfg:
+            raise _missing(node)
+        cfg = cfg[part]
+    _check_has(cfg, defaults, f"{node}." if node else "")
+
+
+def _check_has(node: CN, defaults: CN, prefix: str) -> None:
+    for name, default in defaults.items():
+        if name not in node:
+            raise _missing(f"{prefix}{name}")
+        if isinstance(default, CN):
+            _check_has(node[name], default, f"{prefix}{name}.")
+
+
+def _missing(key: str) -> UserError:
+    return UserError(
+        f"{key} is not in the config; call rsb_d2.add_rsb_config(cfg) before "
+        "cfg.merge_from_file(...), and after the functions with which other projects add their "
+        "keys, which may replace a node"
+    )
+
+
+def _defaults() -> CN:
+    cfg = CN(
+        {
+            "MODEL": {"RETINANET": {}, "ROI_BOX_CASCADE_HEAD": {}},
+            "SOLVER": {"AMP": {}},
+            "INPUT": {},
+            "DATASETS": {},
+            "TEST": {},
+            "DATALOADER": {},
+        }
+    )
     cfg.MODEL.TIMM = CN()
     # Name of a timm architecture, e.g. "resnet50" or, with a tag, "resnet50.a1_in1k". It says
     # what is built; the weights come from MODEL.WEIGHTS alone. "": the ResNet that Detectron2's
@@ -226,3 +323,4 @@ def add_rsb_config(cfg: CN) -> None:
     cfg.SOLVER.RESUME_WITH_CHANGES = False
     # A bad image is skipped in training, with a warning; beyond so many different ones it stops.
     cfg.DATALOADER.MAX_BAD_IMAGES = 100
+    return cfg

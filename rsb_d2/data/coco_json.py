@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError, first
 from ..files import escape_address
+from ..registration import architecture_name
 from .cache.annotation_cache import CHECKED, CHECKED_WITH_MASKS, AnnotationSource, cache_folder
 from .cache.checked import CheckedCocoJson
 from .cache.records import PackedRecords
@@ -223,7 +224,7 @@ def _name_at(names: List[str], index: int) -> str:
 
 
 def _check_num_classes(cfg: CfgNode, datasets: List[CocoJsonDataset]) -> None:
-    node = NUM_CLASSES_NODE.get(cfg.MODEL.META_ARCHITECTURE)
+    node = NUM_CLASSES_NODE.get(architecture_name(cfg))
     if node is None or not datasets:
         return
     names = datasets[0].checked.category_names

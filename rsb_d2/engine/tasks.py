@@ -19,6 +19,7 @@ from ..data.loader import (
 from ..errors import UserError
 from ..extensions import ACCELERATION, EVALUATORS, TASKS
 from ..modeling.resnets.spec import check_features
+from ..registration import architecture_name
 from .pictures import PictureWriter
 from .validation import build_validation_loader
 
@@ -110,5 +111,5 @@ class Task:
 
 def get_task(cfg: CfgNode) -> Task:
     """Return the kind of training of a config, by its ``MODEL.META_ARCHITECTURE``."""
-    name = cfg.MODEL.META_ARCHITECTURE
+    name = architecture_name(cfg)
     return TASKS.get(name)() if name in TASKS else Task()

@@ -16,6 +16,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
 from ..checkpoint import Checkpointer, files_of_run, remove_leftovers, set_aside
 from ..checkpoint.run_folder import CONFIG_KEY
+from ..config.defaults import check_has_keys
 from ..config.paths import expand_paths
 from ..data.class_names import stored_class_names
 from ..data.loader import TrainLoader, epoch_size
@@ -66,6 +67,7 @@ class Trainer(DefaultTrainer):
     stopped_early = False
 
     def __init__(self, cfg: CfgNode):
+        check_has_keys(cfg, "")
         cfg = expand_paths(cfg)
         self.signals = SignalWatch(comm.get_world_size())
         self._process_states: List[Dict[str, Any]] = []

@@ -3,6 +3,7 @@
 import logging
 
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
 from ..checkpoint import check_architecture
 from ..checkpoint.timm_hub import is_stock_weights, recommended_weights
@@ -21,6 +22,7 @@ from ..modeling.resnets.spec import (
     is_c4,
     stride_in_1x1_message,
 )
+from ..registration import backbone_name, reachable_name
 
 logger = logging.getLogger(__name__)
 
@@ -60,19 +62,18 @@ def with_rsb_backbone(cfg: CfgNode, weights: str = "") -> CfgNode:
     """
     if cfg.is_frozen():
         raise UserError("with_rsb_backbone changes the config, which is frozen; give cfg.clone()")
-    if "TIMM" not in cfg.MODEL:
-        add_rsb_config(cfg)
-    builder = cfg.MODEL.BACKBONE.NAME
+    add_rsb_config(cfg)
+    builder = backbone_name(cfg)
     if builder not in BUILDERS:
         if builder not in _BUILDERS:
             raise UserError(
-                f"MODEL.BACKBONE.NAME: {builder} has no counterpart on a timm backbone; there is "
-                f"one for {', '.join(_BUILDERS)}"
+                f"MODEL.BACKBONE.NAME: {cfg.MODEL.BACKBONE.NAME} has no counterpart on a timm "
+                f"backbone; there is one for {', '.join(_BUILDERS)}"
             )
         builder = C4 if is_c4(cfg) and _BUILDERS[builder] == PLAIN else _BUILDERS[builder]
-        cfg.MODEL.BACKBONE.NAME = builder
+        cfg.MODEL.BACKBONE.NAME = reachable_name(BACKBONE_REGISTRY, builder)
     if builder == C4 and is_c4(cfg):
-        cfg.MODEL.ROI_HEADS.NAME = C4_HEADS
+        cfg.MODEL.ROI_HEADS.NAME = reachable_name(ROI_HEADS_REGISTRY, C4_HEADS)
     spec = backbone_spec(cfg)
     write_spec(cfg, spec)
     if cfg.MODEL.RESNETS.STRIDE_IN_1X1:

@@ -11,7 +11,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from timm.models import is_model_pretrained
 from torch import nn
 
+from ..config.defaults import check_has_keys
 from ..errors import UserError
+from ..registration import register
 from .resnets.spec import backbone_spec
 from .retinanet import LastLevelP6P7WithoutReLU
 from .timm_backbone import TimmBackbone
@@ -96,7 +98,7 @@ def _rounded(values: List[float]) -> List[float]:
     return [round(v, 3) for v in values]
 
 
-@BACKBONE_REGISTRY.register()
+@register(BACKBONE_REGISTRY, waits=True)  # Detic has one of this name
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the plain timm backbone that a config describes: :func:`.resnets.spec.backbone_spec`.
 
@@ -105,16 +107,17 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         input_shape (ShapeSpec): of the images; only ``channels`` counts.
 
     Raises:
-        UserError: if the model is unknown or lacks a feature, if keys contradict each other or
-            cannot be carried over to timm, or if the images that the config feeds are not in the
-            format of the model.
+        UserError: if the config lacks keys of :func:`rsb_d2.add_rsb_config`, if the model is
+            unknown or lacks a feature, if keys contradict each other or cannot be carried over to
+            timm, or if the images that the config feeds are not in the format of the model.
     """
+    check_has_keys(cfg)
     spec = backbone_spec(cfg)
     check_pixel_format(cfg, name_of_weights(cfg.MODEL.WEIGHTS, spec.name))
     return TimmBackbone(**spec._asdict(), in_channels=input_shape.channels)
 
 
-@BACKBONE_REGISTRY.register()
+@register(BACKBONE_REGISTRY)
 def build_timm_c4_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Build a timm backbone up to res4, for ROI heads with res5 in them.
 
@@ -134,7 +137,7 @@ def _build_fpn(cfg: CfgNode, bottom_up: TimmBackbone, top_block: nn.Module) -> F
     )
 
 
-@BACKBONE_REGISTRY.register()
+@register(BACKBONE_REGISTRY)
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the stock FPN on a timm backbone: p2 ... p5 and p6, p5 max-pooled, as in Faster R-CNN.
 
@@ -143,7 +146,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     return _build_fpn(cfg, build_timm_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
-@BACKBONE_REGISTRY.register()
+@register(BACKBONE_REGISTRY)
 def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the stock FPN on a timm backbone: p3 ... p5, and p6, p7 from res5, as in RetinaNet.
 

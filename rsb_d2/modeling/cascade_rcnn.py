@@ -12,9 +12,10 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..errors import UserError
+from ..registration import register
 
 
-@ROI_HEADS_REGISTRY.register()
+@register(ROI_HEADS_REGISTRY)
 class OpenMMLabCascadeROIHeads(CascadeROIHeads):
     """The stock ``CascadeROIHeads``, but for what MMDetection's ``CascadeRoIHead`` does otherwise.
 

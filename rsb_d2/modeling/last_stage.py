@@ -12,6 +12,7 @@ from timm.models import FeatureListNet
 from torch import nn
 
 from ..errors import UserError
+from ..registration import register
 from .fold_norm import fold_norms_in_training
 from .norm import apply_norm_policy
 from .resnets.spec import backbone_spec
@@ -77,7 +78,7 @@ class TimmLastStage(nn.Module):
         return fold_norms_in_training(self.body, self.in_channels)
 
 
-@ROI_HEADS_REGISTRY.register()
+@register(ROI_HEADS_REGISTRY)
 class TimmRes5ROIHeads(Res5ROIHeads):
     """The stock ``Res5ROIHeads``, whose res5 is the last stage of the timm backbone.
 

@@ -9,6 +9,8 @@ from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes, Instances
 
+from ..registration import register
+
 
 class LastLevelP6P7WithoutReLU(LastLevelP6P7):
     """P6 and P7 of res5, with nothing between the two convolutions.
@@ -29,7 +31,7 @@ class LastLevelP6P7WithoutReLU(LastLevelP6P7):
         return [p6, self.p7(p6)]
 
 
-@META_ARCH_REGISTRY.register()
+@register(META_ARCH_REGISTRY)
 class OpenMMLabRetinaNet(RetinaNet):
     """The stock ``RetinaNet``, but for what MMDetection's ``RetinaHead`` does otherwise.
 

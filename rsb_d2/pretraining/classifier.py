@@ -16,13 +16,14 @@ from ..modeling.build import check_pixel_format
 from ..modeling.norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
 from ..modeling.resnets.spec import classifier_spec
 from ..modeling.timm_backbone import check_model_name
+from ..registration import register
 from .classifier_weights import load_classifier
 from .mixing import SeededMixup
 
 LOSSES = ("bce", "ce")
 
 
-@META_ARCH_REGISTRY.register()
+@register(META_ARCH_REGISTRY, waits=True)  # a name for anybody's
 class ImageClassifier(nn.Module):
     """Any timm model with its classifier, trained as timm's own ``train.py`` trains it.
 

@@ -7,9 +7,13 @@ from timm.optim import Lamb
 
 from ..errors import UserError
 from .clipping import add_gradient_clipping
-from .parameters import check_decay_filter, decay_filter, parameter_groups
-
-_NAMES = ("SGD", "AdamW", "LAMB")
+from .parameters import (
+    OPTIMIZERS,
+    check_decay_filter,
+    decay_filter,
+    optimizer_name,
+    parameter_groups,
+)
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -38,18 +42,18 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 
 def _build_plain(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """One that does not clip."""
-    solver = cfg.SOLVER
-    if solver.OPTIMIZER == "SGD" and decay_filter(cfg) == "detectron2":
+    solver, name = cfg.SOLVER, optimizer_name(cfg)
+    if name == "SGD" and decay_filter(cfg) == "detectron2":
         cfg = cfg.clone()
         cfg.defrost()
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
         return build_sgd_optimizer(cfg, model)
     params = parameter_groups(cfg, model)
     common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
-    if solver.OPTIMIZER == "SGD":
+    if name == "SGD":
         return torch.optim.SGD(params, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
     common["betas"] = tuple(solver.BETAS)
-    if solver.OPTIMIZER == "LAMB":
+    if name == "LAMB":
         lamb = solver.LAMB
         return Lamb(params, eps=lamb.EPS, max_grad_norm=lamb.MAX_GRAD_NORM or None, **common)
     # Fused: one pass over the parameters, on the CPU too; the same update.
@@ -66,9 +70,9 @@ def check_optimizer(cfg: CfgNode) -> None:
         UserError: if ``SOLVER.OPTIMIZER`` is another name, ``SOLVER.BETAS`` out of range, or a key
             contradicts ``SOLVER.DECAY_FILTER``.
     """
-    solver, betas = cfg.SOLVER, list(cfg.SOLVER.BETAS)
-    if solver.OPTIMIZER not in _NAMES:
-        raise UserError(f"SOLVER.OPTIMIZER: {solver.OPTIMIZER!r} is none of {', '.join(_NAMES)}")
-    if solver.OPTIMIZER != "SGD" and not (len(betas) == 2 and all(0.0 <= b < 1.0 for b in betas)):
+    name, betas = optimizer_name(cfg), list(cfg.SOLVER.BETAS)
+    if name not in OPTIMIZERS:
+        raise UserError(f"SOLVER.OPTIMIZER: {name!r} is none of {', '.join(OPTIMIZERS)}")
+    if name != "SGD" and not (len(betas) == 2 and all(0.0 <= b < 1.0 for b in betas)):
         raise UserError(f"SOLVER.BETAS: {betas} must be two numbers from 0 to below 1")
     check_decay_filter(cfg)

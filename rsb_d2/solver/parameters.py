@@ -10,12 +10,20 @@ from torch import nn
 
 from ..errors import UserError
 
+OPTIMIZERS = ("SGD", "AdamW", "LAMB")
+
+
+def optimizer_name(cfg: CfgNode) -> str:
+    """Return ``SOLVER.OPTIMIZER`` in the letters of :data:`OPTIMIZERS`; Mask2Former has ADAMW."""
+    given = cfg.SOLVER.OPTIMIZER
+    return next((name for name in OPTIMIZERS if name.lower() == str(given).lower()), given)
+
 
 def decay_filter(cfg: CfgNode) -> str:
     """What ``SOLVER.DECAY_FILTER`` stands for: ``"detectron2"`` or ``"timm"``."""
     if cfg.SOLVER.DECAY_FILTER != "auto":
         return cfg.SOLVER.DECAY_FILTER
-    return "timm" if cfg.SOLVER.OPTIMIZER == "LAMB" else "detectron2"
+    return "timm" if optimizer_name(cfg) == "LAMB" else "detectron2"
 
 
 def check_decay_filter(cfg: CfgNode) -> None:

@@ -1,6 +1,6 @@
 """Whatever ends a process, those that it has started end with it, with each start method.
 
-The start method of a program is set here before anything else; ``forkserver`` is Python 3.14's.
+The start method of a program is set before anything else; ``forkserver`` is Python 3.14's.
 """
 
 import multiprocessing
@@ -27,8 +27,7 @@ from torch.utils.data import DataLoader
 from workers import WorkerLoader
 
 if __name__ == "__main__":
-    method, ending = sys.argv[1:]
-    multiprocessing.set_start_method(method)
+    ending = sys.argv[1]
     multiprocessing.set_forkserver_preload(["torch.utils.data"])
     images = iter(WorkerLoader(range(10**6), batch_size=None, num_workers=2))
     assert [int(next(images)) for _ in range(4)] == [0, 1, 2, 3]
@@ -45,25 +44,24 @@ if __name__ == "__main__":
         next(images)
 """
 
-# Runs a program of this repository; the workers import this file first.
-PROGRAM = """
-import multiprocessing, runpy, sys
-if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[1])
-    sys.argv = sys.argv[2:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+# Python imports it before the program.
+SITECUSTOMIZE = """
+import multiprocessing, os
+multiprocessing.set_start_method(os.environ["START_METHOD"])
 """
 
 
 @pytest.fixture
 def start(tmp_path):
     """A function that starts a program with a start method."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SITECUSTOMIZE)
 
-    def start(text, *arguments, folder=tmp_path):
-        program = tmp_path / "program.py"
-        program.write_text(text)
+    def start(method, program, *arguments, folder=tmp_path):
         command = [sys.executable, "-W", "ignore", program, *arguments]
-        environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        path = f"{site}:{ROOT}"
+        environment = {"PYTHONPATH": path, "START_METHOD": method, "CUDA_VISIBLE_DEVICES": ""}
         return Job(command, tmp_path / "log", folder, **environment)
 
     return start
@@ -80,8 +78,9 @@ QUICK = [("forkserver", "error"), ("forkserver", "SIGKILL")]
         for e in ENDINGS
     ],
 )
-def test_workers_end_with_the_process_that_they_load_for(start, method, ending):
-    with start(LOADING, method, ending) as job:
+def test_workers_end_with_the_process_that_they_load_for(start, tmp_path, method, ending):
+    (tmp_path / "loading.py").write_text(LOADING)
+    with start(method, tmp_path / "loading.py", ending) as job:
         if ending in ("normal", "error"):
             assert job.end() == int(ending == "error")
             assert ("as meant" in job.text()) == (ending == "error")
@@ -92,8 +91,8 @@ def test_workers_end_with_the_process_that_they_load_for(start, method, ending):
         assert job.end(number, group=ending == "SIGTERM") == -number
 
 
-def train_net(*opts):
-    config = ["--config-file", CONFIGS / "frcnn_rsb_sample.yaml"]
+def train_net(*opts, num_processes=1):
+    config = ["--config-file", CONFIGS / "frcnn_rsb_sample.yaml", "--num-gpus", num_processes]
     workers = ["DATALOADER.NUM_WORKERS", "2", "MODEL.DEVICE", "cpu"]
     return [ROOT / "train_net.py", *config, *SMALL, *workers, *opts]
 
@@ -110,7 +109,7 @@ def test_a_training_leaves_nothing_behind(start, run_folder, tmp_path, method, e
         opts += ["TEST.EVAL_PERIOD", "2"]
     else:
         opts += ["TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "100000"]
-    with start(PROGRAM, method, *train_net(*opts), folder=run_folder) as job:
+    with start(method, *train_net(*opts), folder=run_folder) as job:
         if ending == "normal":
             assert job.end() == 0
             assert (output / "model_final.pth").is_file()
@@ -131,7 +130,7 @@ def test_a_training_leaves_nothing_behind(start, run_folder, tmp_path, method, e
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_evaluation_leaves_nothing_behind(start, run_folder, tmp_path, method):
     opts = ["SOLVER.MAX_ITER", "100000", "TEST.EVAL_PERIOD", "1", "OUTPUT_DIR", tmp_path / "run"]
-    with start(PROGRAM, method, *train_net(*opts), folder=run_folder) as job:
+    with start(method, *train_net(*opts), folder=run_folder) as job:
         job.wait_for("Start inference on")
         assert job.end(signal.SIGKILL) == -signal.SIGKILL
 
@@ -139,9 +138,8 @@ def test_a_killed_evaluation_leaves_nothing_behind(start, run_folder, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_processes_of_a_launch_leave_nothing_behind(start, run_folder, tmp_path, method):
-    opts = ["--num-gpus", "2", "SOLVER.MAX_ITER", "100000", "TEST.EVAL_PERIOD", "0"]
-    opts += ["OUTPUT_DIR", tmp_path / "run"]
-    with start(PROGRAM, method, *train_net(*opts), folder=run_folder) as job:
+    opts = ["SOLVER.MAX_ITER", "100000", "TEST.EVAL_PERIOD", "0", "OUTPUT_DIR", tmp_path / "run"]
+    with start(method, *train_net(*opts, num_processes=2), folder=run_folder) as job:
         job.wait_for("iter: 19")
         assert job.end(signal.SIGKILL) == -signal.SIGKILL
 
@@ -155,7 +153,7 @@ def test_a_prediction_leaves_nothing_behind(start, seeded_run, tmp_path, method,
     for i in range(8 if ending == "normal" else 400):
         (folder / f"{i}.jpg").write_bytes(jpeg(64, 48, seed=i))
     tool = [ROOT / "tools" / "predict.py", "--run", seeded_run, folder, "--workers", "2"]
-    with start(PROGRAM, method, *tool, "--output", tmp_path / "out") as job:
+    with start(method, *tool, "--output", tmp_path / "out") as job:
         if ending == "normal":
             assert job.end() == 0
             return

@@ -17,6 +17,7 @@ fonts               fonts made by a test, and nothing else installed
 chromium            a real browser for the HTML pages
 report_page         the data that a page of a report holds
 quick_training      trainings without what takes a second of each and is the same in all
+others              stand-ins for other Detectron2 projects: their names and keys
 host_program        a program: uses the package, and prints what that has changed around it
 kill_and_resume     a program: trains without a stop, and again with kills and resumes
 killed_job          a job of torchrun's whose processes are killed from outside

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any, Dict, List, Set
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import ROI_HEADS_REGISTRY
 
 from ...modeling.build import name_of_weights, pixel_statistics
 from ...modeling.resnets.spec import (
@@ -16,6 +17,7 @@ from ...modeling.resnets.spec import (
     is_timm_backbone,
     stride_in_1x1_message,
 )
+from ...registration import backbone_name, reachable_name, roi_heads_name
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +42,9 @@ def follow_stock_keys(cfg: CfgNode, said: Collection[str] = ()) -> None:
     """
     if not is_timm_backbone(cfg):
         return
-    if cfg.MODEL.BACKBONE.NAME == C4 and is_c4(cfg) and cfg.MODEL.ROI_HEADS.NAME != C4_HEADS:
-        cfg.MODEL.ROI_HEADS.NAME = C4_HEADS
-        logger.info(f"MODEL.ROI_HEADS.NAME is {C4_HEADS}: res5 is timm's.")
+    if backbone_name(cfg) == C4 and is_c4(cfg) and roi_heads_name(cfg) != C4_HEADS:
+        name = cfg.MODEL.ROI_HEADS.NAME = reachable_name(ROI_HEADS_REGISTRY, C4_HEADS)
+        logger.info(f"MODEL.ROI_HEADS.NAME is {name}: res5 is timm's.")
     spec = backbone_spec(cfg, said)
     if not cfg.MODEL.TIMM.NAME:
         logger.info(

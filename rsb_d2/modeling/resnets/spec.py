@@ -22,6 +22,7 @@ from detectron2.modeling import (
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
 from ...errors import UserError
+from ...registration import backbone_name, roi_heads_name
 from ..norm import NORM_POLICIES
 from ..timm_backbone import check_model_name
 from .shape import PLAIN_RESNETS, RESNETS_KEYS, ResNetShape, resnets_keys
@@ -56,12 +57,12 @@ class BackboneSpec(NamedTuple):
 
 def is_timm_backbone(cfg: CfgNode) -> bool:
     """Whether a config's backbone is one of this project's."""
-    return cfg.MODEL.BACKBONE.NAME in BUILDERS
+    return backbone_name(cfg) in BUILDERS
 
 
 def is_c4(cfg: CfgNode) -> bool:
     """Whether a config's ROI heads compute res5 from what they crop out of res4."""
-    return _has_roi_heads(cfg) and cfg.MODEL.ROI_HEADS.NAME in ("Res5ROIHeads", C4_HEADS)
+    return _has_roi_heads(cfg) and roi_heads_name(cfg) in ("Res5ROIHeads", C4_HEADS)
 
 
 def backbone_spec(cfg: CfgNode, said: Collection[str] = ()) -> BackboneSpec:
@@ -215,7 +216,7 @@ def _out_features(cfg: CfgNode) -> List[str]:
             f"MODEL.RESNETS.OUT_FEATURES: {stock} must be of {_STAGES}; timm's stem has stride 2 "
             "and Detectron2's 4, so that one is named in MODEL.TIMM.OUT_FEATURES"
         )
-    builder, named = cfg.MODEL.BACKBONE.NAME, bool(cfg.MODEL.TIMM.NAME)
+    builder, named = backbone_name(cfg), bool(cfg.MODEL.TIMM.NAME)
     wanted = given
     if not wanted:
         if builder in (FPN, RETINANET_FPN):
@@ -284,7 +285,7 @@ def check_features(cfg: CfgNode, features: List[str]) -> None:
 
 
 def _res5_dilation(cfg: CfgNode) -> int:
-    dilation, builder = cfg.MODEL.RESNETS.RES5_DILATION, cfg.MODEL.BACKBONE.NAME
+    dilation, builder = cfg.MODEL.RESNETS.RES5_DILATION, backbone_name(cfg)
     if dilation not in (1, 2):
         raise UserError(f"MODEL.RESNETS.RES5_DILATION: {dilation}: write 1, or 2 for stride 16")
     if dilation == 2 and builder in BUILDERS and builder != PLAIN:
@@ -304,7 +305,7 @@ def _check_heads(cfg: CfgNode) -> None:
             raise UserError(f"{key}: {rotated}: rotated boxes are not supported; write {plain}")
     if not _has_roi_heads(cfg):
         return
-    builder, heads = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME
+    builder, heads = backbone_name(cfg), roi_heads_name(cfg)
     if heads == "Res5ROIHeads":
         fitting = "" if builder == C4 else f"MODEL.BACKBONE.NAME {C4} and "
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any, Dict, List
 from detectron2.config import CfgNode
 
 from ...errors import UserError, printable
+from ...registration import architecture_name
 from .dataset import ClassificationDataset, register, used
 from .folder_check import ImageFolder, examples, list_image_folder
 from .timm_dataset import TimmDataset
@@ -108,7 +109,7 @@ def register_image_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
         if isinstance(dataset, ImageFolderDataset):
             dataset.check_all_readable()
     check_same_classes(train + test)
-    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+    if architecture_name(cfg) == "ImageClassifier":
         _check_num_classes(cfg, train + test)
 
 

@@ -10,6 +10,8 @@ from detectron2.data import MetadataCatalog
 from ....data.class_names import ClassNames
 from ....modeling.resnets.shape import PLAIN_RESNETS
 from ....modeling.resnets.spec import backbone_spec
+from ....registration import backbone_name
+from ....solver.parameters import optimizer_name
 from .reasons import BACKBONES
 
 # Written whether or not they are Detectron2's defaults: without them the weights mean nothing.
@@ -32,7 +34,7 @@ def plain_config(cfg: CfgNode, weights: str, datasets: Tuple[Tuple[str, ...], ..
     plain = get_cfg()
     _take_over(plain, cfg)
     defaults = get_cfg()
-    if cfg.SOLVER.OPTIMIZER != "SGD":
+    if optimizer_name(cfg) != "SGD":
         plain.SOLVER = defaults.SOLVER
     plain.OUTPUT_DIR = defaults.OUTPUT_DIR
     plain.DATASETS.TRAIN, plain.DATASETS.TEST = datasets
@@ -42,7 +44,7 @@ def plain_config(cfg: CfgNode, weights: str, datasets: Tuple[Tuple[str, ...], ..
     model.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     model.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN)[::-1]
     model.PIXEL_STD = list(cfg.MODEL.PIXEL_STD)[::-1]
-    model.BACKBONE.NAME = BACKBONES[cfg.MODEL.BACKBONE.NAME]
+    model.BACKBONE.NAME = BACKBONES[backbone_name(cfg)]
     spec = backbone_spec(cfg)
     shape = PLAIN_RESNETS[spec.name.partition(".")[0]]
     model.RESNETS = defaults.MODEL.RESNETS

@@ -16,6 +16,7 @@ from ....modeling.resnets.spec import (
 )
 from ....modeling.retinanet import LastLevelP6P7WithoutReLU
 from ....pretraining.classifier import ImageClassifier
+from ....registration import backbone_name
 
 # Ours to Detectron2's, which put the same FPN on a ResNet.
 BACKBONES = {
@@ -54,7 +55,7 @@ def _reasons(cfg: CfgNode, model: nn.Module) -> Iterator[str]:
         yield (
             f"Detectron2 has no backbone like timm's {timm_name}, only {', '.join(PLAIN_RESNETS)}"
         )
-    if name not in BACKBONES:
+    if backbone_name(cfg) not in BACKBONES:
         yield (
             f"MODEL.BACKBONE.NAME {name} pads images to a multiple of its stride, and Detectron2's "
             f"ResNet without an FPN does not; {' and '.join(BACKBONES)} can be exported"
@@ -87,7 +88,7 @@ def _reasons_of_pyramid(cfg: CfgNode, model: nn.Module) -> Iterator[str]:
             "MODEL.RETINANET.P7_RELU is False, as in the published RetinaNet: Detectron2's has a "
             "ReLU between P6 and P7"
         )
-    if cfg.MODEL.BACKBONE.NAME == "build_timm_retinanet_fpn_backbone" and levels[-1] != "res5":
+    if backbone_name(cfg) == RETINANET_FPN and levels[-1] != "res5":
         yield f"Detectron2 makes P6 and P7 of res5, and MODEL.FPN.IN_FEATURES ends in {levels[-1]}"
 
 

@@ -11,6 +11,7 @@ from ....data.opening import is_image_folder
 from ....errors import UserError
 from ....evaluation.predictions import read_dataset_name
 from ....extensions import TASKS
+from ....registration import architecture_name
 from ..sample import make_configured
 from .source import (
     Source,
@@ -74,7 +75,7 @@ def open_dataset(
             "or --config-file FILE and --dataset NAME"
         )
     cfg = load_config(args.config_file, args.opts) if args.config_file or args.dataset else None
-    if cfg is not None and cfg.MODEL.META_ARCHITECTURE in TASKS:
+    if cfg is not None and architecture_name(cfg) in TASKS:
         raise UserError(
             f"{args.config_file} is of an image classifier, whose images have no boxes to show; "
             "name a detector's config (train_net.py draws a classifier's images into its "

@@ -1,0 +1,163 @@
+"""This project in one process with others: names in Detectron2's registries, keys of a config."""
+
+import itertools
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from rsb_d2 import Trainer, UserError, add_rsb_config
+from rsb_d2.modeling import build_timm_fpn_backbone
+from rsb_d2.solver import build_optimizer
+from tests.helpers.others import (
+    add_detic_config,
+    add_maskformer2_config,
+    add_model_ema_configs,
+)
+from tests.helpers.paths import ROOT
+
+OTHERS = [add_detic_config, add_maskformer2_config, add_model_ema_configs]
+
+# Both projects in one process, in the order that is given; prints what their configs build.
+PROGRAM = """
+import json, logging, sys
+sys.path.insert(0, sys.argv[1])
+logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from tests.helpers import others
+if sys.argv[2] == "ours":
+    import rsb_d2
+    others.register_detic(), others.register_image_classifier()
+else:
+    others.register_detic(), others.register_image_classifier()
+    import rsb_d2
+
+def build(name, *opts):
+    cfg = get_cfg()
+    others.add_detic_config(cfg)
+    rsb_d2.add_rsb_config(cfg)
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", name, "MODEL.DEVICE", "cpu", *opts])
+    rsb = ["INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53],
+           "MODEL.PIXEL_STD", [58.395, 57.12, 57.375]]
+    cfg.merge_from_list(rsb)
+    return type(build_backbone(cfg, ShapeSpec(channels=3))).__name__
+
+ours = ["MODEL.TIMM.NAME", "resnet10t", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
+fpn = ["MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]]
+built = [
+    build("build_timm_backbone"),
+    build("rsb_d2.build_timm_backbone", *ours),
+    build("build_timm_fpn_backbone", *ours, *fpn),
+    build("rsb_d2.build_timm_fpn_backbone", *ours, *fpn),
+    META_ARCH_REGISTRY.get("ImageClassifier").__module__,
+    META_ARCH_REGISTRY.get("rsb_d2.ImageClassifier").__module__,
+]
+from rsb_d2.engine.tasks import get_task
+cfg = get_cfg()
+rsb_d2.add_rsb_config(cfg)
+for name in ("ImageClassifier", "rsb_d2.ImageClassifier"):
+    cfg.MODEL.META_ARCHITECTURE = name
+    built.append(type(get_task(cfg)).__name__)
+print(json.dumps(built))
+"""
+
+
+@pytest.mark.parametrize("first", ["ours", pytest.param("theirs", marks=pytest.mark.slow)])
+def test_two_projects_with_the_same_names(first):
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, ROOT, first]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == [
+        *("DeticBackbone", "TimmBackbone", "FPN", "FPN"),
+        *("tests.helpers.others", "rsb_d2.pretraining.classifier"),
+        *("Task", "ClassificationTask"),
+    ]
+    lines = [line for line in result.stderr.splitlines() if "another project (" in line]
+    assert len(lines) == 2 and "rsb_d2.build_timm_backbone" in "".join(lines)
+
+
+def flat(node, prefix=""):
+    for name, value in node.items():
+        if isinstance(value, type(node)):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(OTHERS, 2)))
+def test_keys_of_other_projects_stay(order, caplog):
+    expected = get_cfg()
+    for add in order:
+        add(expected)
+    cfg = expected.clone()
+    with caplog.at_level(logging.WARNING):
+        add_rsb_config(cfg)
+    found = dict(flat(cfg))
+    assert {key: found[key] for key, _ in flat(expected)} == dict(flat(expected))
+    alone = get_cfg()
+    add_rsb_config(alone)
+    assert found.keys() == dict(flat(alone)).keys() | dict(flat(expected)).keys()
+    lines = [r.getMessage() for r in caplog.records if "another project" in r.getMessage()]
+    assert len(lines) == 1
+    differ = {k for k, v in flat(alone) if v != found[k]}
+    assert all((key in lines[0]) == (key in differ) for key in dict(flat(alone)))
+
+
+def test_adding_twice_changes_nothing(caplog):
+    cfg = get_cfg()
+    add_rsb_config(cfg)
+    cfg.merge_from_list(["MODEL.TIMM.NAME", "resnet10t", "SOLVER.OPTIMIZER", "LAMB"])
+    before = cfg.dump()
+    add_rsb_config(cfg)
+    cfg.freeze()
+    add_rsb_config(cfg)
+    assert cfg.dump() == before and not caplog.records
+
+
+def test_nothing_is_shared_between_configs():
+    first, second = get_cfg(), get_cfg()
+    for cfg in (first, second):
+        add_rsb_config(cfg)
+    first.MODEL.TIMM.OUT_FEATURES.append("res2")
+    assert second.MODEL.TIMM.OUT_FEATURES == []
+
+
+def test_a_value_in_place_of_a_node_is_an_error():
+    cfg = get_cfg()
+    cfg.INPUT.LSJ = True
+    with pytest.raises(UserError, match="INPUT.LSJ is True.*ENABLED") as e:
+        add_rsb_config(cfg)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "replace, build, key",
+    [
+        (add_detic_config, build_timm_fpn_backbone, "MODEL.TIMM.NAME"),
+        (add_detic_config, lambda cfg, _: Trainer(cfg), "MODEL.TIMM.NAME"),
+        (add_model_ema_configs, lambda cfg, _: Trainer(cfg), "MODEL_EMA.WARMUP"),
+    ],
+)
+def test_a_node_that_another_project_has_replaced_is_an_error(replace, build, key):
+    cfg = get_cfg()
+    add_rsb_config(cfg)
+    replace(cfg)
+    with pytest.raises(UserError, match=f"{key} is not in the config.*add_rsb_config") as e:
+        build(cfg, None)
+    assert "\n" not in str(e.value)
+    add_rsb_config(cfg)  # as the message says
+    assert cfg.MODEL.TIMM.NAME == "" and cfg.MODEL_EMA.WARMUP is False
+
+
+def test_the_optimizer_of_mask2former():
+    cfg = get_cfg()
+    add_maskformer2_config(cfg)
+    add_rsb_config(cfg)
+    optimizer = build_optimizer(cfg, torch.nn.Linear(2, 2))
+    assert isinstance(optimizer, torch.optim.AdamW)
