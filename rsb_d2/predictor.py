@@ -19,6 +19,7 @@ from .checkpoint import Checkpointer
 from .config.loading import load_config
 from .data.class_names import ClassNames, find_class_names
 from .errors import UserError
+from .evaluation.coco_evaluation import with_own_keypoints
 from .extensions import ACCELERATION, TASKS
 from .registration import architecture_name
 from .transfer import send_images
@@ -284,7 +285,7 @@ class Predictor:
 
 def to_coco(instances: Instances, image_id: int, class_ids: Sequence[int]) -> List[Dict[str, Any]]:
     """As :meth:`Predictor.to_coco`, with the ids of the classes as in the annotation file."""
-    results = instances_to_coco_json(instances, image_id)
+    results = instances_to_coco_json(with_own_keypoints(instances), image_id)
     for result in results:
         result["category_id"] = class_ids[result["category_id"]]
     return results

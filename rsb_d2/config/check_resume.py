@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _MATTERS = (
     *("MODEL.", "MODEL_EMA.", "INPUT.", "SOLVER.", "SEED", "DATALOADER.", "GLOBAL."),
     *("DATASETS.TRAIN", "DATASETS.CLASS_NAMES", "DATASETS.CLASS_IDS", "DATASETS.PROPOSAL_FILES_TR"),
+    "DATASETS.KEYPOINT_FLIP_PAIRS",
 )
 # ... but for these: where and how fast it runs, how long, what is kept of it and how it is
 # evaluated.

@@ -240,6 +240,10 @@ def _defaults() -> CN:
     # "train-{0000..0015}.tar"]. Each image has its place, so that order, kills and processes are as
     # for folders; what timm reads in one pass alone (tfds/, hfids/) is refused.
     cfg.DATASETS.TIMM = []
+    # Keypoints that change places when an image is flipped horizontally: [[left name, right name],
+    # ...]. []: those whose names differ only in left and right, or l and r, as left_eye and
+    # right_eye. Of the data sets in COCO_JSON, with MODEL.KEYPOINT_ON.
+    cfg.DATASETS.KEYPOINT_FLIP_PAIRS = []
     # Folder for what is read of annotation files once and then taken from there, at every start and
     # by all processes; "" is a folder below $FVCORE_CACHE (by default ~/.torch/iopath_cache), "off"
     # none: each process then reads each file itself.

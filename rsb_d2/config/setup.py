@@ -30,6 +30,7 @@ from ..solver.epochs import is_by_epochs, resolve_epochs
 from .check_best_metric import check_best_metric
 from .check_datasets import check_datasets, check_other_datasets
 from .check_device import check_amp, check_compiler, check_device
+from .check_keypoints import resolve_keypoints
 from .check_resume import check_resumed_config
 from .check_values import check_schedule, check_values
 from .check_weights import check_weights
@@ -67,6 +68,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         check_datasets(cfg, args.eval_only)
         task.check_data(cfg, args.eval_only)
         fill_class_names(cfg)
+        resolve_keypoints(cfg, args.eval_only)
         if cfg.TEST.AUG.ENABLED:
             check_tta(cfg)
         check_average(cfg)

@@ -91,10 +91,13 @@ def _usable_mask(segmentation: Any, size: List[int]) -> Any:
     return None
 
 
-def fill_in(annotations: Annotations, new_ids: Iterator[int]) -> Dict[str, int]:
+def fill_in(
+    annotations: Annotations, new_ids: Iterator[int], num_keypoints: Dict[int, int | None]
+) -> Dict[str, int]:
     """Give each annotation what the readers need, in place. Returns how often, by kind.
 
     The new ids, above 0 and those of all annotations, are for annotations without one above 0.
+    The numbers of keypoints are those of the categories, None where a category has any.
     """
     changed = Counter()
     for annotation in annotations:
@@ -111,17 +114,18 @@ def fill_in(annotations: Annotations, new_ids: Iterator[int]) -> Dict[str, int]:
         if not (is_finite(area) and 0 <= area <= _MAX_AREA):
             annotation["area"] = min(_area(annotation), _MAX_AREA)
             changed["'area' filled in"] += 1
-        if "keypoints" in annotation and not _are_keypoints(annotation["keypoints"]):
+        number = num_keypoints[annotation["category_id"]]
+        if "keypoints" in annotation and not _are_keypoints(annotation["keypoints"], number):
             del annotation["keypoints"]
             changed["keypoints that cannot be used taken out"] += 1
     return changed
 
 
-def _are_keypoints(keypoints: Any) -> bool:
-    """Whether this is [x, y, visibility, ...], all finite."""
-    return (
-        isinstance(keypoints, list) and len(keypoints) % 3 == 0 and all(map(is_finite, keypoints))
-    )
+def _are_keypoints(keypoints: Any, number: int | None) -> bool:
+    """Whether this is [x, y, visibility, ...], all finite, for none or so many keypoints."""
+    if not isinstance(keypoints, list) or not all(map(is_finite, keypoints)):
+        return False
+    return len(keypoints) % 3 == 0 if number is None else len(keypoints) in (0, 3 * number)
 
 
 def _area(annotation: Dict[str, Any]) -> float:

@@ -8,7 +8,8 @@ which evaluation reads: the ground truth is the same for the two. The user's fil
 """
 
 import os
-from typing import Any, List, Tuple
+from collections.abc import Sequence
+from typing import Any, Dict, List, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,6 +22,13 @@ from .cache.annotation_cache import CHECKED, CHECKED_WITH_MASKS, AnnotationSourc
 from .cache.checked import CheckedCocoJson
 from .cache.records import PackedRecords
 from .cache.selection import say_messages, set_coco_metadata
+from .keypoints import (
+    check_flip_pairs,
+    common_keypoints,
+    connection_rules,
+    flip_pairs,
+    unpaired_names,
+)
 from .opening import configure_storages
 
 # The key that says how many classes a meta architecture has. One that is not here (ProposalNetwork,
@@ -52,7 +60,8 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
         UserError: if an entry has the wrong shape or a name that is taken; if a file cannot be
             used (``coco_check.py`` says when); if the data sets used differ in their categories;
             if the model's number of classes is not theirs; if there is nothing to train on or
-            to evaluate with.
+            to evaluate with; with ``MODEL.KEYPOINT_ON``, if their categories do not name the same
+            keypoints.
     """
     folder = cache_folder(cfg.DATASETS.CACHE)
     configure_storages(cfg)
@@ -73,6 +82,11 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
     _check_something_to_evaluate(test)
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
         _check_masks_are_polygons(train)
+    if cfg.MODEL.KEYPOINT_ON:
+        for dataset in train + test:
+            dataset.set_keypoints(cfg.DATASETS.KEYPOINT_FLIP_PAIRS)
+        _check_keypoints_are_visible(train)
+        _check_sides(cfg, train)
 
 
 class CocoJsonDataset:
@@ -100,6 +114,7 @@ class CocoJsonDataset:
         self.checked: CheckedCocoJson | None = None
         self._records: PackedRecords | None = None
         self._checked_as: Tuple | None = None
+        self._keypoint_metadata: Dict[str, Any] = {}
 
     def __call__(self) -> PackedRecords:
         """Return Detectron2's dicts, each of which is made when it is asked for."""
@@ -143,6 +158,40 @@ class CocoJsonDataset:
         metadata.thing_dataset_id_to_contiguous_id = {
             category_id: i for i, category_id in enumerate(self.checked.category_ids)
         }
+        metadata.set(**self._keypoint_metadata)
+
+    def set_keypoints(self, pairs: Sequence[Sequence[str]]) -> None:
+        """Set the metadata that Detectron2 asks for where keypoints are trained; needs the check.
+
+        Args:
+            pairs (sequence of pairs): ``DATASETS.KEYPOINT_FLIP_PAIRS``; empty for those that the
+                names of the keypoints tell.
+
+        Raises:
+            UserError: if the categories do not have one list of keypoints, or if the pairs do not
+                fit it.
+        """
+        checked, metadata = self.checked, MetadataCatalog.get(self.name)
+        rows = zip(checked.category_names, checked.keypoints, checked.skeletons)
+        try:
+            found = common_keypoints([dict(name=n, keypoints=k, skeleton=s) for n, k, s in rows])
+        except UserError as e:
+            raise UserError(f"data set {self.name}: {self.json_file}: {e}") from None
+        check_flip_pairs(pairs, found.names)
+        self._keypoint_metadata = {
+            "keypoint_names": found.names,
+            "keypoint_flip_map": [tuple(p) for p in pairs] or flip_pairs(found.names),
+            "keypoint_connection_rules": connection_rules(found),
+        }
+        for key in self._keypoint_metadata:
+            if hasattr(metadata, key):  # an attribute cannot be set to another value
+                delattr(metadata, key)
+        metadata.set(**self._keypoint_metadata)
+
+    @property
+    def num_visible_keypoints(self) -> int:
+        """int: of all objects; needs the check."""
+        return int(self._records.visible_keypoints().sum())
 
 
 # ---- entries ----
@@ -259,4 +308,28 @@ def _check_masks_are_polygons(train: List[CocoJsonDataset]) -> None:
             raise UserError(
                 f"{dataset.name} has {dataset.checked.num_rle_objects} masks in RLE, which "
                 "INPUT.MASK_FORMAT polygon cannot train on; write INPUT.MASK_FORMAT bitmask"
+            )
+
+
+def _check_keypoints_are_visible(train: List[CocoJsonDataset]) -> None:
+    if train and not any(d.num_visible_keypoints for d in train):
+        raise UserError(
+            f"MODEL.KEYPOINT_ON: no object in {first(d.name for d in train)} has a keypoint whose "
+            "visibility is above 0, so there is nothing to learn; check the 'keypoints' of the "
+            "annotations, [x, y, visibility, ...]"
+        )
+
+
+def _check_sides(cfg: CfgNode, train: List[CocoJsonDataset]) -> None:
+    if cfg.INPUT.RANDOM_FLIP != "horizontal" or cfg.DATASETS.KEYPOINT_FLIP_PAIRS:
+        return
+    for dataset in train:
+        metadata = MetadataCatalog.get(dataset.name)
+        unpaired = unpaired_names(metadata.keypoint_names, metadata.keypoint_flip_map)
+        if unpaired:
+            raise UserError(
+                f"INPUT.RANDOM_FLIP is horizontal, but of the keypoints of {dataset.name}, "
+                f"{first(unpaired)} have no counterpart on the other side; write "
+                "DATASETS.KEYPOINT_FLIP_PAIRS [[left name, right name], ...] or INPUT.RANDOM_FLIP "
+                "none"
             )

@@ -16,6 +16,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
 from ..checkpoint import Checkpointer, files_of_run, remove_leftovers, set_aside
 from ..checkpoint.run_folder import CONFIG_KEY
+from ..config.check_keypoints import check_keypoints
 from ..config.defaults import check_has_keys
 from ..config.paths import expand_paths
 from ..data.class_names import stored_class_names
@@ -73,6 +74,8 @@ class Trainer(DefaultTrainer):
         self._process_states: List[Dict[str, Any]] = []
         self._has_failed = False
         self._earlier_files = files_of_run(cfg.OUTPUT_DIR)  # before this run has any
+        if type(self).build_train_loader.__func__ is Trainer.build_train_loader.__func__:
+            check_keypoints(cfg)
         if type(self).build_evaluator.__func__ is Trainer.build_evaluator.__func__:
             convert_test_sets(cfg)
         super().__init__(cfg)

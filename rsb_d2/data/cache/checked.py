@@ -41,6 +41,8 @@ class CheckedCocoJson(NamedTuple):
         category_ids (List[int]): ascending.
         num_objects (int): the annotations that can be learned or found: all but crowds.
         num_rle_objects (int): those of them whose mask is an RLE, not polygons.
+        keypoints (List[Any]): what each category has as ``keypoints``, or None.
+        skeletons (List[Any]): what each category has as ``skeleton``, or None.
     """
 
     json_file: str
@@ -48,6 +50,8 @@ class CheckedCocoJson(NamedTuple):
     category_ids: List[int]
     num_objects: int
     num_rle_objects: int
+    keypoints: List[Any]
+    skeletons: List[Any]
 
 
 def check_coco_json(
@@ -80,15 +84,17 @@ def check_coco_json(
 
     ids = sorted(category["id"] for category in categories)
     packer = RecordPacker(images, {c: i for i, c in enumerate(ids)}, spool)
-    check = _AnnotationCheck(content, json_file, images, set(ids), with_masks)
+    categories = sorted(categories, key=lambda category: category["id"])
+    check = _AnnotationCheck(content, json_file, images, categories, with_masks)
     check.run(packer.add)
-    names = {category["id"]: category["name"] for category in categories}
     checked = CheckedCocoJson(
         json_file=check.copy.path or json_file,
-        category_names=[names[i] for i in ids],
+        category_names=[category["name"] for category in categories],
         category_ids=ids,
         num_objects=check.num_objects,
         num_rle_objects=check.num_rle_objects,
+        keypoints=[category.get("keypoints") for category in categories],
+        skeletons=[category.get("skeleton") for category in categories],
     )
     return checked, check.messages, packer
 
@@ -135,13 +141,14 @@ class _AnnotationCheck:
         content: AnnotationFile,
         json_file: str,
         images: List[ImageRecord],
-        category_ids: set,
+        categories: List[Dict[str, Any]],
         with_masks: bool,
     ):
         self._content = content
         self._json_file = json_file
         self._sizes = {image.id: [image.height, image.width] for image in images}
-        self._category_ids = category_ids
+        self._category_ids = {category["id"] for category in categories}
+        self._num_keypoints = {c["id"]: _num_keypoints(c) for c in categories}
         self._with_masks = with_masks
         self._dropped: Dict[str, List[int]] = {}
         self._without_mask: List[int] = []
@@ -173,7 +180,7 @@ class _AnnotationCheck:
     def _correct(self, chunk: Annotations) -> Tuple[Annotations, bool]:
         kept, dropped = drop_bad_boxes(chunk, self._sizes)
         kept, without_mask, changed = correct_masks(kept, self._sizes, self._with_masks)
-        changed.update(fill_in(kept, self._new_ids))
+        changed.update(fill_in(kept, self._new_ids, self._num_keypoints))
         for reason, ids in dropped.items():
             self._dropped.setdefault(reason, []).extend(ids)
         self._without_mask += without_mask
@@ -204,6 +211,12 @@ class _AnnotationCheck:
         ids = (a.get("id") for chunk in self._content.chunks("annotations") for a in chunk)
         largest = max((i for i in ids if type(i) is int), default=0)
         yield from itertools.count(max(largest, 0) + 1)
+
+
+def _num_keypoints(category: Dict[str, Any]) -> int | None:
+    """How many keypoints an object of a category has; None if the category does not name them."""
+    names = category.get("keypoints")
+    return len(names) if isinstance(names, list) and names else None
 
 
 class _CorrectedCopy:
