@@ -126,7 +126,7 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
 
 
 def _drawn_metadata(dataset_name: str) -> Metadata:
-    """The names of a data set's classes, with colours that differ."""
+    """The names of a data set's classes and keypoints, with colours that differ."""
     metadata = MetadataCatalog.get(dataset_name)
     things, stuff = (list(metadata.get(f"{kind}_classes", ())) for kind in ("thing", "stuff"))
     return Metadata(
@@ -134,6 +134,8 @@ def _drawn_metadata(dataset_name: str) -> Metadata:
         thing_colors=class_colors(len(things)),
         stuff_classes=stuff,
         stuff_colors=metadata.get("stuff_colors") or class_colors(len(stuff)),
+        keypoint_names=metadata.get("keypoint_names"),
+        keypoint_connection_rules=metadata.get("keypoint_connection_rules"),
     )
 
 
