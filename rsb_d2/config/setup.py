@@ -141,8 +141,9 @@ def _num_training_images(cfg: CfgNode) -> int:
 def _escape_in_logs() -> None:
     """Let the log's streams escape what they cannot encode, such as names that are not UTF-8."""
     for handler in logging.getLogger("rsb_d2").handlers:
-        if hasattr(getattr(handler, "stream", None), "reconfigure"):
-            handler.stream.reconfigure(errors="backslashreplace")
+        stream = getattr(handler, "stream", None)
+        if hasattr(stream, "reconfigure") and not stream.closed:
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _set_earlier_run_aside(cfg: CfgNode) -> None:
