@@ -1,5 +1,6 @@
 """The data sets of a config: registered, there, and with as many classes as the model."""
 
+import os
 from typing import List, Tuple
 
 from detectron2.config import CfgNode
@@ -77,6 +78,8 @@ def _check_files(split: str, name: str) -> None:
     ]
     for what, path in files:
         is_there = PathManager.exists if what.endswith("file") else is_image_folder
+        # register_coco_instances takes paths, too.
+        path = os.fspath(path or "")
         if path and "://" not in path and not is_there(path):
             raise UserError(
                 f"DATASETS.{split}: {name} has its {what} at {path}, where there is none; put the "
