@@ -11,7 +11,7 @@ import math
 from typing import Any, Iterable, List, NamedTuple
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -19,12 +19,17 @@ from detectron2.modeling import (
     PROPOSAL_GENERATOR_REGISTRY,
     ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
 )
+from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from detectron2.solver import build_lr_scheduler
 
+from ..data.order import SAMPLERS
 from ..errors import UserError
 from ..solver.epochs import is_by_epochs
+from .defaults import add_rsb_config
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +149,29 @@ _RANGES_OF_TRAINING = {
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "VIS_PERIOD": _NOT_NEGATIVE,
 }
+# Of all keys of a name below MODEL: what Detectron2 takes, and makes a wrong model or loss of.
+_RANGES_OF_MODEL = {
+    "BBOX_REG_WEIGHTS": _POSITIVE,
+    "BBOX_REG_LOSS_WEIGHT": _NOT_NEGATIVE,
+    "CONV_DIM": _COUNT,
+    "CONVS_DIM": _COUNT,
+    "COMMON_STRIDE": _COUNT,
+    "FC_DIM": _COUNT,
+    "INSTANCE_LOSS_WEIGHT": _NOT_NEGATIVE,
+    "LOSS_WEIGHT": _NOT_NEGATIVE,
+    "NUM_CONV": _NOT_NEGATIVE,
+    "NUM_CONVS": _NOT_NEGATIVE,
+    "NUM_FC": _NOT_NEGATIVE,
+    "NUM_KEYPOINTS": _COUNT,
+    "OUT_CHANNELS": _COUNT,
+    "POOLER_RESOLUTION": _COUNT,
+    "POOLER_SAMPLING_RATIO": _NOT_NEGATIVE,
+    "SMOOTH_L1_BETA": _NOT_NEGATIVE,
+    "SMOOTH_L1_LOSS_BETA": _NOT_NEGATIVE,
+    "STAGE_LOSS_WEIGHTS": _NOT_NEGATIVE,
+}
+# Beside those whose default is None: Detectron2's optimizers take SOLVER.WEIGHT_DECAY and BASE_LR.
+_MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_NORM", "SOLVER.BIAS_LR_FACTOR")
 _CHOICES = {
     "INPUT.CLASSIFIER.INTERPOLATION": ("bicubic", "bilinear", "random"),
     "MODEL.CLASSIFIER.LOSS": ("bce", "ce"),
@@ -151,6 +179,7 @@ _CHOICES = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "DATALOADER.SAMPLER_TRAIN": SAMPLERS,
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
     "SOLVER.DECAY_FILTER": ("auto", "detectron2", "timm"),
@@ -164,6 +193,9 @@ _REGISTRIES = {
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
     "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
 
 
@@ -180,8 +212,12 @@ def check_values(cfg: CfgNode, eval_only: bool) -> None:
         UserError: for the first value that cannot be used: it names the key, the value and what
             to write instead.
     """
+    check_no_key_is_empty(cfg)
     for key, range_ in {**_RANGES, **({} if eval_only else _RANGES_OF_TRAINING)}.items():
         _check_range(cfg, key, range_)
+    for node, keys in cfg.MODEL.items():
+        for name in _RANGES_OF_MODEL.keys() & keys.keys() if isinstance(keys, CfgNode) else ():
+            _check_range(cfg, f"MODEL.{node}.{name}", _RANGES_OF_MODEL[name])
     for key, choices in _CHOICES.items():
         _check_choice(key, _value(cfg, key), choices)
     for key, registry in _REGISTRIES.items():
@@ -199,6 +235,33 @@ def check_values(cfg: CfgNode, eval_only: bool) -> None:
         _check_training_sizes(cfg)
         if not is_by_epochs(cfg):  # otherwise where the data is known
             check_schedule(cfg)
+
+
+def check_no_key_is_empty(cfg: CfgNode) -> None:
+    """Check that no key is None, which yacs lets any key be, unless that means something.
+
+    Args:
+        cfg (CfgNode): not changed; keys that are not of Detectron2 or this project are passed over.
+
+    Raises:
+        UserError: for the first key that is None or has None in a list.
+    """
+    defaults = get_cfg()
+    add_rsb_config(defaults)
+    _check_not_empty(cfg, defaults, "")
+
+
+def _check_not_empty(cfg: CfgNode, defaults: CfgNode, prefix: str) -> None:
+    for name, default in defaults.items():
+        key, value = prefix + name, cfg.get(name, default)
+        if isinstance(default, CfgNode) and isinstance(value, CfgNode):
+            _check_not_empty(value, default, f"{key}.")
+        elif None in _flat(value) and default is not None and key not in _MAY_BE_NONE:
+            what = "is empty (None)" if value is None else f"has an empty item: {value!r}"
+            as_default = (
+                "" if isinstance(default, CfgNode) else f", such as the default {default!r}"
+            )
+            raise UserError(f"{key} {what}; write a value{as_default}, or leave the key out")
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

@@ -19,7 +19,7 @@ from ..data import register_coco_json
 from ..data.class_names import fill_class_names
 from ..data.loader import epoch_size
 from ..data.stock.layouts import check_layouts
-from ..engine.tasks import get_task
+from ..engine.tasks import get_task, remember_checked
 from ..errors import UserError, is_utf8, printable
 from ..evaluation.tta import check_tta
 from ..extensions import DATASET_SOURCES
@@ -89,6 +89,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if not (args.eval_only or (args.resume and has_run(cfg.OUTPUT_DIR))):
             _set_earlier_run_aside(cfg)
         cfg.freeze()
+        remember_checked(cfg)
         written = _of_evaluation(cfg) if args.eval_only else cfg
         default_setup(written, args)
         setup_logger(written.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rsb_d2")

@@ -18,6 +18,9 @@ from .cache.records import PackedRecords
 from .cache.selection import JoinedRecords, repeat_factors
 from .images import BadImageError, image_size
 
+# What DATALOADER.SAMPLER_TRAIN may name.
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+
 # A place in the stream of the sampler, counted from 0, and the index of the record there.
 Place = Tuple[int, int]
 
@@ -55,10 +58,7 @@ def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
             len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed
         )
     else:
-        raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN is {name!r}; write TrainingSampler, "
-            "RepeatFactorTrainingSampler or RandomSubsetTrainingSampler"
-        )
+        raise UserError(f"DATALOADER.SAMPLER_TRAIN is {name!r}; write {' or '.join(SAMPLERS)}")
     # Detectron2's samplers give each process every N-th index. Here the batches are made before
     # they are shared out, so that their order does not depend on the number of processes.
     sampler._rank, sampler._world_size = 0, 1

@@ -1,14 +1,15 @@
 """Kinds of training: what a meta architecture needs around its model and Detectron2's trainer."""
 
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, List, Sequence
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
 from torch import nn
 
 from ..config import add_rsb_config
+from ..config.check_model import build_and_try, check_model
+from ..config.check_values import check_values
+from ..config.defaults import check_has_keys
 from ..config.stock.follow import follow_stock_keys
 from ..data.loader import (
     TrainLoader,
@@ -18,7 +19,6 @@ from ..data.loader import (
 )
 from ..errors import UserError
 from ..extensions import ACCELERATION, EVALUATORS, TASKS
-from ..modeling.resnets.spec import check_features
 from ..registration import architecture_name
 from .pictures import PictureWriter
 from .validation import build_validation_loader
@@ -69,13 +69,16 @@ class Task:
                     )
 
     def check_model(self, cfg: CfgNode, eval_only: bool) -> None:
-        """Check that the model can be built.
+        """Check that the model, its optimizer and what else is built without data can be built.
 
         Raises:
-            UserError: if it cannot.
+            UserError: if one cannot, or if the model fails with a batch.
         """
-        backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
-        check_features(cfg, list(backbone.output_shape()))
+        check_model(cfg, eval_only, self.build_and_try)
+
+    def build_and_try(self, cfg: CfgNode, eval_only: bool) -> nn.Module:
+        """Build the model and run it on a small batch, as a check; returns the model."""
+        return build_and_try(cfg, eval_only)
 
     def records(self, cfg: CfgNode, split: str) -> Sequence[dict]:
         """Return the records that losses are computed on, of ``"TRAIN"`` or ``"TEST"``."""
@@ -113,3 +116,29 @@ def get_task(cfg: CfgNode) -> Task:
     """Return the kind of training of a config, by its ``MODEL.META_ARCHITECTURE``."""
     name = architecture_name(cfg)
     return TASKS.get(name)() if name in TASKS else Task()
+
+
+_checked: List[CfgNode] = []
+
+
+def remember_checked(cfg: CfgNode) -> None:
+    """Let :func:`check_config` pass over a config that was checked in more than it checks."""
+    _checked[:] = [cfg.clone()]
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check the values and the model of a config that a script has made.
+
+    Args:
+        cfg (CfgNode): not changed.
+
+    Raises:
+        UserError: for a mistake in it.
+    """
+    if _checked == [cfg]:
+        return
+    check_has_keys(cfg, "")
+    check_values(cfg, eval_only=False)
+    task = get_task(cfg)
+    task.check_config(cfg)
+    task.check_model(cfg, eval_only=False)

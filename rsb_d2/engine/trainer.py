@@ -17,7 +17,6 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from ..checkpoint import Checkpointer, files_of_run, remove_leftovers, set_aside
 from ..checkpoint.run_folder import CONFIG_KEY
 from ..config.check_keypoints import check_keypoints
-from ..config.defaults import check_has_keys
 from ..config.paths import expand_paths
 from ..data.class_names import stored_class_names
 from ..data.loader import TrainLoader, epoch_size
@@ -45,7 +44,7 @@ from .exchange import LossNotFinite, use_exchange
 from .resume import gather_process_states, set_process_state, share_buffers
 from .signals import Interrupted, SignalWatch
 from .speed import prepare_for_training
-from .tasks import get_task
+from .tasks import check_config, get_task
 from .validation import ValidationLoss
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class Trainer(DefaultTrainer):
     stopped_early = False
 
     def __init__(self, cfg: CfgNode):
-        check_has_keys(cfg, "")
+        check_config(cfg)
         cfg = expand_paths(cfg)
         self.signals = SignalWatch(comm.get_world_size())
         self._process_states: List[Dict[str, Any]] = []

@@ -19,6 +19,7 @@ from ..modeling.resnets.spec import (
     PLAIN,
     RETINANET_FPN,
     backbone_spec,
+    check_heads,
     is_c4,
     stride_in_1x1_message,
 )
@@ -74,6 +75,7 @@ def with_rsb_backbone(cfg: CfgNode, weights: str = "") -> CfgNode:
         cfg.MODEL.BACKBONE.NAME = reachable_name(BACKBONE_REGISTRY, builder)
     if builder == C4 and is_c4(cfg):
         cfg.MODEL.ROI_HEADS.NAME = reachable_name(ROI_HEADS_REGISTRY, C4_HEADS)
+    check_heads(cfg)
     spec = backbone_spec(cfg)
     write_spec(cfg, spec)
     if cfg.MODEL.RESNETS.STRIDE_IN_1X1:

@@ -1,9 +1,10 @@
 """The registered builders: the only place in modeling that reads a config."""
 
+import logging
 from typing import List, Sequence, Tuple
 
 import timm
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
@@ -17,6 +18,12 @@ from ..registration import register
 from .resnets.spec import backbone_spec
 from .retinanet import LastLevelP6P7WithoutReLU
 from .timm_backbone import TimmBackbone
+
+logger = logging.getLogger(__name__)
+
+_DEFAULTS = get_cfg().MODEL
+# Of Detectron2's own weights: of BGR, with the standard deviation in their first layer or outside.
+_STOCK_MEAN, _STOCK_STDS = _DEFAULTS.PIXEL_MEAN, (_DEFAULTS.PIXEL_STD, [57.375, 57.12, 58.395])
 
 # Gray levels of 255. Room for figures rounded to one decimal; a swapped channel differs by 1.
 _PIXEL_TOLERANCE = 0.1
@@ -43,6 +50,12 @@ def check_pixel_format(cfg: CfgNode, name: str) -> None:
         f"INPUT: {{FORMAT: RGB}} and "
         f"MODEL: {{PIXEL_MEAN: {_rounded(mean)}, PIXEL_STD: {_rounded(std)}}}"
     )
+
+
+def has_default_pixels(cfg: CfgNode) -> bool:
+    """Whether a config feeds images as Detectron2's defaults and its own weights have them."""
+    pixels = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    return pixels in [("BGR", _STOCK_MEAN, std) for std in _STOCK_STDS]
 
 
 def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
@@ -99,26 +112,39 @@ def _rounded(values: List[float]) -> List[float]:
 
 
 @register(BACKBONE_REGISTRY, waits=True)  # Detic has one of this name
-def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> TimmBackbone:
     """Build the plain timm backbone that a config describes: :func:`.resnets.spec.backbone_spec`.
 
+    Only keys of the backbone are looked at; those of the heads are checked with the config.
+
     Args:
-        cfg (CfgNode): a config with the keys of :func:`rsb_d2.add_rsb_config`.
-        input_shape (ShapeSpec): of the images; only ``channels`` counts.
+        cfg (CfgNode): a config with the keys of :func:`rsb_d2.add_rsb_config`; not changed.
+        input_shape (ShapeSpec or None): of the images; only ``channels`` counts. ``None``: as many
+            as ``MODEL.PIXEL_MEAN`` has values.
 
     Raises:
         UserError: if the config lacks keys of :func:`rsb_d2.add_rsb_config`, if the model is
             unknown or lacks a feature, if keys contradict each other or cannot be carried over to
-            timm, or if the images that the config feeds are not in the format of the model.
+            timm, or if the images that the config feeds are in neither the format of the model
+            nor, which is warned of, Detectron2's default.
     """
     check_has_keys(cfg)
     spec = backbone_spec(cfg)
-    check_pixel_format(cfg, name_of_weights(cfg.MODEL.WEIGHTS, spec.name))
-    return TimmBackbone(**spec._asdict(), in_channels=input_shape.channels)
+    channels = input_shape.channels if input_shape else len(cfg.MODEL.PIXEL_MEAN)
+    backbone = TimmBackbone(**spec._asdict(), in_channels=channels)
+    name = name_of_weights(cfg.MODEL.WEIGHTS, spec.name)
+    if not has_default_pixels(cfg):
+        check_pixel_format(cfg, name)
+    elif not pixels_fit(name, cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD):
+        logger.warning(
+            "INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD have Detectron2's defaults, for "
+            f"which timm's weights of {name} were not trained."
+        )
+    return backbone
 
 
 @register(BACKBONE_REGISTRY)
-def build_timm_c4_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+def build_timm_c4_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> TimmBackbone:
     """Build a timm backbone up to res4, for ROI heads with res5 in them.
 
     Arguments and errors as :func:`build_timm_backbone`.
@@ -138,7 +164,7 @@ def _build_fpn(cfg: CfgNode, bottom_up: TimmBackbone, top_block: nn.Module) -> F
 
 
 @register(BACKBONE_REGISTRY)
-def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> FPN:
     """Build the stock FPN on a timm backbone: p2 ... p5 and p6, p5 max-pooled, as in Faster R-CNN.
 
     Arguments and errors as :func:`build_timm_backbone`.
@@ -147,7 +173,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 @register(BACKBONE_REGISTRY)
-def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> FPN:
     """Build the stock FPN on a timm backbone: p3 ... p5, and p6, p7 from res5, as in RetinaNet.
 
     ``RETINANET.P7_RELU`` says whether there is a ReLU between p6 and p7. Arguments and errors as

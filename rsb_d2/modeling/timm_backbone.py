@@ -1,7 +1,8 @@
 """timm's feature extractors in the shape of a Detectron2 backbone."""
 
 import difflib
-import logging
+from collections.abc import Hashable
+from itertools import chain
 from typing import Dict, List, Sequence, Set, Tuple
 
 import timm
@@ -15,8 +16,6 @@ from torch.func import functional_call
 from ..errors import UserError
 from .fold_norm import fold_norms_in_training
 from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
-
-logger = logging.getLogger(__name__)
 
 # Detectron2's names of the stages and their strides, as its stock YAML files use them. The stem
 # here is timm's: the features before the max-pooling, where Detectron2's ResNet has them after it.
@@ -58,7 +57,9 @@ class TimmBackbone(Backbone):
 
         Raises:
             UserError: if timm has no such model, if it has no hierarchical features or not the
-                wanted ones, if it cannot be dilated, or if an argument is out of its range.
+                wanted ones, if it takes images of some sizes only or gives features of other sizes
+                than their strides say, if it cannot be dilated, or if an argument is out of its
+                range.
         """
         super().__init__()
         _check_arguments(out_features, norm, freeze_at, res5_dilation)
@@ -78,6 +79,7 @@ class TimmBackbone(Backbone):
         self._out_feature_strides = {f: strides[i] for f, i in index.items()}
         self._out_feature_channels = {f: channels[i] for f, i in index.items()}
         self._channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC
+        self._check_sizes((name, *self._out_features, in_channels, res5_dilation))
 
         # Frozen before the norm layers are replaced: the names of the parameters tell the stages.
         frozen = self._parameters_up_to(freeze_at, in_channels) if freeze_at else set()
@@ -119,6 +121,38 @@ class TimmBackbone(Backbone):
         """
         return fold_norms_in_training(self.body, self._in_channels)
 
+    def _check_sizes(self, key: Hashable) -> None:
+        """Check that images of a detector's sizes give features of height and width / stride.
+
+        On the meta device, which costs no arithmetic, and once in a process for each ``key``.
+        """
+        if key in _OF_ANY_SIZE:
+            return
+        height, width = _TRIED_SIZE
+        was_training = self.training
+        image = torch.empty(1, self._in_channels, height, width, device="meta")
+        tensors = dict(chain(self.named_parameters(), self.named_buffers()))
+        tensors = {n: t.detach().to("meta") for n, t in tensors.items()}
+        try:
+            with torch.no_grad():
+                features = functional_call(self.eval(), tensors, (image,))
+        except Exception as e:  # whatever an architecture makes of a size that it does not take
+            reason = " ".join(str(e).split()) or type(e).__name__
+            raise UserError(
+                f"MODEL.TIMM.NAME: {self.name!r} does not take images of any size, as a detector "
+                f"needs (at {height} x {width}: {reason[:200]}); take a model such as 'resnet50'"
+            ) from e
+        self.train(was_training)
+        for name, feature in features.items():
+            stride, (h, w) = self._out_feature_strides[name], feature.shape[2:]
+            if (h * stride, w * stride) != (height, width):
+                raise UserError(
+                    f"MODEL.TIMM.NAME: the {name} of {self.name!r} has {h} x {w} cells for images "
+                    f"of {height} x {width}, not the {height // stride} x {width // stride} of its "
+                    f"stride {stride}, which FPN and anchors need; take a model such as 'resnet50'"
+                )
+        _OF_ANY_SIZE.add(key)
+
     def _parameters_up_to(self, freeze_at: int, in_channels: int) -> Set[str]:
         """Names of the parameters that stages 1 to ``freeze_at`` compute with."""
         wanted_stride = 2**freeze_at
@@ -139,6 +173,9 @@ class TimmBackbone(Backbone):
 
 
 _STAGE_OF_STRIDE = {stride: name for name, stride in FEATURE_STRIDES.items()}
+# No square, and 9 and 11 at stride 32: no window or fixed grid of an architecture divides both.
+_TRIED_SIZE = (288, 352)
+_OF_ANY_SIZE: Set[Hashable] = set()
 
 
 def parameters_by_modules(net: nn.Module, index: int) -> List[str] | None:
@@ -291,7 +328,7 @@ def _create_feature_net(name: str, in_channels: int, **kwargs) -> nn.Module:
         try:
             return timm.create_model(name, strict_img_size=False, **kwargs)
         except TypeError:  # the architecture has no such option
-            logger.warning(f"timm's {name} takes images of one size only; a detector varies it.")
+            pass
     try:
         return timm.create_model(name, **kwargs)
     except (RuntimeError, AttributeError, AssertionError) as e:

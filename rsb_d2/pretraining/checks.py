@@ -3,6 +3,7 @@
 import logging
 from typing import Any, Dict
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
@@ -85,22 +86,30 @@ def check_data(cfg: CfgNode, eval_only: bool) -> None:
                 )
 
 
-def check_network(cfg: CfgNode, eval_only: bool) -> None:
-    """Build the classifier and throw it away.
+def try_network(cfg: CfgNode, eval_only: bool) -> ImageClassifier:
+    """Build the classifier on the meta device, and run it on images of the sizes of a config.
 
     Args:
         cfg (CfgNode): with checked values.
-        eval_only (bool): leave out how batches are made.
+        eval_only (bool): leave out the size of training, and how batches are made.
+
+    Returns:
+        ImageClassifier: without values.
 
     Raises:
-        UserError: if it cannot be built.
+        UserError: if batches cannot be made.
     """
-    ImageClassifier(cfg)
+    images, channels = cfg.INPUT.CLASSIFIER, len(cfg.MODEL.PIXEL_MEAN)
+    with torch.device("meta"), torch.no_grad():
+        model = ImageClassifier(cfg).eval()
+        for size in {images.TEST_SIZE, images.TEST_SIZE if eval_only else images.TRAIN_SIZE}:
+            model.network(torch.empty(2, channels, size, size))
     # Detectron2 changes the batch with the number of processes where the config names one.
     if not (eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
         mix_group(cfg, cfg.SOLVER.IMS_PER_BATCH)
     if not eval_only:
         build_sampler(cfg, num_images=1, seed=0)
+    return model
 
 
 def _node(cfg: CfgNode, key: str) -> Dict[str, Any]:

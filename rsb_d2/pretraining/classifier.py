@@ -138,11 +138,6 @@ class ImageClassifier(nn.Module):
         }
 
     @property
-    def backbone(self) -> nn.Module:
-        """nn.Module: the network, under the name that detectors have for theirs."""
-        return self.network
-
-    @property
     def device(self) -> torch.device:
         """torch.device: that the model is on."""
         return self.pixel_mean.device

@@ -9,7 +9,7 @@ from ..data.catalog import registered
 from ..engine.tasks import Task
 from ..engine.validation import number_images
 from ..modeling.resnets.spec import classifier_spec
-from .checks import check_classifier, check_data, check_network
+from .checks import check_classifier, check_data, try_network
 from .classifier import ImageClassifier
 from .data import build_test_loader, build_train_loader
 from .data.timm_dataset import sources
@@ -31,8 +31,8 @@ class ClassificationTask(Task):
     def check_data(self, cfg: CfgNode, eval_only: bool) -> None:
         check_data(cfg, eval_only)
 
-    def check_model(self, cfg: CfgNode, eval_only: bool) -> None:
-        check_network(cfg, eval_only)
+    def build_and_try(self, cfg: CfgNode, eval_only: bool) -> ImageClassifier:
+        return try_network(cfg, eval_only)
 
     def records(self, cfg: CfgNode, split: str) -> Sequence[dict]:
         return [record for name in cfg.DATASETS[split] for record in registered(name)()]

@@ -5,7 +5,7 @@ from detectron2.config import get_cfg
 
 from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.checkpoint import check_architecture
-from rsb_d2.modeling.resnets.spec import backbone_spec
+from rsb_d2.modeling.resnets.spec import backbone_spec, check_heads
 
 # Key, value, and a part of the message (a regular expression).
 REFUSED = [
@@ -49,5 +49,6 @@ def test_what_is_refused(key, value, line):
     cfg.merge_from_list([key, value])
     with pytest.raises(UserError, match=f"{key}.*{line}") as error:
         check_architecture(cfg.MODEL.WEIGHTS, spec.name)
+        check_heads(cfg)
         backbone_spec(cfg)
     assert "\n" not in str(error.value)

@@ -131,3 +131,19 @@ def test_mistakes_in_the_config(tmp_path):
         build_backbone(make_cfg(tmp_path, "MODEL.TIMM.NAME", "resnet15"))
     with pytest.raises(UserError, match="MODEL.FPN.IN_FEATURES.*must be of.*res4"):
         build_backbone(make_cfg(tmp_path, "MODEL.TIMM.OUT_FEATURES", ["res4"]))
+
+
+@pytest.mark.parametrize("name", ["build_timm_backbone", "build_timm_c4_backbone"])
+def test_a_builder_answers_for_what_it_builds(name):
+    """Also under Detectron2's defaults, whose heads and images are others, and a frozen config."""
+    cfg = get_cfg()
+    add_rsb_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.freeze()
+    before = cfg.dump()
+    assert cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads"
+    for backbone in (build_backbone(cfg), BACKBONE_REGISTRY.get(name)(cfg, None)):
+        shape = backbone.output_shape()["res4"]
+        assert (shape.channels, shape.stride) == (1024, 16)
+        assert backbone.body.conv1.in_channels == len(cfg.MODEL.PIXEL_MEAN)
+    assert cfg.dump() == before

@@ -6,12 +6,13 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import Res5ROIHeads
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError, optimize_for_inference
 from rsb_d2.checkpoint.convert import convert
 from rsb_d2.engine.speed import prepare_for_training
 from rsb_d2.modeling import TimmLastStage
-from rsb_d2.modeling.resnets.spec import backbone_spec
+from rsb_d2.modeling.resnets.spec import backbone_spec, check_heads
 from tests.helpers.devices import check_same, tolerance
 from tests.helpers.fake_hub import add_to_cache, make_weights
 from tests.helpers.small_detector import make_config
@@ -269,15 +270,17 @@ def test_architectures_without_dilation(name):
 def test_stock_heads_on_a_timm_backbone_are_refused(caplog):
     cfg = c4_config()
     cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
+    assert type(build_model(cfg).roi_heads) is Res5ROIHeads  # a builder builds what it is told
     with pytest.raises(UserError, match="write MODEL.ROI_HEADS.NAME TimmRes5ROIHeads$"):
-        build_model(cfg)
+        check_heads(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     cfg.MODEL.TIMM.OUT_FEATURES = ["res4"]
     with pytest.raises(UserError, match="random weights; write MODEL.BACKBONE.NAME build_timm_c4"):
-        build_model(cfg)
+        check_heads(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "TimmRes5ROIHeads"
     with pytest.raises(UserError, match="needs MODEL.BACKBONE.NAME build_timm_c4_backbone"):
-        build_model(cfg)
+        check_heads(cfg)
     # The default of that key stands in configs that have no ROI heads, and says nothing there.
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME = "ProposalNetwork", "Res5ROIHeads"
+    check_heads(cfg)
     assert backbone_spec(cfg).out_features == ["res4"]

@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 
 from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.modeling.resnets.shape import PLAIN_RESNETS, resnets_keys
-from rsb_d2.modeling.resnets.spec import backbone_spec
+from rsb_d2.modeling.resnets.spec import backbone_spec, check_heads
 
 STAGES = ["res2", "res3", "res4", "res5"]
 
@@ -101,15 +101,28 @@ def test_a_name_beside_keys_that_agree(name, keys):
             r(OUT_FEATURES=["res2", "res3"]) + t(OUT_FEATURES=["res3", "res4"]),
             "RESNETS.OUT_FEATURES: .*res2, which is not in MODEL.TIMM.OUT_FEATURES",
         ),
+    ],
+)
+def test_what_timm_cannot_be_is_refused_in_one_line(opts, line):
+    with pytest.raises(UserError, match=line) as error:
+        backbone_spec(make_cfg(*opts))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "opts, line",
+    [
         (["MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"], "RRPN: rotated boxes .*; write RPN"),
         (["MODEL.ROI_HEADS.NAME", "RROIHeads"], "RROIHeads: rotated boxes are not supported"),
         (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"], "ROIAlignRotated: rotated boxes"),
         (["MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"], "rotated boxes are not"),
     ],
 )
-def test_what_timm_cannot_be_is_refused_in_one_line(opts, line):
+def test_heads_that_do_not_go_with_it_are_refused_with_the_config_alone(opts, line):
+    cfg = make_cfg(*opts)
+    assert backbone_spec(cfg) == backbone_spec(make_cfg())  # a builder answers for what it builds
     with pytest.raises(UserError, match=line) as error:
-        backbone_spec(make_cfg(*opts))
+        check_heads(cfg)
     assert "\n" not in str(error.value)
 
 

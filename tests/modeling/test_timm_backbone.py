@@ -1,6 +1,7 @@
 """TimmBackbone against timm itself, autograd's graph, and Detectron2's conventions."""
 
 import copy
+import re
 
 import pytest
 import timm
@@ -327,3 +328,78 @@ def test_frozen_bn_trains_the_convolutions_only(device):
 def test_mistakes(arguments, message):
     with pytest.raises(UserError, match=message):
         TimmBackbone(*arguments)
+
+
+# One of each reason: a position embedding, attention or windows of one size, convolutions without
+# padding.
+OF_SOME_SIZES = [
+    *("coat_tiny", "efficientformer_l1", "gcvit_xxtiny", "halonet26t", "hiera_tiny_224"),
+    *("inception_v3", "legacy_xception", "maxvit_nano_rw_256", "visformer_tiny"),
+]
+TRIED = (288, 352)
+
+
+def sizes_of_timm(name):
+    """The sizes of timm's own features for an image that is no square, or an error."""
+    net = timm.create_model(name, features_only=True).eval()
+    with torch.no_grad():
+        features = net(torch.zeros(1, 3, *TRIED))
+    return [
+        (f.shape[2] * stride, f.shape[3] * stride)
+        for f, stride in zip(features, net.feature_info.reduction())
+    ]
+
+
+@pytest.mark.parametrize("name", OF_SOME_SIZES)
+def test_architectures_that_do_not_take_any_size_are_refused(name):
+    features = ["res3", "res4", "res5"] if name == "visformer_tiny" else FEATURES
+    with torch.device("meta"), pytest.raises(UserError, match=f"MODEL.TIMM.NAME: .*{name}") as e:
+        TimmBackbone(name, features)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 500
+    try:
+        sizes = sizes_of_timm(name)
+    except (RuntimeError, AssertionError):  # timm itself takes no such image
+        return
+    assert set(sizes) != {TRIED}
+
+
+def test_features_that_fit_are_taken_of_an_architecture_whose_others_do_not():
+    with torch.device("meta"):
+        assert list(TimmBackbone("legacy_xception", ["res4", "res5"]).output_shape())
+
+
+FEATURES = ["res2", "res3", "res4", "res5"]
+SMALL = re.compile(r"nano|atto|femto|pico|tiny|_t\d?$|_xs|small|_s\d?$|_[bm]0|_a$|18|26|050")
+
+
+def small_model(module):
+    """A small model of one of timm's modules, by its name."""
+    names = timm.list_models(module=module)
+    return min(names, key=lambda name: (not SMALL.search(name), len(name), name), default=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", timm.models.list_modules())
+def test_each_of_timms_modules_trains_or_is_refused(module):
+    name = small_model(module)
+    if name is None:
+        return
+    backbone = errors = None
+    for features in (FEATURES, FEATURES[1:], FEATURES[:3], FEATURES[2:]):
+        try:
+            backbone = TimmBackbone(name, features, freeze_at=2)
+            break
+        except UserError as e:
+            errors = str(e)
+            if "MODEL.TIMM.OUT_FEATURES" not in errors:
+                break
+    if backbone is None:
+        assert errors.startswith("MODEL.TIMM.") and "\n" not in errors and len(errors) < 500
+        return
+    for height, width in [(64, 96), (96, 32)]:
+        found = backbone(torch.rand(2, 3, height, width))
+        for key, value in found.items():
+            spec = backbone.output_shape()[key]
+            size = (height // spec.stride, width // spec.stride)
+            assert value.shape == (2, spec.channels, *size)
+        sum(f.square().mean() for f in found.values() if f.requires_grad).backward()

@@ -4,15 +4,16 @@ import logging
 from collections.abc import Collection
 from typing import Any, Dict, List, Set
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
 
-from ...modeling.build import name_of_weights, pixel_statistics
+from ...modeling.build import has_default_pixels, name_of_weights, pixel_statistics
 from ...modeling.resnets.spec import (
     C4,
     C4_HEADS,
     BackboneSpec,
     backbone_spec,
+    check_heads,
     is_c4,
     is_timm_backbone,
     stride_in_1x1_message,
@@ -20,10 +21,6 @@ from ...modeling.resnets.spec import (
 from ...registration import backbone_name, reachable_name, roi_heads_name
 
 logger = logging.getLogger(__name__)
-
-_DEFAULTS = get_cfg().MODEL
-# Of Detectron2's own weights: of BGR, with the standard deviation in their first layer or outside.
-_STOCK_MEAN, _STOCK_STDS = _DEFAULTS.PIXEL_MEAN, (_DEFAULTS.PIXEL_STD, [57.375, 57.12, 58.395])
 
 
 def follow_stock_keys(cfg: CfgNode, said: Collection[str] = ()) -> None:
@@ -38,13 +35,14 @@ def follow_stock_keys(cfg: CfgNode, said: Collection[str] = ()) -> None:
         said (collection of str): as of :func:`rsb_d2.modeling.resnets.spec.backbone_spec`.
 
     Raises:
-        UserError: as :func:`rsb_d2.modeling.resnets.spec.backbone_spec`.
+        UserError: as :func:`rsb_d2.modeling.resnets.spec.backbone_spec` and ``check_heads``.
     """
     if not is_timm_backbone(cfg):
         return
     if backbone_name(cfg) == C4 and is_c4(cfg) and roi_heads_name(cfg) != C4_HEADS:
         name = cfg.MODEL.ROI_HEADS.NAME = reachable_name(ROI_HEADS_REGISTRY, C4_HEADS)
         logger.info(f"MODEL.ROI_HEADS.NAME is {name}: res5 is timm's.")
+    check_heads(cfg)
     spec = backbone_spec(cfg, said)
     if not cfg.MODEL.TIMM.NAME:
         logger.info(
@@ -53,8 +51,7 @@ def follow_stock_keys(cfg: CfgNode, said: Collection[str] = ()) -> None:
         if cfg.MODEL.RESNETS.STRIDE_IN_1X1:
             logger.info(stride_in_1x1_message(spec.name))
     write_spec(cfg, spec)
-    pixels = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
-    if pixels in [("BGR", _STOCK_MEAN, std) for std in _STOCK_STDS]:
+    if has_default_pixels(cfg):
         set_pixels(cfg)
 
 

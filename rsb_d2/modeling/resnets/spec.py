@@ -81,7 +81,6 @@ def backbone_spec(cfg: CfgNode, said: Collection[str] = ()) -> BackboneSpec:
             contradict each other.
     """
     resnets = cfg.MODEL.RESNETS
-    _check_heads(cfg)
     if any(resnets.DEFORM_ON_PER_STAGE):
         raise UserError(
             f"MODEL.RESNETS.DEFORM_ON_PER_STAGE: {list(resnets.DEFORM_ON_PER_STAGE)}: timm's "
@@ -299,7 +298,15 @@ def _res5_dilation(cfg: CfgNode) -> int:
     return dilation
 
 
-def _check_heads(cfg: CfgNode) -> None:
+def check_heads(cfg: CfgNode) -> None:
+    """Check that the heads of a config go with a timm backbone, which is built without them.
+
+    Args:
+        cfg (CfgNode): its ``BACKBONE.NAME`` is one of :data:`BUILDERS`; not changed.
+
+    Raises:
+        UserError: if they do not.
+    """
     for key, (rotated, plain) in _ROTATED.items():
         if _value(cfg, key) == rotated and (_has_roi_heads(cfg) or "ROI" not in key):
             raise UserError(f"{key}: {rotated}: rotated boxes are not supported; write {plain}")
