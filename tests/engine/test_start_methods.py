@@ -102,11 +102,11 @@ def train_net(*opts, num_processes=1):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_training_leaves_nothing_behind(start, run_folder, tmp_path, method, ending):
     output = tmp_path / "run"
-    iterations = "4" if ending == "normal" else "100000"
+    iterations = "2" if ending == "normal" else "100000"
     rate = "1e30" if ending == "error" else "0.001"
     opts = ["SOLVER.MAX_ITER", iterations, "SOLVER.BASE_LR", rate, "OUTPUT_DIR", output]
     if ending == "normal":
-        opts += ["TEST.EVAL_PERIOD", "2"]
+        opts += ["TEST.EVAL_PERIOD", "2", "TEST.VAL_LOSS", "False"]
     else:
         opts += ["TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "100000"]
     with start(method, *train_net(*opts), folder=run_folder) as job:
@@ -157,7 +157,7 @@ def test_a_prediction_leaves_nothing_behind(start, seeded_run, tmp_path, method,
         if ending == "normal":
             assert job.end() == 0
             return
-        job._wait(lambda: len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) > 3)
+        job.wait(lambda: len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) > 3)
         number = getattr(signal, ending)
         assert job.end(number, group=ending == "SIGTERM") == -number
 

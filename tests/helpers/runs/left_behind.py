@@ -58,19 +58,19 @@ class Job:
         return found
 
     def wait_for(self, text):
-        self._wait(lambda: text in self.text() or self.process.poll() is not None)
+        self.wait(lambda: text in self.text() or self.process.poll() is not None)
         assert text in self.text(), self.text()[-3000:]
 
     def end(self, number=None, *, group=False):
         """Send a signal, if one is given; returns the exit status when no process is left."""
         if number is not None:
             (os.killpg if group else os.kill)(self.process.pid, number)
-        self._wait(lambda: self.process.poll() is not None)
-        self._wait(lambda: not self.left())
+        self.wait(lambda: self.process.poll() is not None)
+        self.wait(lambda: not self.left())
         assert not self.left(), self.text()[-3000:]
         return self.process.returncode
 
-    def _wait(self, is_done, seconds=240):
+    def wait(self, is_done, seconds=900):
         end = time.monotonic() + seconds
         while not is_done() and time.monotonic() < end:
             time.sleep(0.1)
