@@ -10,6 +10,7 @@ from detectron2.utils.file_io import PathManager
 from ..data.catalog import registered
 from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
 from ..data.opening import is_image_folder
+from ..data.order import SAMPLERS
 from ..data.stock.packages import check_packages
 from ..errors import UserError
 from ..registration import architecture_name
@@ -31,6 +32,11 @@ def check_datasets(cfg: CfgNode, eval_only: bool) -> None:
     """
     if not eval_only and not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name the data sets to train on")
+    if not eval_only and cfg.DATALOADER.SAMPLER_TRAIN not in SAMPLERS:
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; write "
+            f"{' or '.join(SAMPLERS)}"
+        )
     if eval_only and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: name the data sets to evaluate on")
     for key in ("TRAIN", "TEST"):

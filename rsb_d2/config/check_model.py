@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Set
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import Backbone, build_backbone, build_model
 from detectron2.structures import (
     BitMasks,
@@ -25,6 +26,7 @@ from detectron2.structures import (
     PolygonMasks,
     RotatedBoxes,
 )
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,9 +47,12 @@ from .defaults import add_rsb_config, check_has_keys
 
 # Whose errors say something about a config. Other code may need more than the batch has, and its
 # errors are for who writes it.
-_KNOWN = ("rsb_d2.", "detectron2.", "fvcore.", "timm.", "torch.", "torchvision.")
+_KNOWN = {
+    *("rsb_d2", "detectron2", "fvcore", "yacs", "timm", "torch", "torchvision", "numpy"),
+    *sys.stdlib_module_names,
+}
 _OF_BACKBONE = ("MODEL.BACKBONE.", "MODEL.FPN.", "MODEL.RESNETS.", "MODEL.TIMM.")
-_PROJECTS = "detectron2.projects."
+_PROJECTS = "detectron2.projects"
 _SIZES = ((48, 64), (64, 40))
 _MOST_PROPOSALS = 8
 _MOST_KEYS = 6
@@ -85,6 +90,7 @@ def check_model(
         model = build_and_try(recorded, eval_only)
         if not eval_only:
             build_optimizer(recorded, model)
+            _check_batch(recorded, comm.get_world_size())
     if is_timm_backbone(cfg):
         check_pixel_format(cfg, name_of_weights(cfg.MODEL.WEIGHTS, backbone_spec(cfg).name))
     _checked[:] = [cfg.MODEL.clone(), cfg.INPUT.clone(), cfg.SOLVER.clone(), eval_only]
@@ -107,6 +113,15 @@ def build_and_try(cfg: CfgNode, eval_only: bool) -> nn.Module:
     build_augmentation(cfg, is_train=not eval_only)
     _try(model, cfg, eval_only)
     return model
+
+
+def _check_batch(cfg: CfgNode, world_size: int) -> None:
+    batch = DefaultTrainer.auto_scale_workers(cfg, world_size).SOLVER.IMS_PER_BATCH
+    if batch % world_size:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {batch}: it must be a multiple of the number of processes, "
+            f"which is {world_size}"
+        )
 
 
 def _made_small(cfg: CfgNode) -> CfgNode:
@@ -231,8 +246,8 @@ def _check_features(cfg: CfgNode) -> None:
 
 
 def _is_known(frame: FrameType) -> bool:
-    name = frame.f_globals.get("__name__", "") + "."
-    return name.startswith((*_KNOWN, "contextlib.")) and not name.startswith(_PROJECTS)
+    name = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] in _KNOWN and not name.startswith(_PROJECTS)
 
 
 def _explain(error: Exception, frames: List[FrameType], reads: _Reads, cfg: CfgNode) -> str:

@@ -26,7 +26,6 @@ from detectron2.modeling import (
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from detectron2.solver import build_lr_scheduler
 
-from ..data.order import SAMPLERS
 from ..errors import UserError
 from ..solver.epochs import is_by_epochs
 from .defaults import add_rsb_config
@@ -179,7 +178,7 @@ _CHOICES = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
-    "DATALOADER.SAMPLER_TRAIN": SAMPLERS,
+    "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
     "SOLVER.DECAY_FILTER": ("auto", "detectron2", "timm"),
@@ -231,6 +230,7 @@ def check_values(cfg: CfgNode, eval_only: bool) -> None:
             f"{len(cfg.MODEL.PIXEL_STD)}; write one of each for a channel"
         )
     _check_proposals(cfg, eval_only)
+    _check_expected_results(cfg)
     if not eval_only:
         _check_training_sizes(cfg)
         if not is_by_epochs(cfg):  # otherwise where the data is known
@@ -313,6 +313,21 @@ def _check_proposals(cfg: CfgNode, eval_only: bool) -> None:
                 f"DATASETS.PROPOSAL_FILES_{split} has {len(files)} files, but DATASETS.{split} "
                 f"{len(names)} data sets; name one for each, or write MODEL.LOAD_PROPOSALS False"
             )
+
+
+def _check_expected_results(cfg: CfgNode) -> None:
+    """Detectron2 reads them when the training is over."""
+    for entry in cfg.TEST.EXPECTED_RESULTS:
+        is_list = isinstance(entry, (list, tuple)) and len(entry) == 4
+        if not (is_list and all(map(_FINITE.holds, entry[2:])) and all(map(_is_text, entry[:2]))):
+            raise UserError(
+                f"TEST.EXPECTED_RESULTS: {entry!r} is not a task, a metric, its value and a "
+                "tolerance; write [['bbox', 'AP', 38.5, 0.2], ...]"
+            )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _check_training_sizes(cfg: CfgNode) -> None:

@@ -17,6 +17,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from ..checkpoint import Checkpointer, files_of_run, remove_leftovers, set_aside
 from ..checkpoint.run_folder import CONFIG_KEY
 from ..config.check_keypoints import check_keypoints
+from ..config.defaults import check_has_keys
 from ..config.paths import expand_paths
 from ..data.class_names import stored_class_names
 from ..data.loader import TrainLoader, epoch_size
@@ -67,15 +68,19 @@ class Trainer(DefaultTrainer):
     stopped_early = False
 
     def __init__(self, cfg: CfgNode):
-        check_config(cfg)
+        # What a subclass builds by itself may have other values.
+        if any(map(self._overrides, ("build_model", "build_optimizer", "build_lr_scheduler"))):
+            check_has_keys(cfg, "")
+        else:
+            check_config(cfg)
         cfg = expand_paths(cfg)
         self.signals = SignalWatch(comm.get_world_size())
         self._process_states: List[Dict[str, Any]] = []
         self._has_failed = False
         self._earlier_files = files_of_run(cfg.OUTPUT_DIR)  # before this run has any
-        if type(self).build_train_loader.__func__ is Trainer.build_train_loader.__func__:
+        if not self._overrides("build_train_loader"):
             check_keypoints(cfg)
-        if type(self).build_evaluator.__func__ is Trainer.build_evaluator.__func__:
+        if not self._overrides("build_evaluator"):
             convert_test_sets(cfg)
         super().__init__(cfg)
         if isinstance(self.data_loader, TrainLoader):
@@ -86,6 +91,11 @@ class Trainer(DefaultTrainer):
         use_amp(self, cfg)
         use_accumulation(self, cfg)
         use_exchange(self, self.signals)
+
+    def _overrides(self, name: str) -> bool:
+        """Whether a subclass has a method of its own instead of this class's."""
+        classes = type(self).__mro__
+        return any(name in vars(cls) for cls in classes[: classes.index(Trainer)])
 
     def build_hooks(self) -> List[hooks.HookBase]:
         """The stock hooks and this project's, with checkpoints by this project's checkpointer.

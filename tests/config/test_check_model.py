@@ -17,9 +17,14 @@ def check_model(cfg, eval_only=False):
     get_task(cfg).check_model(cfg, eval_only)
 
 
+SGD = ["SOLVER.OPTIMIZER", "SGD"]
 STOPS = [
     Case("sizes of two levels", opts("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"), "SIZES"),
     Case("head of the RPN", opts("MODEL.RPN.HEAD_NAME", "StandardRPNHeat"), "MODEL.RPN.HEAD_NAME"),
+    Case("batch of the processes", opts("SOLVER.REFERENCE_WORLD_SIZE", "3"), "REFERENCE_WORLD"),
+    Case("expected results", opts("TEST.EXPECTED_RESULTS", "['bbox']"), "EXPECTED_RESULTS: 'bbox'"),
+    Case("nesterov", opts("SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0", *SGD), "NESTEROV"),
+    Case("format", opts("INPUT.FORMAT", "RBG"), "INPUT.FORMAT is 'RBG'; write BGR or RGB"),
     Case("sampler", opts("DATALOADER.SAMPLER_TRAIN", "Sampler"), "DATALOADER.SAMPLER_TRAIN"),
 ]
 # Of the sample config or another one: the key, a value that Detectron2 does not refuse before it
@@ -209,7 +214,8 @@ def script_config(tmp_path, *words):
         ("MODEL.TIMM.NAME", "inception_v3"),
         ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
         ("INPUT.FORMAT", "BGR"),
-        ("DATALOADER.SAMPLER_TRAIN", "Sampler"),
+        ("SOLVER.REFERENCE_WORLD_SIZE", 3),
+        ("TEST.EXPECTED_RESULTS", [["bbox/AP", 38.5, 0.2]]),
     ],
 )
 def test_a_script_gets_the_same_line(key, value, tmp_path):
@@ -218,6 +224,28 @@ def test_a_script_gets_the_same_line(key, value, tmp_path):
         Trainer(cfg)
     assert "\n" not in str(e.value)
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["build_model", "build_optimizer", "build_lr_scheduler"])
+def test_what_a_subclass_builds_is_not_judged(name, tmp_path):
+    class Own(Trainer):
+        pass
+
+    def build(cls, *_):
+        raise NotImplementedError(name)
+
+    setattr(Own, name, classmethod(build))
+    keys = {
+        "build_model": ["MODEL.RPN.HEAD_NAME", "Theirs"],
+        "build_optimizer": ["SOLVER.OPTIMIZER", "Theirs"],
+        "build_lr_scheduler": ["SOLVER.LR_SCHEDULER_NAME", "Theirs"],
+    }
+    with pytest.raises(UserError):
+        Trainer(script_config(tmp_path, *keys[name]))
+    # Detectron2's constructor builds these before the data, but for the schedule.
+    error = UserError if name == "build_lr_scheduler" else NotImplementedError
+    with pytest.raises(error, match="DATASETS" if error is UserError else name):
+        Own(script_config(tmp_path, *keys[name], "DATASETS.TRAIN", ("there_is_none",)))
 
 
 def test_a_script_without_this_projects_keys():
