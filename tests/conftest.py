@@ -6,6 +6,7 @@ All of them together run in two processes, a file at a time; some of them in thi
 import gc
 import importlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks at it, and for wha
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
+from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from rsb_d2.addons.workbench.sample import make_sample_data
@@ -41,6 +43,16 @@ def pytest_collection_finish():
     # What the imports have made stays: the garbage collector need not look through it each time.
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Escape names that are not UTF-8 in captured output, which pytest-xdist cannot send."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -91,6 +103,15 @@ def exact_arithmetic(request):
     """What one test has switched on does not change the numbers of another on a GPU."""
     if "device" in request.fixturenames:
         compute_exactly()
+
+
+@pytest.fixture(autouse=True)
+def forgotten_log_handlers():
+    """Remove the log handlers that a test has set up: their streams end with the test."""
+    yield
+    for name in ("detectron2", "fvcore", "rsb_d2"):
+        logging.getLogger(name).handlers.clear()
+    setup_logger.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="module")

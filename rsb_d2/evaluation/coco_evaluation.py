@@ -12,7 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 import hotcoco
 import numpy as np
 from detectron2 import evaluation
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
@@ -140,6 +140,9 @@ def ensure_json_file(dataset_name: str, folder: str, *, with_masks: bool = False
         UserError: as :func:`rsb_d2.data.coco_conversion.convert_to_coco_file`.
     """
     metadata = MetadataCatalog.get(dataset_name)
+    if not (metadata.get("json_file") or metadata.get("thing_classes")):
+        DatasetCatalog.get(dataset_name)  # many loaders set the metadata
+        metadata = MetadataCatalog.get(dataset_name)
     # Detectron2's name for it.
     path = os.path.join(folder, f"{dataset_name}_coco_format.json")
     if hasattr(metadata, "json_file"):

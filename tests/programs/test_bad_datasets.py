@@ -149,7 +149,7 @@ def test_a_missing_package_is_said_before_training(kind, module, split, tmp_path
         ("voc", ["SOLVER.BEST_METRIC", "bbox/APs"], "gives no bbox/APs; did you mean bbox/AP"),
         ("cityscapes", ["SOLVER.BEST_METRIC", "bbox/AP50"], "did you mean segm/AP"),
         ("labels", ["SOLVER.BEST_METRIC", "sem_seg/mIoU"], "did you mean sem_seg/IoU"),
-        ("coco", ["SOLVER.BEST_METRIC", "bbox_TTA/AP"], "at the end of the training alone"),
+        ("coco", ["SOLVER.BEST_METRIC", "bbox_TTA/AP"], "at the end of the training only"),
         (
             "labels",
             ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5"],

@@ -3,7 +3,8 @@
 from detectron2.config import CfgNode
 from torch import nn
 
-from ...modeling import TimmBackbone, TimmLastStage
+from ...extensions import TASKS
+from ...registration import architecture_name
 from .convolution import convolve_by_products, products_are_faster
 
 
@@ -19,6 +20,6 @@ def prepare_training(model: nn.Module, cfg: CfgNode) -> None:
         cfg (CfgNode): ``MODEL.CHANNELS_LAST``, ``.DEVICE`` and ``.COMPILE`` are read.
     """
     is_plain = cfg.MODEL.CHANNELS_LAST and cfg.MODEL.DEVICE == "cpu" and not cfg.MODEL.COMPILE
-    has_timm = any(isinstance(m, (TimmBackbone, TimmLastStage)) for m in model.modules())
-    if is_plain and has_timm and products_are_faster():
+    is_detector = architecture_name(cfg) not in TASKS
+    if is_plain and is_detector and products_are_faster():
         convolve_by_products(model)
