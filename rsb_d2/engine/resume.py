@@ -5,9 +5,9 @@ from typing import Any, Dict, List
 from detectron2.utils import comm
 from torch import distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..data.random_state import random_state, set_random_state
+from ..utils import unwrap
 
 
 def gather_process_states(model: nn.Module) -> List[Dict[str, Any]]:
@@ -21,7 +21,7 @@ def gather_process_states(model: nn.Module) -> List[Dict[str, Any]]:
         ``loss_normalizer``, which Detectron2 keeps outside of the model's state dict.
     """
     state = {"random": random_state()}
-    normalizer = getattr(_unwrapped(model), "loss_normalizer", None)
+    normalizer = getattr(unwrap(model), "loss_normalizer", None)
     if normalizer is not None:
         state["loss_normalizer"] = float(normalizer)
     return comm.all_gather(state)
@@ -55,8 +55,4 @@ def set_process_state(model: nn.Module, states: List[Dict[str, Any]]) -> None:
         set_random_state(states[rank]["random"])
     normalizer = states[min(rank, len(states) - 1)].get("loss_normalizer")
     if normalizer is not None:
-        _unwrapped(model).loss_normalizer = normalizer
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
+        unwrap(model).loss_normalizer = normalizer

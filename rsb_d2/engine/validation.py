@@ -17,7 +17,6 @@ from timm.layers import DropBlock2d, DropPath
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import Dataset
 
 from ..data.images import CheckedDatasetMapper
@@ -25,6 +24,7 @@ from ..data.loader import annotated_records, build_inference_loader
 from ..data.random_state import random_state_kept
 from ..evaluation.metrics import VALIDATION_PREFIX
 from ..solver.ema import EMA_PREFIX, AveragedWeights
+from ..utils import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +161,7 @@ def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
         dict[str, float]: ``val_`` before the name of each loss, and ``val_total_loss``, their
         sum. The same in all processes; empty if there is no image.
     """
-    if isinstance(model, (DistributedDataParallel, DataParallel)):
-        model = model.module
+    model = unwrap(model)
     sums, count = Counter(), 0
     # Iteration 1, as at 0 Detectron2's models would draw pictures of the batch.
     with loss_mode(model), torch.no_grad(), EventStorage(1):

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
 from ..transfer import send_images
+from ..utils import unwrap
 from .batch_parts import PaddingToBatch, part_weights
 
 Losses = Dict[str, torch.Tensor]
@@ -86,7 +87,7 @@ class AccumulatingTrainer(SimpleTrainer):
             num_parts (int): a divisor of the images that this process has of a batch.
         """
         self.num_parts = num_parts
-        self._padding = PaddingToBatch(_unwrapped(self.model))
+        self._padding = PaddingToBatch(unwrap(self.model))
 
     def run_step(self) -> None:
         assert self.model.training, "the model was changed to eval mode!"
@@ -131,7 +132,7 @@ class AccumulatingTrainer(SimpleTrainer):
         """Forward and backward by parts; the losses of the whole batch."""
         size = len(batch) // self.num_parts
         parts = [batch[i * size : (i + 1) * size] for i in range(self.num_parts)]
-        weights = part_weights(_unwrapped(self.model), self.num_parts)
+        weights = part_weights(unwrap(self.model), self.num_parts)
         total: Losses = {}
         with self._padding.to_size_of(batch):
             for i, part in enumerate(parts):
@@ -164,7 +165,3 @@ class AccumulatingTrainer(SimpleTrainer):
             executor.submit(self._write_metrics, losses, data_time, iter=self.iter)
         else:
             self._write_metrics(losses, data_time)
-
-
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -10,9 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.engine.hooks import HookBase
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+from ..utils import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +103,10 @@ class AverageUpdate(HookBase):
                 "--resume: the checkpoint has no averaged weights: MODEL_EMA begins with the "
                 f"weights after {self.trainer.start_iter} iterations."
             )
-        self._average.start_from(_unwrapped(self.trainer.model))
+        self._average.start_from(unwrap(self.trainer.model))
 
     def after_step(self):
-        self._average.update(_unwrapped(self.trainer.model), self.trainer.iter + 1)
+        self._average.update(unwrap(self.trainer.model), self.trainer.iter + 1)
 
 
 def build_average(cfg: CfgNode, model: nn.Module) -> AveragedWeights | None:
@@ -127,9 +127,7 @@ def build_average(cfg: CfgNode, model: nn.Module) -> AveragedWeights | None:
         return None
     check_average(cfg)
     device = torch.device(cfg.MODEL_EMA.DEVICE) if cfg.MODEL_EMA.DEVICE else None
-    return AveragedWeights(
-        _unwrapped(model), cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.WARMUP, device=device
-    )
+    return AveragedWeights(unwrap(model), cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.WARMUP, device=device)
 
 
 def check_average(cfg: CfgNode) -> None:
@@ -189,7 +187,3 @@ def load_average(model: nn.Module, checkpoint: Dict[str, Any], path: str) -> boo
         return False
     model.load_state_dict(checkpoint[EMA_KEY])
     return True
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model

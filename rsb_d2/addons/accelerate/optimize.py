@@ -18,7 +18,6 @@ from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ...addons.accelerate.convolution import convolve_as_before
 from ...errors import UserError
@@ -26,6 +25,7 @@ from ...modeling import OpenMMLabCascadeROIHeads, TimmBackbone, TimmRes5ROIHeads
 from ...modeling.fold_norm import unfold_norms
 from ...modeling.norm import BATCH_NORM_TYPES
 from ...modeling.retinanet import LastLevelP6P7WithoutReLU
+from ...utils import unwrap
 from .blocks import InferenceFPN, replace_blocks
 from .conv import InferenceConv2d, fuse_all, has_fused_kernels
 from .fold import fold_graph, replace_convs, replace_rows
@@ -83,8 +83,7 @@ def optimize_for_inference(
             if ``dtype`` or ``compile`` is another one, or if the model was optimized in another
             way. Calling ``train()`` on the result raises one, too.
     """
-    if isinstance(model, (DistributedDataParallel, DataParallel)):
-        model = model.module
+    model = unwrap(model)
     if dtype not in _DTYPES:
         raise UserError(f"dtype is {dtype}; write one of {', '.join(map(str, _DTYPES))}")
     before = getattr(model, _MARK, None)
