@@ -186,12 +186,11 @@ def test_a_clip_that_is_cut_short(tmp_path, name, decoder):
         (lambda path: path.write_bytes(make_clip(path).read_bytes()[:9000]), "is cut short"),
     ],
 )
-def test_what_is_no_video(tmp_path, capfd, make, message):
+def test_what_is_no_video(tmp_path, make, message):
     make(tmp_path / "a.mp4")
     with pytest.raises(BadVideoError, match=message) as error:
         predict_video(RedSquares(), green, str(tmp_path / "a.mp4"), str(tmp_path / "out" / "a.mp4"))
     assert len(str(error.value).splitlines()) == 1 and not list(tmp_path.glob("out/*"))
-    assert capfd.readouterr().err == ""  # FFmpeg says nothing
 
 
 def test_a_codec_that_is_missing(tmp_path, monkeypatch):
