@@ -10,7 +10,7 @@ import pytest
 from detectron2.config import get_cfg
 
 from rsb_d2 import add_rsb_config
-from rsb_d2.addons.storage import disk_cache
+from rsb_d2.addons.storage import remote
 from rsb_d2.data import register_coco_json
 from rsb_d2.data.workers import SETTINGS
 from tests.helpers.paths import ROOT
@@ -45,17 +45,17 @@ def test_a_training_and_predictions_leave_all_as_it_was(sample_data, tmp_path):
 
 
 def test_settings_for_copies_reach_workers_without_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk_cache, "_settings", ("", 0.0))
+    monkeypatch.setattr(remote, "_settings", ("", 0.0))
     monkeypatch.setattr("os.environ", {"FVCORE_CACHE": str(tmp_path)})
     cfg = get_cfg()
     add_rsb_config(cfg)
     cfg.DATASETS.CACHE, cfg.DATASETS.IMAGE_CACHE_GB = str(tmp_path / "cache"), 3
     register_coco_json(cfg)
     expected = str(tmp_path / "cache" / "images"), 3.0
-    assert disk_cache._settings == expected
+    assert remote._settings == expected
     for_workers = pickle.dumps(list(SETTINGS.values()))
-    disk_cache.set_cache("", 0)
+    remote.set_cache("", 0)
     for set_in_worker in pickle.loads(for_workers):
         set_in_worker()
-    assert disk_cache._settings == expected
+    assert remote._settings == expected
     assert os.environ == {"FVCORE_CACHE": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""Images in tar files, behind ``https://`` and in buckets, with a cache of limited size."""
+"""Images in tar files, behind ``https://`` and in buckets, with a disk cache of limited size."""
 
 import io
 import os
@@ -8,12 +8,10 @@ from typing import BinaryIO, List, Set
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from ...data.cache.annotation_cache import cache_folder
 from ...data.opening import Storage
 from ...data.workers import SETTINGS
 from ...files import is_http, join_address
-from .disk_cache import set_cache
-from .remote import RemoteError, is_remote, read_remote, remote_exists
+from .remote import RemoteError, is_remote, read_remote, remote_exists, set_cache
 from .tar import open_member, open_tar, split_tar_path
 
 
@@ -42,12 +40,15 @@ class TarStorage(Storage):
 
 
 class RemoteStorage(Storage):
-    """Files with a scheme, read with retries, and with a copy on the disk."""
+    """Files whose path has a scheme, read with retries and copied to a disk cache."""
 
     def configure(self, cfg: CfgNode) -> None:
-        folder = cache_folder(cfg.DATASETS.CACHE)
-        copies = os.path.join(folder, "images") if folder else ""
-        SETTINGS["copies of images"] = partial(set_cache, copies, cfg.DATASETS.IMAGE_CACHE_GB)
+        setting = os.path.expanduser(cfg.DATASETS.CACHE)
+        if setting == "off":
+            folder = ""
+        else:
+            folder = os.path.join(os.path.abspath(setting), "images") if setting else None
+        SETTINGS["copies of images"] = partial(set_cache, folder, cfg.DATASETS.IMAGE_CACHE_GB)
         SETTINGS["copies of images"]()
 
     def holds(self, path: str) -> bool:
@@ -57,7 +58,7 @@ class RemoteStorage(Storage):
         return io.BytesIO(read_remote(path, fresh=fresh))
 
     def is_stale(self, error: Exception) -> bool:
-        # The copy may be damaged, or have been when it came.
+        # The cached copy may be damaged, or may have been damaged during the download.
         return not isinstance(error, (RemoteError, FileNotFoundError))
 
     def is_folder(self, path: str) -> bool:

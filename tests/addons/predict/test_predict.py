@@ -243,7 +243,9 @@ def test_tar_files_among_others(folder, predict, tmp_path):
     arguments = ("--run", "run", "--output", tmp_path / "out")
     status, out, err = predict(*arguments, tmp_path / "bad.tar", tmp_path / "good.TAR")
     assert status == 1 and "2 images, " in out
-    assert f"skipped {tmp_path / 'bad.tar'}: is no uncompressed tar file" in err.splitlines()[-1]
+    assert (
+        f"skipped {tmp_path / 'bad.tar'}: is not an uncompressed tar file" in err.splitlines()[-1]
+    )
     assert f"note: {tmp_path / 'good.TAR'}: left out 1 .json (val.json)" in out
     pictures = [p for p in tmp_path.rglob("*.jpg")]
     assert {p.relative_to(tmp_path / "out" / "pictures").as_posix() for p in pictures} == {
