@@ -30,7 +30,7 @@ from PIL import Image
 from rsb_d2.data.images import CheckedDatasetMapper
 from rsb_d2.data.loader import TrainLoader
 from rsb_d2.engine import Trainer
-from rsb_d2.engine.speed import prepare_for_training
+from rsb_d2.engine.trainer import prepare_for_training
 from rsb_d2.solver import build_optimizer
 
 from . import arguments

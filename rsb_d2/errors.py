@@ -1,24 +1,24 @@
-"""The one exception for what a user can mend, and what goes into its message."""
+"""The exception for mistakes that a user can fix, and helpers for its messages."""
 
 from typing import Any, Iterable, List
 
 
 class UserError(ValueError):
-    """A mistake in a config, a file or data, which the user can mend.
+    """A mistake in a config, a file or data that the user can fix.
 
-    The message says in one or two lines what is wrong, where (the key or the file), and what to
-    write instead. Programs print it without a traceback and exit with a status that is not 0.
+    The message names, in one or two lines, the problem, the key or file, and the fix. Programs
+    print it without a traceback and exit with a nonzero status.
     """
 
 
 def printable(text: str) -> str:
-    """Text from a file for a message: what breaks a line, or cannot be printed, is escaped."""
+    """Escape line breaks and unprintable characters of a text for a one-line message."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written; surrogates, as which Python reads other bytes, cannot."""
+    """Whether a text is valid UTF-8; Python reads invalid bytes as surrogates, which are not."""
     return text == text.encode("utf-8", "ignore").decode("utf-8")
 
 
@@ -31,5 +31,5 @@ def first(values: Iterable[Any], count: int = 5) -> str:
 
 
 def first_ids(ids: List[int]) -> str:
-    """The first ids as text for a message: "first ids: 3, 5, 8, 9, 12, ..."."""
+    """Return the first ids as text for a message: "first ids: 3, 5, 8, 9, 12, ..."."""
     return f"first ids: {first(ids)}" if len(ids) > 5 else f"ids: {first(ids)}"

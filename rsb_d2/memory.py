@@ -1,16 +1,16 @@
-"""The memory of this process: Python's millions of records, and large tensors on the CPU."""
+"""The memory of this process, and copies of images to a GPU."""
 
 import ctypes
 import gc
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Any, Dict, Iterator, List
 
 import torch
 
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """Spare Python looking for cycles among a million objects, again and again; there are none."""
+    """Pause Python's search for reference cycles while millions of objects are made."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -20,37 +20,64 @@ def garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-# In messages of torch on the CPU, of CUDA and of OpenCV, whose errors have no type of their own.
+# Messages of torch on the CPU, of CUDA and of OpenCV, whose errors have no type of their own.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is too little memory, of the CPU or of a GPU."""
+    """Whether an error means that the memory of the CPU or of a GPU is full."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-# Parameters of mallopt, of glibc's malloc.h.
+# Parameters of mallopt, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _LARGEST = 2**31 - 1
 
 
 def reuse_freed_memory() -> bool:
-    """Keep what is freed for what this process allocates next, rather than hand it back.
+    """Keep freed memory for later allocations of this process instead of returning it.
 
-    glibc's ``malloc`` asks the system for each tensor of some 32 MB or more, and hands it back when
-    it is freed. So a detector on the CPU waits in each image for tens of thousands of pages, which
-    the system finds and clears one by one; that is 5 to 10 % of the time of an inference. With this
-    a process stays as large as it once was. It holds for the whole process, until it ends.
+    glibc's ``malloc`` maps memory for each tensor of about 32 MB or more, and unmaps it when the
+    tensor is freed. A detector on the CPU then waits in each image for tens of thousands of pages
+    that the system clears one by one, 5 to 10 % of the time of an inference. After this call the
+    process stays as large as it once was, until it ends.
 
     Returns:
-        bool: whether the C library does so; with another one than glibc nothing is changed.
+        bool: whether the C library supports it; any C library but glibc is left unchanged.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # of macOS, musl, Windows
+    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
         return False
-    # A glibc before 2.35 refuses so high a threshold.
+    # glibc before 2.35 refuses such a high threshold.
     is_kept = mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_MAX, 0)
     return bool(is_kept and mallopt(_TRIM_THRESHOLD, _LARGEST))
+
+
+def is_pinned_for(device: str | torch.device) -> bool:
+    """Whether loaders put images for a model on ``device`` into pinned memory."""
+    return torch.device(device).type == "cuda"
+
+
+def send_images(batch: List[Dict[str, Any]], device: torch.device) -> List[Dict[str, Any]]:
+    """Start the copies of images to a GPU without waiting for them.
+
+    Images are copied as they were loaded, mostly uint8, and normalized on the GPU, whose later work
+    waits for the copies. An image that no loader has pinned is pinned here.
+
+    Args:
+        batch (list[dict]): in Detectron2's format.
+        device (torch.device): of the model; unless it is a GPU, nothing is done.
+
+    Returns:
+        list[dict]: the same dicts, with ``"image"`` on the device.
+    """
+    if not is_pinned_for(device):
+        return batch
+    return [{**item, "image": _send(item["image"], device)} for item in batch]
+
+
+def _send(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return image if image.is_cuda else image.pin_memory().to(device, non_blocking=True)

@@ -21,8 +21,8 @@ from .data.class_names import ClassNames, find_class_names
 from .errors import UserError
 from .evaluation.coco_evaluation import with_own_keypoints
 from .extensions import ACCELERATION, TASKS
+from .memory import send_images
 from .registration import architecture_name
-from .transfer import send_images
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -5,7 +5,7 @@ import torch
 
 from rsb_d2 import Trainer
 from rsb_d2.data import loader
-from rsb_d2.transfer import send_images
+from rsb_d2.memory import send_images
 from tests.helpers.runs.resumable_run import make_config
 
 OPTS = ["DATALOADER.NUM_WORKERS", "0", "SEED", "5"]

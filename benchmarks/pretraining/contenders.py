@@ -15,7 +15,7 @@ from torch import nn
 from rsb_d2 import model_zoo
 from rsb_d2.data.loader import TrainLoader
 from rsb_d2.engine import Trainer
-from rsb_d2.engine.speed import prepare_for_training
+from rsb_d2.engine.trainer import prepare_for_training
 from rsb_d2.pretraining.data import build_train_loader
 from rsb_d2.solver import build_optimizer
 

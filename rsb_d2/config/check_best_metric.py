@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 
 from ..data.stock.packages import PANOPTIC
 from ..errors import UserError
-from ..evaluation.metrics import metric_names, split_metric
+from ..evaluation.results import metric_names, split_metric
 from ..solver.ema import EMA_PREFIX
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from ..transfer import is_pinned_for
+from ..memory import is_pinned_for
 from .bad_images import BadImages
 from .cache.annotation_cache import cache_folder
 from .cache.records import PackedRecords
@@ -60,7 +60,7 @@ class TrainLoader:
         num_parts (int): equal parts that each process computes its share in, if it is mixed.
         num_workers (int): processes that load for this one; 0 loads in this one.
         pin_memory (bool): load into memory that a GPU copies from by itself, for
-            :func:`rsb_d2.transfer.send_images`.
+            :func:`rsb_d2.memory.send_images`.
         max_bad_images (int): so many different files may be bad before the training stops.
         seed (int): of order and augmentation, the same in all processes.
 

@@ -1,4 +1,4 @@
-"""One process or many: Detectron2's own launcher, or the one that torchrun has started."""
+"""Start one process or many, by Detectron2's launcher or under torchrun."""
 
 import argparse
 import multiprocessing
@@ -23,20 +23,20 @@ from ..errors import UserError
 def launch(main: Callable[..., Any], args: argparse.Namespace) -> Any:
     """Run ``main(args)`` in as many processes as the command line or torchrun asks for.
 
-    With GPUs the processes talk over NCCL, without any over gloo. One that fails ends the others.
+    The processes communicate over NCCL, or without GPUs over gloo. If one fails, all end.
 
     Args:
-        main (callable): a function that can be imported, as the processes start anew.
-        args (Namespace): from ``detectron2.engine.default_argument_parser()``; under torchrun
-            ``--num-gpus`` and those for several machines are left at their defaults.
+        main (callable): an importable function, because new processes import it.
+        args (Namespace): from ``detectron2.engine.default_argument_parser()``; under torchrun,
+            ``--num-gpus`` and the options for several machines keep their defaults.
 
     Returns:
-        Any: what ``main`` returns, if there is one process; else ``None``.
+        Any: the result of ``main`` if there is one process, otherwise ``None``.
 
     Raises:
         UserError: if there are fewer GPUs than processes.
-        SystemExit: if a process has failed, with its status, or 128 and the number of the signal
-            that killed it.
+        SystemExit: if a process has failed, with its status, or with 128 plus the number of the
+            signal that killed it.
     """
     if dist.is_torchelastic_launched():
         return _join_torchrun(main, args)
@@ -55,7 +55,7 @@ def launch(main: Callable[..., Any], args: argparse.Namespace) -> Any:
             args=(main, args, args.num_gpus),
         )
     except mp.ProcessExitedException as e:
-        if e.exit_code >= 0:  # it has said why
+        if e.exit_code >= 0:  # the process has printed the reason
             sys.exit(e.exit_code)
         print(f"process {e.error_index} was killed by {e.signal_name}", file=sys.stderr)
         sys.exit(128 - e.exit_code)
@@ -77,7 +77,7 @@ def _join_torchrun(main: Callable[..., Any], args: argparse.Namespace) -> Any:
         return main(args)
     _check_gpus(local_size)
     machine_rank = (rank - local_rank) // local_size
-    # torchrun's store, where it has one; otherwise the main process starts one.
+    # torchrun's store if it has one; otherwise the main process starts one.
     has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     url = f"{_MEETING}://" if has_store else "env://"
     _distributed_worker(
@@ -89,11 +89,10 @@ _MEETING = "rsb-d2"
 
 
 def _meet(url: str, **kwargs: Any) -> Iterator[Tuple[dist.Store, int, int]]:
-    """A rendezvous as of ``env://``, but in a part of torchrun's store that nobody was in before.
+    """Rendezvous as with ``env://``, but under a new prefix in torchrun's store.
 
-    Processes that torchrun starts in the place of others find the addresses of those in its store,
-    and would wait for them: so the main process makes up a name, and tells it to all that are here
-    now.
+    Processes that torchrun restarts find the addresses of the earlier ones in its store, and would
+    wait for those. So the main process chooses a new prefix and sends it to all current processes.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -102,11 +101,11 @@ def _meet(url: str, **kwargs: Any) -> Iterator[Tuple[dist.Store, int, int]]:
 
 
 def _name_of_meeting(store: dist.Store, rank: int, world_size: int) -> str:
-    """A new name, the same in all processes."""
+    """Return a new name, the same in all processes."""
     own = uuid.uuid4().hex
     if rank:
         store.set(f"{_MEETING}/{rank}", own)
-        name = store.get(f"{_MEETING}/{own}").decode()  # waits for it
+        name = store.get(f"{_MEETING}/{own}").decode()  # blocks until it is set
         store.set(f"{name}/{rank}", "here")
         return name
     name, missing = f"{_MEETING}/{own}", set(range(1, world_size))
@@ -115,7 +114,7 @@ def _name_of_meeting(store: dist.Store, rank: int, world_size: int) -> str:
         for other in sorted(missing):
             if store.check([f"{name}/{other}"]):
                 missing.remove(other)
-            elif store.check([f"{_MEETING}/{other}"]):  # of now, or left by one before
+            elif store.check([f"{_MEETING}/{other}"]):  # current, or left by an earlier process
                 other_own = store.get(f"{_MEETING}/{other}").decode()
                 store.set(f"{_MEETING}/{other_own}", name)
         if time.monotonic() > end:
@@ -136,22 +135,22 @@ def _check_gpus(num_processes: int) -> None:
 
 
 def _work(main: Callable[..., Any], args: argparse.Namespace, num_local: int) -> None:
-    """What each of several processes does."""
+    """Run ``main`` in one of several processes."""
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // num_local))
     try:
         main(args)
     except BaseException:
-        # NCCL could wait here for those that do not know yet.
+        # With NCCL this could wait for processes that have not failed yet.
         if dist.get_backend() == "gloo":
             dist.destroy_process_group()
         raise
-    # Left to the end of the interpreter, the threads of gloo abort the process now and then.
+    # At the exit of the interpreter, gloo's threads sometimes abort the process.
     dist.destroy_process_group()
 
 
 def _forward(number: int, frame: Any) -> None:
-    """Pass a signal on to the processes, which end in their own time, and this one with them."""
+    """Forward a signal to the child processes; this process ends when they have ended."""
     children: Tuple[Any, ...] = tuple(multiprocessing.active_children())
     for child in children:
         os.kill(child.pid, number)
@@ -161,6 +160,6 @@ def _forward(number: int, frame: Any) -> None:
 
 
 def _address(args: argparse.Namespace) -> str:
-    """Where the processes meet: Detectron2's default is one port for all jobs of a user."""
+    """Return the rendezvous address; Detectron2's default is one port for all jobs of a user."""
     is_default = args.dist_url == default_argument_parser().get_default("dist_url")
     return "auto" if is_default and args.num_machines == 1 else args.dist_url

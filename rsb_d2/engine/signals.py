@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT, of a cluster or of Ctrl-C: the first is noted, the second obeyed at once.
+"""SIGTERM and SIGINT: the first one ends the run after the step, the second one at once.
 
-A cluster, a launcher and a terminal may all send the same signal to the same process, so what
-comes within half a second counts as one.
+A cluster, a launcher and a terminal may all send the same signal to the same process, so signals
+within half a second count as one.
 """
 
 import functools
@@ -15,17 +15,17 @@ from typing import ContextManager, Iterator, Sequence
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_SECONDS = 0.5
-# Among several processes one may wait for another that is gone, and never come to its checkpoint.
+# One of several processes may wait forever for one that has ended, and never reach its checkpoint.
 _GRACE_SECONDS = 120.0
 
 
 class Interrupted(BaseException):
-    """A signal has asked for the end.
+    """Raised to end the run after a signal.
 
-    No ``Exception``, as Detectron2 would log one as an error.
+    Not an ``Exception``, which Detectron2 would log as an error.
 
     Args:
-        number (int): of the signal.
+        number (int): number of the signal.
     """
 
     def __init__(self, number: int):
@@ -33,29 +33,29 @@ class Interrupted(BaseException):
         self.number = number
 
 
-# The one that has taken the signals over.
+# The instance that handles the signals now.
 _active: "SignalWatch | None" = None
 
 
 class SignalWatch:
-    """Notes SIGTERM and SIGINT; a second one ends the process at once, whatever it does.
+    """Records SIGTERM and SIGINT; a second one ends the process at once.
 
-    The exit status is then 128 and the signal's number, as a shell expects it. Outside of the main
-    thread, where Python has no signals, nothing is noted.
+    The exit status is then 128 plus the signal's number, as a shell expects it. Outside of the main
+    thread, where Python handles no signals, nothing is recorded.
 
     Args:
-        num_processes (int): of the job; of several, each ends 120 seconds after the signal even
-            if it hangs.
+        num_processes (int): of the job. If there are several, each ends 120 seconds after the
+            signal even if it hangs.
 
     Attributes:
         received (int or None): number of the first signal since :meth:`start`.
-        received_by_any (int or None): of the first that any process of the job is known to have
-            received, the same in all; of a single process the first.
+        received_by_any (int or None): number of the first signal that any process of the job has
+            received, the same in all processes.
     """
 
     def __init__(self, num_processes: int = 1):
         self.received: int | None = None
-        self._told: int | None = None
+        self._received_by_all: int | None = None
         self._is_alone = num_processes <= 1
         self._grace = None if self._is_alone else _GRACE_SECONDS
         self._before = {}
@@ -63,13 +63,13 @@ class SignalWatch:
         self._exits = False
 
     def start(self) -> None:
-        """Take the signals over."""
+        """Start handling the signals."""
         global _active
         if threading.current_thread() is not threading.main_thread():
             return
-        self.received = self._told = None
+        self.received = self._received_by_all = None
         _prepare_forks()
-        # Python calls handlers between two of its own instructions, which may be seconds apart in
+        # Python calls handlers between two of its instructions, which may be seconds apart in
         # training; the system writes to this socket at once.
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
@@ -79,7 +79,7 @@ class SignalWatch:
         threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
 
     def stop(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the earlier handlers."""
         global _active
         if not self._before:
             return
@@ -94,29 +94,29 @@ class SignalWatch:
 
     @property
     def received_by_any(self) -> int | None:
-        return self.received if self._is_alone else self._told
+        return self.received if self._is_alone else self._received_by_all
 
-    def tell(self, received: Sequence[int | None]) -> None:
-        """Say what all processes have in :attr:`received`, the same to each of them."""
-        self._told = next(filter(None, received), None)
+    def set_received_by_all(self, received: Sequence[int | None]) -> None:
+        """Set :attr:`received_by_any` from the values of :attr:`received` of all processes."""
+        self._received_by_all = next(filter(None, received), None)
 
-    def raised_at_once(self) -> ContextManager[None]:
-        """Raise :class:`Interrupted` in the middle of what the block does, or before it."""
-        return self._obeyed("_raises")
+    def raise_at_once(self) -> ContextManager[None]:
+        """Raise :class:`Interrupted` before or inside the block, as soon as a signal arrives."""
+        return self._set("_raises")
 
-    def obeyed_at_once(self) -> ContextManager[None]:
-        """End the process in the middle of what the block does, or raise before it."""
-        return self._obeyed("_exits")
+    def exit_at_once(self) -> ContextManager[None]:
+        """End the process inside the block, or raise :class:`Interrupted` before it."""
+        return self._set("_exits")
 
     @contextmanager
-    def _obeyed(self, how: str) -> Iterator[None]:
-        setattr(self, how, True)
+    def _set(self, flag: str) -> Iterator[None]:
+        setattr(self, flag, True)
         try:
             if self.received is not None:
                 raise Interrupted(self.received)
             yield
         finally:
-            setattr(self, how, False)
+            setattr(self, flag, False)
 
     def _note(self, number: int, frame: object) -> None:
         if self.received is None:
@@ -145,15 +145,15 @@ class SignalWatch:
                     reader.settimeout(self._grace)
 
 
-_held = threading.local()  # the signals that this thread had blocked before it forks
+_held = threading.local()  # the signals that this thread had blocked before a fork
 
 
-def _hold_before_fork() -> None:
+def _block_before_fork() -> None:
     if _active is not None:
         _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
-def _let_through() -> None:
+def _unblock() -> None:
     mask = vars(_held).pop("mask", None)
     if mask is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -161,19 +161,19 @@ def _let_through() -> None:
 
 @functools.cache
 def _prepare_forks() -> None:
-    """Once in a process, for good; it does nothing while nobody has taken the signals over."""
+    """Register for the life of the process; the functions do nothing while no run is active."""
     os.register_at_fork(
-        before=_hold_before_fork, after_in_parent=_let_through, after_in_child=_give_back_in_child
+        before=_block_before_fork, after_in_parent=_unblock, after_in_child=_restore_in_child
     )
 
 
-def _give_back_in_child() -> None:
-    """A forked process has signals of its own, from its first moment on.
+def _restore_in_child() -> None:
+    """Restore the default signal handling in a forked process.
 
-    The socket is its parent's, too: with it, a signal that ends a worker, such as of the pool that
-    reads Cityscapes, would pass for one that asks for the training's end. So signals that come
-    before this wait for it.
+    The child shares its parent's socket: a signal that ends a worker, such as one of the pool that
+    reads Cityscapes, would look like a signal to the training. So signals are blocked during a
+    fork until this function has run.
     """
     if _active is not None:
         _active._restore(-1)
-    _let_through()
+    _unblock()

@@ -1,21 +1,27 @@
-"""Detectron2's default trainer with this project's parts, and a run that survives."""
+"""Detectron2's default trainer with this project's parts, for runs that survive interruptions."""
 
 import errno
 import logging
 import os
 import sys
+import weakref
 from contextlib import contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Mapping
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
+from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
 
 from ..checkpoint import Checkpointer, files_of_run, remove_leftovers, set_aside
 from ..checkpoint.run_folder import CONFIG_KEY
+from ..config.check_device import check_compiler
 from ..config.check_keypoints import check_keypoints
 from ..config.defaults import check_has_keys
 from ..config.paths import expand_paths
@@ -24,39 +30,46 @@ from ..data.loader import TrainLoader, epoch_size
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator, convert_test_sets
-from ..evaluation.metrics import split_metric
+from ..evaluation.results import split_metric
 from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
 from ..extensions import ACCELERATION
+from ..modeling import TimmBackbone, TimmLastStage
 from ..modeling.keypoint_head import make_logits_contiguous
+from ..modeling.proposals import ChoosingRPN
 from ..solver import build_optimizer
-from ..solver.accumulation import use_accumulation
 from ..solver.ema import AverageUpdate, build_average, evaluate_with_average
 from ..solver.epochs import check_resolved
-from .amp import use_amp
-from .best import BestCheckpointer, EarlyStopping, StopTraining, build_best_hooks
+from ..utils import unwrap
 from .checkpoints import (
     CheckpointWriter,
     EvaluationWriter,
     SafeWriter,
     failures_warned,
+    gather_process_states,
     save_average,
+    set_process_state,
+    share_buffers,
 )
-from .exchange import LossNotFinite, use_exchange
-from .resume import gather_process_states, set_process_state, share_buffers
 from .signals import Interrupted, SignalWatch
-from .speed import prepare_for_training
 from .tasks import check_config, get_task
-from .validation import ValidationLoss
+from .train_step import LossNotFinite, StepTrainer, amp_dtype
+from .validation import (
+    BestCheckpointer,
+    EarlyStopping,
+    StopTraining,
+    ValidationLoss,
+    build_best_hooks,
+)
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """The trainer of ``train_net.py``; stock but for the pieces that Detectron2 lets one replace.
+    """The trainer of ``train_net.py``: Detectron2's, with the methods overridden that it offers.
 
-    A run that was killed and is resumed takes the same steps as one that never stopped: the
-    checkpoints hold the place in the data and the random state of every process beside what
-    Detectron2 saves. SIGTERM and SIGINT end :meth:`train` with a checkpoint and ``SystemExit``.
+    A run that is interrupted and resumed takes the same steps as an uninterrupted one: in addition
+    to Detectron2's content, checkpoints hold the position in the data and the random state of every
+    process. SIGTERM and SIGINT end :meth:`train` with a checkpoint and ``SystemExit``.
 
     Args:
         cfg (CfgNode): with the keys of :func:`rsb_d2.add_rsb_config`.
@@ -68,84 +81,100 @@ class Trainer(DefaultTrainer):
     stopped_early = False
 
     def __init__(self, cfg: CfgNode):
-        # What a subclass builds by itself may have other values.
+        # DefaultTrainer's constructor would build another inner trainer and checkpointer.
+        TrainerBase.__init__(self)
+        self._check_config(cfg)
+        cfg = expand_paths(cfg)
+        self._check_data(cfg)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self._earlier_files = files_of_run(cfg.OUTPUT_DIR)  # before this run writes any
+        self._process_states: List[Dict[str, Any]] = []
+        self._has_failed = False
+        self.signals = SignalWatch(comm.get_world_size())
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        if isinstance(data_loader, TrainLoader):
+            check_resolved(cfg, epoch_size(cfg, data_loader.num_records))
+            signals = self.signals
+            data_loader.is_ending = lambda: signals.received is not None
+        model = create_ddp_model(model, broadcast_buffers=False)
+        self._trainer = StepTrainer(
+            model, data_loader, optimizer, self.signals, cfg.SOLVER.ACCUMULATE_STEPS, amp_dtype(cfg)
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self._average = build_average(cfg, model)
+        self._classes = stored_class_names(cfg)
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            **self._classes,
+            **({"ema": self._average} if self._average else {}),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+        prepare_for_training(model, cfg)
+
+    def _check_config(self, cfg: CfgNode) -> None:
+        # Models and optimizers of a subclass may read other values.
         if any(map(self._overrides, ("build_model", "build_optimizer", "build_lr_scheduler"))):
             check_has_keys(cfg, "")
         else:
             check_config(cfg)
-        cfg = expand_paths(cfg)
-        self.signals = SignalWatch(comm.get_world_size())
-        self._process_states: List[Dict[str, Any]] = []
-        self._has_failed = False
-        self._earlier_files = files_of_run(cfg.OUTPUT_DIR)  # before this run has any
+
+    def _check_data(self, cfg: CfgNode) -> None:
         if not self._overrides("build_train_loader"):
             check_keypoints(cfg)
         if not self._overrides("build_evaluator"):
             convert_test_sets(cfg)
-        super().__init__(cfg)
-        if isinstance(self.data_loader, TrainLoader):
-            check_resolved(cfg, epoch_size(cfg, self.data_loader.num_records))
-            signals = self.signals
-            self.data_loader.is_ending = lambda: signals.received is not None
-        prepare_for_training(self.model, cfg)
-        use_amp(self, cfg)
-        use_accumulation(self, cfg)
-        use_exchange(self, self.signals)
 
     def _overrides(self, name: str) -> bool:
-        """Whether a subclass has a method of its own instead of this class's."""
+        """Whether a subclass overrides a method of this class."""
         classes = type(self).__mro__
         return any(name in vars(cls) for cls in classes[: classes.index(Trainer)])
 
     def build_hooks(self) -> List[hooks.HookBase]:
-        """The stock hooks and this project's, with checkpoints by this project's checkpointer.
-
-        The stock constructor makes its own checkpointer just before it calls this.
-        """
-        cfg = self.cfg
-        self._classes = stored_class_names(cfg)
-        self._average = build_average(cfg, self.model)
-        self.checkpointer = Checkpointer(
-            self.model,
-            cfg.OUTPUT_DIR,
-            **self.checkpointer.checkpointables,
-            **self._classes,
-            **({"ema": self._average} if self._average else {}),
-        )
-        stock = super().build_hooks()
-        writers = [hook for hook in stock if isinstance(hook, hooks.PeriodicWriter)]
-        for hook in writers:
-            hook._writers = [SafeWriter(writer) for writer in hook._writers]
-        metric_writers = [
-            safe
-            for hook in writers
-            for safe in hook._writers
-            if not isinstance(safe.writer, CommonMetricPrinter)
-        ]
-        others = (hooks.EvalHook, hooks.PeriodicWriter, hooks.PeriodicCheckpointer)
-        period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
-        ours = [
-            *(hook for hook in stock if not isinstance(hook, others)),
-            *([AverageUpdate(self._average)] if self._average else []),
-            CheckpointWriter(period, keep, cfg.TEST.EVAL_PERIOD, self.signals),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
-            *([TTAEvaluation(self._average)] if cfg.TEST.AUG.ENABLED else []),
-        ]
+        """Build the hooks in Detectron2's order: checkpoint, evaluation, writers."""
+        cfg, period = self.cfg, self.cfg.TEST.EVAL_PERIOD
+        task = get_task(cfg)
+        ours = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            loader_cfg = cfg.clone()
+            loader_cfg.defrost()
+            loader_cfg.DATALOADER.NUM_WORKERS = 0  # as in Detectron2, to save memory
+            loader = self.build_train_loader(loader_cfg)
+            ours.append(hooks.PreciseBN(period, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
+        if self._average:
+            ours.append(AverageUpdate(self._average))
+        checkpoint_period, num_kept = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP
+        ours.append(CheckpointWriter(checkpoint_period, num_kept, period, self.signals))
+        ours.append(hooks.EvalHook(period, self._evaluate))
+        if cfg.TEST.AUG.ENABLED:
+            ours.append(TTAEvaluation(self._average))
         if cfg.TEST.VAL_LOSS:
-            build_loader = get_task(cfg).build_validation_loader
+            build_loader = task.build_validation_loader
             ours.append(ValidationLoss(cfg, self.model, build_loader, self._average))
         ours += build_best_hooks(cfg, self.model, self._average, **self._classes)
-        ours += [*writers, EvaluationWriter(cfg.TEST.EVAL_PERIOD, metric_writers)]
         if comm.is_main_process():
-            # Behind the stock writer, which must have written the evaluation that is drawn.
-            ours.append(get_task(cfg).build_picture_writer(cfg))
+            writers = [SafeWriter(writer) for writer in self.build_writers()]
+            files = [w for w in writers if not isinstance(w.writer, CommonMetricPrinter)]
+            ours += [
+                hooks.PeriodicWriter(writers, period=20),
+                EvaluationWriter(period, files),
+                task.build_picture_writer(cfg),  # draws what the writers have written
+            ]
         return ours
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on with the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start a new one.
+        """Resume the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start a new run.
 
-        A new one has the folder for itself: the files of an earlier run are moved to
-        ``OUTPUT_DIR/earlier``.
+        The files of an earlier run are moved to ``OUTPUT_DIR/earlier`` when a new one starts.
 
         Args:
             resume (bool): as in Detectron2.
@@ -159,7 +188,7 @@ class Trainer(DefaultTrainer):
         comm.synchronize()
         super().resume_or_load(resume)
         if not (resume and self.checkpointer.has_checkpoint()):
-            self._set_earlier_run_aside()  # after the loading, which may be of its weights
+            self._set_earlier_run_aside()  # only now, as its weights may have been loaded
 
     def _set_earlier_run_aside(self) -> None:
         if comm.is_main_process():
@@ -168,14 +197,12 @@ class Trainer(DefaultTrainer):
         comm.synchronize()
 
     def train(self):
-        """As the stock method, but that the training may end before ``SOLVER.MAX_ITER``.
-
-        Early stopping ends it as if it had come to its end.
+        """Train as Detectron2 does, until ``SOLVER.MAX_ITER`` or early stopping.
 
         Raises:
             SystemExit: after SIGTERM or SIGINT, with the status that a shell expects, 143 or 130.
-            UserError: if the loss is no finite number, if too many images are bad, or if the disk
-                is full. The checkpoints written so far are as they were.
+            UserError: if the loss is not finite, if too many images are bad, or if the disk is
+                full. The checkpoints written so far stay.
         """
         self.signals.start()
         try:
@@ -200,7 +227,7 @@ class Trainer(DefaultTrainer):
     def before_train(self):
         if self._process_states:
             set_process_state(self.model, self._process_states)
-        with self._failures_told():
+        with self._user_errors_raised():
             super().before_train()
             if self._lacks_evaluation():
                 logger.info(f"Evaluating after {self.start_iter} iterations: it was interrupted.")
@@ -210,33 +237,33 @@ class Trainer(DefaultTrainer):
                         hook.after_step()
 
     def before_step(self):
-        with self._failures_told():
+        with self._user_errors_raised():
             super().before_step()
 
     def run_step(self):
-        with self._failures_told():
+        with self._user_errors_raised():
             try:
                 super().run_step()
             except FloatingPointError as e:
                 raise UserError(self._explain_divergence(e)) from e
 
     def after_step(self):
-        with self._failures_told():
+        with self._user_errors_raised():
             super().after_step()
 
     def after_train(self):
-        self.iter = min(self.iter, self.max_iter)  # beyond it where there was nothing left to do
-        if self._has_failed:  # neither evaluated nor drawn
+        self.iter = min(self.iter, self.max_iter)  # larger if nothing was left to do
+        if self._has_failed:  # no evaluation, no pictures
             self.storage.iter = self.iter
             for hook in self._hooks:
                 if isinstance(hook, hooks.PeriodicWriter):
                     hook.after_train()
         else:
-            with self._failures_told():
+            with self._user_errors_raised():
                 super().after_train()
 
     def save_checkpoint(self, name: str) -> None:
-        """Save all that is needed to go on; every process must call it.
+        """Save everything that a resume needs; all processes must call it.
 
         Args:
             name (str): the file's name in ``OUTPUT_DIR``, without ``.pth``.
@@ -272,18 +299,18 @@ class Trainer(DefaultTrainer):
             )
 
     @contextmanager
-    def ended_by_signals(self) -> Iterator[None]:
-        """Let signals end what the block does between two steps, such as a long evaluation.
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal end the block, such as a long evaluation between two steps.
 
-        A checkpoint is written then, in which what the block does is still to be done; several
-        processes have written theirs before.
+        A single process then writes a checkpoint from which a resume repeats the block. Several
+        processes have written one before the block.
         """
         if comm.get_world_size() > 1:
-            with self.signals.obeyed_at_once():
+            with self.signals.exit_at_once():
                 yield
             return
         try:
-            with self.signals.raised_at_once():
+            with self.signals.raise_at_once():
                 yield
         except Interrupted:
             if self.iter + 1 < self.max_iter:
@@ -291,15 +318,15 @@ class Trainer(DefaultTrainer):
             raise
 
     def _evaluate(self) -> dict:
-        with self.ended_by_signals(), random_state_kept():
+        with self.interruptible(), random_state_kept():
             results = self._last_eval_results = self.test(self.cfg, self.model)
             if self._average:
-                with self._average.beside(self.model) as averaged:
+                with self._average.on_device_of(self.model) as averaged:
                     results = evaluate_with_average(self.test, self.cfg, results, averaged)
         return results
 
     def _lacks_evaluation(self) -> bool:
-        """Whether the process before was killed between a checkpoint and its evaluation."""
+        """Whether an earlier process was killed between a checkpoint and its evaluation."""
         period, done = self.cfg.TEST.EVAL_PERIOD, self.start_iter
         if done in (0, self.max_iter) or period <= 0 or done % period:
             return False
@@ -308,8 +335,8 @@ class Trainer(DefaultTrainer):
         return comm.all_gather(any(not hook.history.knows(done) for hook in best))[0]
 
     @contextmanager
-    def _failures_told(self) -> Iterator[None]:
-        """Let what the user can mend end the training without the stack of frames."""
+    def _user_errors_raised(self) -> Iterator[None]:
+        """End the training without a traceback for errors that the user can fix."""
         try:
             yield
         except UserError as e:
@@ -323,7 +350,7 @@ class Trainer(DefaultTrainer):
             raise _Failed(error) from None
 
     def _explain_divergence(self, error: FloatingPointError) -> str:
-        """One line: the iteration, the losses, the images, and what is left."""
+        """Return one line with the iteration, losses, images and last checkpoint."""
         latest = self.storage.latest()
         metrics = {name: split_metric(name, self.cfg.DATASETS.TEST) for name in latest}
         names = [n for n, m in metrics.items() if m.is_loss and not m.is_validation_loss]
@@ -339,7 +366,7 @@ class Trainer(DefaultTrainer):
         return f"{'; '.join(parts)}. {advice}"
 
     @classmethod
-    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
@@ -349,7 +376,7 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 
     @classmethod
@@ -369,20 +396,51 @@ class Trainer(DefaultTrainer):
     test_with_TTA = classmethod(evaluate_with_tta)
 
     def build_writers(self) -> List[EventWriter]:
+        """Build Detectron2's writers; without TensorBoard if its files cannot be written."""
         with failures_warned("TensorBoard's files"):
             return super().build_writers()
         path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
         return [CommonMetricPrinter(self.max_iter), JSONWriter(path)]
 
 
-# What EvalHook and those behind it do with an evaluation.
+def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
+    """Replace layers of a model, in place, by faster ones with equal results.
+
+    ``MODEL.TIMM.FOLD_NORM`` folds fixed norms, ``MODEL.COMPILE`` compiles, a stock RPN selects its
+    proposals before it decodes them, and an installed acceleration may replace layers on the CPU.
+    Names and values of the weights stay. (``MODEL.CHANNELS_LAST`` also matters for an evaluation
+    only, so :meth:`Trainer.build_model` applies it.)
+
+    Args:
+        model (nn.Module): a detector or classifier; may be wrapped for data parallelism.
+        cfg (CfgNode): with the keys of :func:`rsb_d2.add_rsb_config`.
+
+    Raises:
+        UserError: if ``MODEL.COMPILE`` is set and there is no compiler.
+    """
+    model = unwrap(model)
+    rpn = getattr(model, "proposal_generator", None)
+    if ChoosingRPN.takes(rpn):
+        rpn.__class__ = ChoosingRPN
+    if cfg.MODEL.TIMM.FOLD_NORM:
+        for module in list(model.modules()):
+            if isinstance(module, (TimmBackbone, TimmLastStage)) and module.norm_eval:
+                module.fold_norms_in_training()
+    if "prepare_training" in ACCELERATION:
+        ACCELERATION.get("prepare_training")(model, cfg)
+    if cfg.MODEL.COMPILE:
+        check_compiler(cfg)
+        get_task(cfg).compile(model)
+
+
+# EvalHook and the hooks that use its results.
 _EVALUATION_HOOKS = (
     *(hooks.EvalHook, ValidationLoss, BestCheckpointer, EarlyStopping, EvaluationWriter),
 )
 
 
 class _Failed(BaseException):
-    """Carries a :class:`UserError` past Detectron2's loop, which would log its frames."""
+    """Carries a :class:`UserError` through Detectron2's loop, which would log its traceback."""
 
     def __init__(self, error: UserError):
         super().__init__(error)

@@ -1,15 +1,18 @@
-"""The validation loss: the losses of training, on the test data, with nothing changed by it."""
+"""Hooks around an evaluation: validation loss, best checkpoint and early stopping."""
 
+import json
 import logging
+import math
+import os
 from collections import Counter
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.data import detection_utils as utils
-from detectron2.engine.hooks import HookBase
+from detectron2.engine import hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -19,34 +22,39 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import Dataset
 
+from ..config.check_best_metric import best_mode, uses_best_metric
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import annotated_records, build_inference_loader
 from ..data.random_state import random_state_kept
-from ..evaluation.metrics import VALIDATION_PREFIX
+from ..evaluation.results import VALIDATION_PREFIX, split_metric
+from ..files import whole_file
 from ..solver.ema import EMA_PREFIX, AveragedWeights
 from ..utils import unwrap
+from .checkpoints import WeightsCheckpointer
 
 logger = logging.getLogger(__name__)
 
-# What computes something else in training than in evaluation, and no loss.
+# Layers that compute something else in training than in evaluation, and that are no losses.
 _RANDOM_OR_RUNNING = (_NormBase, _DropoutNd, DropPath, DropBlock2d)
 
 
 def is_evaluated_now(trainer: TrainerBase, period: int) -> bool:
-    """Whether Detectron2's ``EvalHook`` evaluates after this step; of the last step, it is later.
+    """Whether Detectron2's ``EvalHook`` evaluates in this step's ``after_step``.
+
+    After the last step it evaluates in ``after_train``.
 
     Args:
-        trainer (TrainerBase): in its ``after_step``.
-        period (int): of the evaluations, in iterations; 0 for none.
+        trainer (TrainerBase): inside its ``after_step``.
+        period (int): period of the evaluations in iterations; 0 for none.
     """
     done = trainer.iter + 1
     return period > 0 and done % period == 0 and done != trainer.max_iter
 
 
-class ValidationLoss(HookBase):
-    """Computes ``val_total_loss``, ``val_loss_cls`` and so on whenever ``EvalHook`` evaluates.
+class ValidationLoss(hooks.HookBase):
+    """A hook that computes ``val_total_loss``, ``val_loss_cls``, … whenever ``EvalHook`` evaluates.
 
-    It goes before the writers, which then write the values as they do all others.
+    It comes before the writers, which then write these values like any other.
     """
 
     def __init__(
@@ -60,10 +68,10 @@ class ValidationLoss(HookBase):
         Args:
             cfg (CfgNode): its ``DATASETS.TEST``, ``INPUT`` and ``TEST.EVAL_PERIOD``.
             model (nn.Module): as it is trained; may be wrapped for data parallelism.
-            build_loader (callable): from the config to the loader of the images, as
+            build_loader (callable): builds the loader of the images from the config, as
                 :func:`build_validation_loader`.
-            average (AveragedWeights or None): of the model; its losses have ``ema/`` before the
-                name.
+            average (AveragedWeights or None): of the model; the names of its losses start with
+                ``ema/``.
         """
         self._cfg = cfg
         self._period = cfg.TEST.EVAL_PERIOD
@@ -81,12 +89,12 @@ class ValidationLoss(HookBase):
             self._compute()
 
     def _compute(self) -> None:
-        with self.trainer.ended_by_signals(), random_state_kept():
+        with self.trainer.interruptible(), random_state_kept():
             if self._loader is None:
                 self._loader = self._build_loader(self._cfg)
             losses = validation_losses(self._model, self._loader)
             if self._average is not None:
-                with self._average.beside(self._model) as averaged:
+                with self._average.on_device_of(self._model) as averaged:
                     of_average = validation_losses(averaged, self._loader)
                 losses.update({f"{EMA_PREFIX}{name}": v for name, v in of_average.items()})
         self.trainer.storage.put_scalars(smoothing_hint=False, **losses)
@@ -98,12 +106,12 @@ def build_validation_loader(cfg: CfgNode) -> Iterable:
     """Build a loader of ``DATASETS.TEST`` with ground truth, without augmentation.
 
     Args:
-        cfg (CfgNode): images are resized as for evaluation; which images without annotations
-            are left out is as for training.
+        cfg (CfgNode): images are resized as in evaluation; images without annotations are left out
+            as in training.
 
     Returns:
-        Iterable[list[dict]]: this process's share, one image at a time, each with the key
-        ``"validation_index"``, its place in the whole.
+        Iterable[list[dict]]: this process's share, one image at a time. Each has the key
+        ``"validation_index"``, its position among the images of all processes.
     """
     records = annotated_records(cfg, "TEST")
     arguments = CheckedDatasetMapper.from_config(cfg, is_train=True)
@@ -117,12 +125,12 @@ def build_validation_loader(cfg: CfgNode) -> Iterable:
 def number_images(
     cfg: CfgNode, records: Sequence[dict], mapper: Callable[[dict], dict]
 ) -> Iterable[list]:
-    """Build a test loader whose images carry ``"validation_index"``, their place in ``records``."""
+    """Build a test loader whose images have their position in ``"validation_index"``."""
     return build_inference_loader(_Numbered(records), mapper, cfg.DATALOADER.NUM_WORKERS)
 
 
 class _Numbered(Dataset):
-    """Records with their place in the whole."""
+    """Records with their position."""
 
     def __init__(self, records: Sequence[dict]):
         self._records = records if hasattr(records, "has_rle") else DatasetFromList(records)
@@ -145,13 +153,12 @@ def _has_rle(records: Sequence[dict]) -> bool:
 
 
 def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
-    """Compute the losses of training, averaged over the images of all processes.
+    """Compute the training losses, averaged over the images of all processes.
 
     The sampling of anchors and proposals is seeded by image, so that equal weights give equal
-    losses, whatever the number of processes. Normalisation uses the running statistics and
-    nothing is dropped out, as in evaluation. Weights, buffers, modes and the trainer's event
-    storage are afterwards what they were; wrap the call in
-    :func:`rsb_d2.data.random_state.random_state_kept` for the random state.
+    losses, whatever the number of processes. As in evaluation, norms use their running statistics
+    and dropout is off. Weights, buffers, modes and the trainer's event storage do not change; wrap
+    the call in :func:`rsb_d2.data.random_state.random_state_kept` to keep the random state.
 
     Args:
         model (nn.Module): a detector that returns a dict of losses in training.
@@ -163,7 +170,7 @@ def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
     """
     model = unwrap(model)
     sums, count = Counter(), 0
-    # Iteration 1, as at 0 Detectron2's models would draw pictures of the batch.
+    # Iteration 1, because at 0 Detectron2's models would draw the batch.
     with loss_mode(model), torch.no_grad(), EventStorage(1):
         for batch in loader:
             _seed(batch[0]["validation_index"])
@@ -183,7 +190,7 @@ def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
 
 @contextmanager
 def loss_mode(model: nn.Module) -> Iterator[None]:
-    """Let a model compute losses with its backbone, norms and dropout as in evaluation.
+    """Set a model to compute losses with its backbone, norms and dropout as in evaluation.
 
     Args:
         model (nn.Module): with its backbone in ``model.backbone``; the mode of each module is
@@ -192,8 +199,8 @@ def loss_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     in_backbone = {id(module) for module in model.backbone.modules()}
     try:
-        # Not through train() and eval(), which modules may override, and which would lose what
-        # was in evaluation on purpose.
+        # Not by train() and eval(): modules may override them, and modules that were in evaluation
+        # mode on purpose would lose it.
         for module, _ in modes:
             module.training = not (
                 id(module) in in_backbone or isinstance(module, _RANDOM_OR_RUNNING)
@@ -212,7 +219,7 @@ def _seed(seed: int) -> None:
 
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Keep the model's plain numbers: RetinaNet's running ``loss_normalizer`` is one."""
+    """Restore the model's plain numbers, such as RetinaNet's running ``loss_normalizer``."""
 
     def numbers() -> Dict[str, Any]:
         return {k: v for k, v in vars(model).items() if isinstance(v, (int, float))}
@@ -223,4 +230,218 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for name in numbers().keys() - before.keys():
             delattr(model, name)
-        vars(model).update(before)
+        for name, value in before.items():
+            setattr(model, name, value)
+
+
+class MetricHistory:
+    """The values of one metric over a run, in a JSON file that outlives the process.
+
+    They are not in the checkpoints, which are written before the evaluation of their iteration.
+
+    Args:
+        path (str): of the file.
+        metric (str): as in ``metrics.json``.
+        mode (str): ``"max"`` or ``"min"``: which values are better.
+    """
+
+    def __init__(self, path: str, metric: str, mode: str = "max"):
+        self.path = path
+        self.metric = metric
+        self.mode = mode
+        self._values: Dict[int, float] = {}
+
+    @property
+    def best(self) -> Tuple[int, float] | None:
+        """The number of iterations after which the best value was first reached, and the value."""
+        finite = [(v, done) for done, v in self._values.items() if math.isfinite(v)]
+        if not finite:
+            return None
+        sign = -1 if self.mode == "max" else 1
+        value, done = min(finite, key=lambda pair: (sign * pair[0], pair[1]))
+        return done, value
+
+    @property
+    def num_since_best(self) -> int:
+        """The number of evaluations after the best one; of all evaluations if there is no best."""
+        best = self.best
+        return sum(done > best[0] for done in self._values) if best else len(self._values)
+
+    def knows(self, iterations_done: int) -> bool:
+        """Whether there is a value from the evaluation after ``iterations_done`` iterations."""
+        return iterations_done in self._values
+
+    def load(self, iterations_done: int) -> None:
+        """Read the values that an earlier process wrote, up to the iteration to resume from.
+
+        Args:
+            iterations_done (int): 0 for a new run, which starts without values.
+        """
+        self._values = {}
+        try:
+            with open(self.path) as f:
+                content = json.load(f)
+            if (content["metric"], content["mode"]) == (self.metric, self.mode):
+                evaluations = ((e["iterations"], e["value"]) for e in content["evaluations"])
+                values = {int(d): math.nan if v is None else float(v) for d, v in evaluations}
+                self._values = {d: v for d, v in sorted(values.items()) if d <= iterations_done}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            logger.warning(f"{self.path} cannot be read ({e}): the best value so far is not known")
+
+    def add(self, iterations_done: int, value: float) -> None:
+        """Add a value and write the file.
+
+        Args:
+            iterations_done (int): number of iterations before the evaluation.
+            value (float): NaN is kept, but is never the best.
+        """
+        self._values[iterations_done] = value
+        best = self.best
+        content = {
+            "metric": self.metric,
+            "mode": self.mode,
+            "best": best and {"iterations": best[0], "value": best[1]},
+            "evaluations": [
+                {"iterations": d, "value": v if math.isfinite(v) else None}
+                for d, v in self._values.items()
+            ],
+        }
+        with whole_file(self.path) as f:
+            f.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Detectron2's hook, whose best value survives a resume.
+
+    ``model_best.pth`` holds the evaluated weights and the class names, no optimizer; a run is not
+    resumed from it. Only the main process has this hook.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        model: nn.Module,
+        output_dir: str,
+        history: MetricHistory,
+        **checkpointables,
+    ):
+        """
+        Args:
+            eval_period (int): as in ``EvalHook``.
+            model (nn.Module): to save.
+            output_dir (str): folder of ``model_best.pth``.
+            history (MetricHistory): of the metric; this hook loads it and adds to it.
+            checkpointables: saved with the weights.
+        """
+        checkpointer = WeightsCheckpointer(model, output_dir, **checkpointables)
+        super().__init__(eval_period, checkpointer, history.metric, history.mode)
+        self.history = history
+
+    def before_train(self):
+        self.history.load(self.trainer.start_iter)
+        if self.history.best:
+            done, self.best_metric = self.history.best
+            self.best_iter = done - 1
+
+    def _best_checking(self):
+        value, iteration = self.trainer.storage.latest().get(self._val_metric, (None, None))
+        if iteration != self.trainer.storage.iter:  # from an earlier evaluation
+            # Detectron2 smooths all values but those of evaluations and the learning rate.
+            hints = self.trainer.storage.smoothing_hints()
+            names = [n for n, is_smoothed in hints.items() if not is_smoothed and n != "lr"]
+            logger.warning(
+                f"SOLVER.BEST_METRIC: the evaluation gave no {self._val_metric}, but "
+                f"{', '.join(sorted(names)) or 'nothing'}"
+            )
+            return
+        super()._best_checking()
+        self.history.add(min(self.trainer.iter + 1, self.trainer.max_iter), value)
+
+
+class StopTraining(BaseException):
+    """Ends the training loop as at the last iteration.
+
+    Not an ``Exception``, which Detectron2 would log as an error.
+    """
+
+
+class EarlyStopping(hooks.HookBase):
+    """A hook that ends the training of all processes when a metric no longer improves.
+
+    ``model_final.pth`` is written as at the end of any run.
+    """
+
+    def __init__(self, eval_period: int, patience: int, history: MetricHistory):
+        """
+        Args:
+            eval_period (int): as in ``EvalHook``.
+            patience (int): stop after this many evaluations in a row, 1 or more, that were no
+                better than the best one before them.
+            history (MetricHistory): in the main process, filled by a :class:`BestCheckpointer`
+                before this hook.
+        """
+        self._period = eval_period
+        self._patience = patience
+        self._history = history
+
+    def before_train(self):
+        if self._is_over():
+            logger.info(
+                f"The run had stopped early, after {self.trainer.start_iter} iterations. To go "
+                f"on, raise SOLVER.EARLY_STOP_PATIENCE, which is {self._patience}."
+            )
+            self._stop()
+
+    def after_step(self):
+        if not (is_evaluated_now(self.trainer, self._period) and self._is_over()):
+            return
+        if comm.is_main_process():
+            done, value = self._history.best or (0, math.nan)
+            logger.info(
+                f"Stopping early: {self._history.metric} has been no better in "
+                f"{self._history.num_since_best} evaluations than {value:.4f} after {done} "
+                "iterations."
+            )
+        self.trainer.save_checkpoint("model_final")
+        self._stop()
+
+    def _stop(self) -> None:
+        self.trainer.stopped_early = True
+        raise StopTraining
+
+    def _is_over(self) -> bool:
+        # The main process decides for all.
+        return comm.all_gather(self._history.num_since_best >= self._patience)[0]
+
+
+def build_best_hooks(
+    cfg: CfgNode, model: nn.Module, average: AveragedWeights | None = None, **checkpointables
+) -> list:
+    """Build the hooks of the best checkpoint and of early stopping that the config asks for.
+
+    Args:
+        cfg (CfgNode): its ``SOLVER.BEST_METRIC``, ``.BEST_MODE``, ``.EARLY_STOP_PATIENCE``.
+        model (nn.Module): the trainer's.
+        average (AveragedWeights or None): of the model; saved if the metric is that of the averaged
+            weights.
+        checkpointables: saved with the best weights.
+
+    Returns:
+        list[HookBase]: hooks that come after ``EvalHook``.
+    """
+    if not uses_best_metric(cfg):
+        return []
+    path = os.path.join(cfg.OUTPUT_DIR, "best.json")
+    history = MetricHistory(path, cfg.SOLVER.BEST_METRIC, best_mode(cfg))
+    period, best_hooks = cfg.TEST.EVAL_PERIOD, []
+    if average is not None and split_metric(history.metric, cfg.DATASETS.TEST).averaged:
+        model = average.model
+    if comm.is_main_process():
+        best_hooks.append(
+            BestCheckpointer(period, model, cfg.OUTPUT_DIR, history, **checkpointables)
+        )
+    if cfg.SOLVER.EARLY_STOP_PATIENCE:
+        best_hooks.append(EarlyStopping(period, cfg.SOLVER.EARLY_STOP_PATIENCE, history))
+    return best_hooks

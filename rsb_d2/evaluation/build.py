@@ -1,7 +1,14 @@
-"""The evaluator of a data set."""
+"""The evaluator of a data set, by its ``evaluator_type``."""
 
-from typing import List
+import copy
+import glob
+import importlib
+import os
+from contextlib import contextmanager
+from typing import Any, Iterator, List
 
+import numpy as np
+from detectron2 import evaluation
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
@@ -11,18 +18,15 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from ..data.catalog import registered
-from ..data.stock.packages import PANOPTIC, check_packages
+from ..data.stock.packages import PANOPTIC, check_packages, cityscapes_modules
 from ..errors import UserError
 from ..extensions import EVALUATORS
 from .coco_evaluation import COCOEvaluator, ensure_json_file
-from .older_numpy import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-    LVISEvaluator,
-)
-from .predictions import prediction_folder
+from .results import prediction_folder, write_dataset_name
 
 EVALUATOR_TYPES = (
     *("coco", "coco_panoptic_seg", "sem_seg", "lvis", "pascal_voc"),
@@ -31,20 +35,19 @@ EVALUATOR_TYPES = (
 
 
 class NoEvaluatorError(UserError, NotImplementedError):
-    """There is no evaluator of a type; ``DefaultTrainer.test`` then warns, and trains on."""
+    """Raised if a data set has no evaluator; ``DefaultTrainer.test`` then only warns."""
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) -> DatasetEvaluator:
     """Build the evaluator of a data set as Detectron2's ``tools/train_net.py`` does.
 
-    Other types of data sets are looked up in :data:`rsb_d2.extensions.EVALUATORS`. Data of
-    ``thing_classes`` that has no ``evaluator_type`` is evaluated as COCO's.
+    Other types are looked up in :data:`rsb_d2.extensions.EVALUATORS`. A data set with
+    ``thing_classes`` but no ``evaluator_type`` is evaluated as COCO's.
 
     Args:
         cfg (CfgNode): ``OUTPUT_DIR`` and ``TEST.KEYPOINT_OKS_SIGMAS`` are read.
-        dataset_name (str): a registered data set, whose ``evaluator_type`` says what is built.
-        output_folder (str): where predictions are written; by default
-            :func:`.predictions.prediction_folder`.
+        dataset_name (str): a registered data set; its ``evaluator_type`` selects the evaluator.
+        output_folder (str): folder of the predictions; by default :func:`prediction_folder`.
 
     Returns:
         DatasetEvaluator
@@ -86,23 +89,23 @@ def check_evaluators(cfg: CfgNode) -> None:
         cfg (CfgNode): not changed.
 
     Raises:
-        UserError: if there is none of a data set's type, or a package is missing.
+        UserError: if a data set has no evaluator, or if its package is missing.
     """
     for name in cfg.DATASETS.TEST:
         _checked_type(name)
 
 
 def convert_test_sets(cfg: CfgNode) -> None:
-    """Convert the test sets of a script that have no file in COCO's format, before a training.
+    """Convert a script's test sets without a COCO file before the training.
 
-    :func:`build_evaluator` does it otherwise, at the first evaluation.
+    Otherwise :func:`build_evaluator` would convert them at the first evaluation.
 
     Args:
         cfg (CfgNode): its ``DATASETS.TEST``, ``OUTPUT_DIR`` and ``MODEL.MASK_ON``.
 
     Raises:
-        UserError: if one cannot be converted, or if ``MODEL.MASK_ON`` is set and an object has no
-            mask.
+        UserError: if a data set cannot be converted, or if an object has no mask but
+            ``MODEL.MASK_ON`` is set.
     """
     for name in cfg.DATASETS.TEST:
         metadata = MetadataCatalog.get(name)
@@ -126,3 +129,83 @@ def _checked_type(dataset_name: str) -> str:
         )
     check_packages(dataset_name, "TEST")
     return kind
+
+
+# lvis 0.5.3 needs np.float, which NumPy 1.24 removed; cityscapesscripts 2.3.0 needs np.in1d, which
+# NumPy 2.4 removed. Both are the newest releases.
+
+
+class _OlderNumPy:
+    """NumPy with the removed names."""
+
+    float = float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def in1d(self, values: Any, among: Any, invert: bool = False) -> np.ndarray:
+        return np.isin(values, among, invert=invert).ravel()
+
+
+@contextmanager
+def older_numpy(*modules: str) -> Iterator[None]:
+    """Replace ``np`` in the named modules by an older NumPy inside the block."""
+    loaded = [importlib.import_module(name) for name in modules]
+    for module in loaded:
+        module.np = _OlderNumPy()
+    try:
+        yield
+    finally:
+        for module in loaded:
+            module.np = np
+
+
+class LVISEvaluator(evaluation.LVISEvaluator):
+    """Detectron2's evaluator, on today's NumPy."""
+
+    def _eval_predictions(self, predictions):
+        if self._output_dir:
+            write_dataset_name(self._output_dir, self._metadata.name)
+        super()._eval_predictions(predictions)
+
+    def evaluate(self):
+        with older_numpy("lvis.eval"):
+            return super().evaluate()
+
+
+class CityscapesInstanceEvaluator(evaluation.CityscapesInstanceEvaluator):
+    """Detectron2's evaluator, on today's NumPy, without ``matches.json`` in the working directory.
+
+    The package writes that file during its evaluation, and fails on today's number types.
+    """
+
+    def evaluate(self):
+        comm.synchronize()
+        if comm.get_rank() > 0:
+            return None
+        import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as package
+
+        args = copy.copy(package.args)
+        args.predictionPath = os.path.abspath(self._temp_dir)
+        args.predictionWalk, args.colorized = None, False
+        args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")
+        folder = PathManager.get_local_path(self._metadata.gt_dir)
+        truth = glob.glob(os.path.join(folder, "*", "*_gtFine_instanceIds.png"))
+        predictions = [package.getPrediction(path, args) for path in truth]
+        with older_numpy(package.__name__):
+            # The steps of its evaluateImgLists.
+            package.setInstanceLabels(args)
+            instances = package.getGtInstances(truth, args)
+            matches = package.matchGtWithPreds(predictions, truth, instances, args)
+            figures = package.computeAverages(package.evaluateMatches(matches, args), args)
+        package.printResults(figures, args)
+        self._working_dir.cleanup()
+        return {"segm": {"AP": 100 * figures["allAp"], "AP50": 100 * figures["allAp50%"]}}
+
+
+class CityscapesSemSegEvaluator(evaluation.CityscapesSemSegEvaluator):
+    """Detectron2's evaluator, on today's NumPy."""
+
+    def evaluate(self):
+        with older_numpy(*cityscapes_modules("evaluation.evalPixelLevelSemanticLabeling")):
+            return super().evaluate()

@@ -1,4 +1,4 @@
-"""COCO's average precision by hotcoco, in Detectron2's evaluator."""
+"""COCO's metrics, computed by hotcoco in Detectron2's evaluator."""
 
 import contextlib
 import io
@@ -13,34 +13,31 @@ import hotcoco
 import numpy as np
 from detectron2 import evaluation
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
-from pycocotools.cocoeval import COCOeval, Params
+from pycocotools.cocoeval import Params
 
 from ..data.class_table import class_table
 from ..data.coco_conversion import convert_to_coco_file
 from ..data.dataset_dicts import plain, whole_number
 from ..errors import UserError
 from ..memory import garbage_collection_paused
-from .predictions import write_dataset_name
+from .results import write_dataset_name
 
 logger = logging.getLogger(__name__)
 
 
 class COCOEvaluator(evaluation.COCOEvaluator):
-    """Detectron2's evaluator with the same figures from a faster library.
+    """Detectron2's evaluator with the same metrics from a faster library.
 
-    Arguments are Detectron2's, of which ``use_fast_impl`` has no effect. Image ids may be numbers
-    or strings.
+    The arguments are Detectron2's; ``use_fast_impl`` has no effect. Image ids may be numbers or
+    strings.
     """
 
     def __init__(self, dataset_name, tasks=None, distributed=True, output_dir=None, **kwargs):
         if output_dir:
             ensure_json_file(dataset_name, output_dir)
-        if COCOeval_opt is COCOeval:
-            # Detectron2 is installed without its C++, and would log that at every evaluation.
-            kwargs["use_fast_impl"] = False
+        kwargs["use_fast_impl"] = False
         super().__init__(dataset_name, tasks, distributed, output_dir, **kwargs)
 
     def process(self, inputs, outputs):
@@ -85,23 +82,23 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         return evaluate_detections(truth, results, task, img_ids, sigmas=sigmas)
 
     def _category_ids(self) -> Dict[int, Any]:
-        """The annotation file's category ids by the model's class numbers; empty if the same."""
+        """Return category ids of the annotation file by class number; empty if they are equal."""
         numbers = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
         return {number: whole_number(category_id) for category_id, number in numbers.items()}
 
     def _names_by_id(self) -> List[str] | None:
-        """The names of the classes in the order of their category ids, as the figures are."""
+        """Return the class names in the order of their category ids, as in the results."""
         names, ids = self._metadata.get("thing_classes"), self._category_ids()
         if names is None or len(names) != len(ids):
             return names
         return [names[number] for number in sorted(ids, key=ids.get)]
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
-        """Return Detectron2's figures; in its table, class names such as "True" raise an error."""
+        """Return Detectron2's metrics; its own table fails for class names such as "True"."""
         results = super()._derive_coco_results(coco_eval, iou_type)
         if coco_eval is None or class_names is None or len(class_names) <= 1:
             return results
-        # (IoU, recall, class, area, limit): of all areas, and of the last limit
+        # (IoU, recall, class, area, limit): all areas, the last limit
         precisions = coco_eval.eval["precision"][:, :, :, 0, -1]
         aps = []
         for k in range(len(class_names)):
@@ -114,7 +111,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         return results
 
     def _use_dataset_ids(self, results: List[Dict[str, Any]]) -> None:
-        """Turn the model's class numbers into the annotation file's category ids, in place."""
+        """Replace class numbers by the annotation file's category ids, in place."""
         ids = self._category_ids()
         if not ids:
             return
@@ -129,10 +126,10 @@ class COCOEvaluator(evaluation.COCOEvaluator):
 
 
 def ensure_json_file(dataset_name: str, folder: str, *, with_masks: bool = False) -> None:
-    """Convert a data set that is not in COCO's format, once in a process.
+    """Convert a data set that has no COCO file, once in a process.
 
     Args:
-        dataset_name (str): a registered data set, whose metadata gets a ``json_file``.
+        dataset_name (str): a registered data set; its metadata gets a ``json_file``.
         folder (str): for the converted file.
         with_masks (bool): whether each object needs a mask.
 
@@ -161,13 +158,13 @@ def _with_own_keypoints(output: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def with_own_keypoints(instances: Instances) -> Instances:
-    """Copy what Detectron2's ``instances_to_coco_json`` changes in place.
+    """Copy the keypoints of detections, which ``instances_to_coco_json`` changes in place.
 
     Args:
         instances (Instances): detections; not changed.
 
     Returns:
-        Instances: the same, with ``pred_keypoints`` of its own where there are some.
+        Instances: the same fields, with a copy of ``pred_keypoints`` if there are any.
     """
     copied = Instances(instances.image_size, **instances.get_fields())
     if copied.has("pred_keypoints"):
@@ -176,18 +173,18 @@ def with_own_keypoints(instances: Instances) -> Instances:
 
 
 def keypoint_sigmas(sigmas: Sequence[float], num_keypoints: int) -> List[float]:
-    """The sigmas of the object keypoint similarity (https://cocodataset.org/#keypoints-eval).
+    """Return the sigmas of the object keypoint similarity (https://cocodataset.org/#keypoints-eval).
 
     Args:
-        sigmas (sequence of float): ``TEST.KEYPOINT_OKS_SIGMAS``; empty for the default: for 17
-            keypoints those of COCO's persons, otherwise the mean of those for each keypoint.
+        sigmas (sequence of float): ``TEST.KEYPOINT_OKS_SIGMAS``; empty for the default: those of
+            COCO's persons for 17 keypoints, otherwise their mean for each keypoint.
         num_keypoints (int): K.
 
     Returns:
-        list[float]: of each keypoint.
+        list[float]: one for each keypoint.
 
     Raises:
-        UserError: if there are sigmas, but not K of them.
+        UserError: if there are sigmas, but not K.
     """
     if not len(sigmas):
         of_persons = Params("keypoints").kpt_oks_sigmas
@@ -210,31 +207,31 @@ def evaluate_detections(
     max_dets: Sequence[int] | None = None,
     sigmas: Sequence[float] = (),
 ) -> "Figures":
-    """Compute COCO's figures of boxes, masks or keypoints.
+    """Compute COCO's metrics of boxes, masks or keypoints.
 
     Args:
-        truth (dict): a data set in COCO's format; it is not changed.
-        results (list[dict]): detections in COCO's result format; they are not changed.
+        truth (dict): a data set in COCO's format; not changed.
+        results (list[dict]): detections in COCO's result format; not changed.
         task (str): ``"bbox"``, ``"segm"`` or ``"keypoints"``.
         img_ids (sequence): ids of the images to evaluate; None for all.
-        max_dets (sequence of int): the best so many detections of an image and a class count, for
-            the three average recalls; the last one for all other figures. None for 1, 10, 100,
-            and 20 for keypoints.
-        sigmas (sequence of float): of each keypoint, as :func:`keypoint_sigmas` returns them.
+        max_dets (sequence of int): limits of detections in an image and class for the three average
+            recalls; the last one is for all other metrics. None for 1, 10 and 100, and for 20 with
+            keypoints.
+        sigmas (sequence of float): one for each keypoint, as from :func:`keypoint_sigmas`.
 
     Returns:
         Figures
 
     Raises:
-        UserError: if masks are to be evaluated and an annotation has none.
-        ValueError: if a result is of an image that the ground truth does not have.
+        UserError: if masks are evaluated and an annotation has none.
+        ValueError: if a result belongs to an image that is not in the ground truth.
     """
     sizes = {image["id"]: image for image in truth["images"]}
     unknown = {r["image_id"] for r in results} - sizes.keys()
     if unknown:
         raise ValueError(f"the ground truth has no image {unknown.pop()}, but there are results")
     try:
-        # The library takes integers: an image's and a category's place among the sorted ids.
+        # hotcoco takes integer ids: positions among the sorted ids.
         images = {image_id: n for n, image_id in enumerate(sorted(sizes), start=1)}
     except TypeError:
         raise UserError("some image ids are numbers and some are strings") from None
@@ -268,7 +265,7 @@ def evaluate_detections(
                 ],
             }
         )
-        # An area is that of the mask where there is no box, as in pycocotools.
+        # Without a box, the area is that of the mask, as in pycocotools.
         keys = ("score", "segmentation") if task == "segm" else ("score", "bbox", task)
         found = objects.load_res(
             [
@@ -291,7 +288,7 @@ def evaluate_detections(
         evaluated.evaluate()
         evaluated.accumulate()
         with warnings.catch_warnings():
-            # It warns of settings other than COCO's own, which are the caller's here.
+            # It warns about settings other than COCO's, which the caller asked for.
             warnings.filterwarnings("ignore", message="hotcoco")
             with contextlib.redirect_stdout(io.StringIO()):
                 evaluated.summarize()
@@ -301,13 +298,12 @@ def evaluate_detections(
 
 
 class Figures(NamedTuple):
-    """The figures of an evaluation, under pycocotools' names.
+    """The metrics of an evaluation, under pycocotools' names.
 
     Args:
-        stats (ndarray): COCO's twelve figures, ten for keypoints, in 0 ... 1; -1 where there is no
-            object.
-        eval (dict[str, ndarray]): ``precision`` and ``scores`` by IoU, recall, class, area and
-            limit of detections; ``recall`` without the recalls.
+        stats (ndarray): COCO's twelve metrics, ten for keypoints, from 0 to 1; -1 without objects.
+        eval (dict[str, ndarray]): ``precision`` and ``scores`` by (IoU, recall, class, area,
+            limit); ``recall`` by (IoU, class, area, limit).
     """
 
     stats: np.ndarray
@@ -327,7 +323,7 @@ def _task_fields(annotation: Dict[str, Any], task: str, num_keypoints: int) -> D
     if task == "keypoints":
         keypoints = annotation.get("keypoints") or ()
         if len(keypoints) != 3 * num_keypoints:
-            # As in COCO's files an object without keypoints has unlabeled ones: it is ignored.
+            # Unlabeled keypoints, as in COCO's files, so that the object is ignored.
             return {"keypoints": [0] * (3 * num_keypoints), "num_keypoints": 0}
         count = annotation.get("num_keypoints")
         if type(count) is not int:

@@ -1,4 +1,4 @@
-"""Test-time augmentation: which models have it, its evaluation, and when a training does it."""
+"""Test-time augmentation of detectors, and its evaluation at the end of a training."""
 
 import logging
 from typing import Any, Dict
@@ -12,23 +12,22 @@ from torch import nn
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..solver.ema import AveragedWeights, evaluate_with_average
-from .predictions import prediction_folder
+from .results import prediction_folder
 
 logger = logging.getLogger(__name__)
 
-# Behind the name of a task, or of one of several data sets.
+# Appended to the name of a task, or of a data set if there are several.
 _SUFFIX = "_TTA"
 
 
 def check_tta(cfg: CfgNode) -> None:
-    """Check that Detectron2's test-time augmentation is there for the model of a config.
+    """Check that Detectron2 can augment the model of a config at test time.
 
     Args:
         cfg (CfgNode): not changed.
 
     Raises:
-        UserError: if it is not, if nothing is augmented, or if the metrics have no names of their
-            own.
+        UserError: if it cannot, if there are no sizes, or if names of metrics would collide.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     architecture = META_ARCH_REGISTRY.get(name)
@@ -60,22 +59,22 @@ def check_tta(cfg: CfgNode) -> None:
 
 
 def with_tta(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:
-    """Wrap a detector so that its detections are those of several sizes and flips of an image.
+    """Wrap a detector so that it merges detections from several sizes and flips of an image.
 
     Args:
         cfg (CfgNode): its ``TEST.AUG``.
-        model (nn.Module): the detector, as it is trained or of
-            :func:`rsb_d2.optimize_for_inference`; may be wrapped for data parallelism.
+        model (nn.Module): the detector, also from :func:`rsb_d2.optimize_for_inference` or wrapped
+            for data parallelism.
 
     Returns:
-        GeneralizedRCNNWithTTA: called as ``model`` is, in its mode.
+        GeneralizedRCNNWithTTA: has the interface and the mode of ``model``.
 
     Raises:
         UserError: as :func:`check_tta`.
     """
     check_tta(cfg)
     wrapped = GeneralizedRCNNWithTTA(cfg, model)
-    # By itself it would be in training mode, into which an evaluation puts the model back.
+    # A new module is in training mode, and an evaluation restores the mode of its model.
     wrapped.training = model.training
     return wrapped
 
@@ -83,15 +82,15 @@ def with_tta(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:
 def evaluate_with_tta(
     trainer_type: type[DefaultTrainer], cfg: CfgNode, model: nn.Module
 ) -> Dict[str, Any]:
-    """Evaluate a model on ``DATASETS.TEST`` as Detectron2's ``tools/train_net.py`` does.
+    """Evaluate a model with augmentation, as Detectron2's ``tools/train_net.py`` does.
 
     Args:
         trainer_type (type): its ``build_evaluator`` and ``test``.
         cfg (CfgNode): its ``TEST.AUG`` and ``DATASETS.TEST``.
-        model (nn.Module): a detector that :func:`check_tta` takes.
+        model (nn.Module): a detector that :func:`check_tta` accepts.
 
     Returns:
-        dict: as ``test``, with ``_TTA`` behind each name: ``"bbox_TTA"``.
+        dict: the result of ``test``, with ``_TTA`` appended to each name: ``"bbox_TTA"``.
     """
     logger.info("Running inference with test-time augmentation ...")
     evaluators = [
@@ -103,15 +102,15 @@ def evaluate_with_tta(
 
 
 class TTAEvaluation(hooks.EvalHook):
-    """Detectron2's ``EvalHook`` for the end alone, also of a training that stops early.
+    """Detectron2's ``EvalHook`` for the end of a training only, also after early stopping.
 
-    It goes before the writers, which then write the figures as they do all others.
+    It comes before the writers, which then write its metrics like any other.
     """
 
     def __init__(self, average: AveragedWeights | None = None):
         """
         Args:
-            average (AveragedWeights or None): to be evaluated beside the model.
+            average (AveragedWeights or None): also evaluated.
         """
         super().__init__(0, self._evaluate)
         self._average = average
@@ -123,13 +122,13 @@ class TTAEvaluation(hooks.EvalHook):
 
     def _evaluate(self) -> Dict[str, Any]:
         trainer = self.trainer
-        with trainer.ended_by_signals(), random_state_kept():
+        with trainer.interruptible(), random_state_kept():
             results = trainer.test_with_TTA(trainer.cfg, trainer.model)
-            # As of all that a training returns and is verified by.
+            # Added to the results that the training returns and verifies.
             before = getattr(trainer, "_last_eval_results", {})
             trainer._last_eval_results = {**before, **results}
             if self._average:
-                with self._average.beside(trainer.model) as averaged:
+                with self._average.on_device_of(trainer.model) as averaged:
                     test = trainer.test_with_TTA
                     results = evaluate_with_average(test, trainer.cfg, results, averaged)
         return results

@@ -1,20 +1,20 @@
-"""An optimizer step on a batch that is computed in parts, one after the other."""
+"""Gradient accumulation: what a part of a batch must know about the complete batch.
 
-import time
-from contextlib import nullcontext
-from typing import Callable, ContextManager, Dict, List
+The parts know the padding and the divisor of the losses of the complete batch. Otherwise their
+gradients together would not be the gradients of the batch.
+"""
+
+from contextlib import contextmanager
+from typing import Iterator, List, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, SimpleTrainer
-from torch.nn.parallel import DistributedDataParallel
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.nn import functional as F
 
 from ..errors import UserError
-from ..transfer import send_images
-from ..utils import unwrap
-from .batch_parts import PaddingToBatch, part_weights
-
-Losses = Dict[str, torch.Tensor]
 
 
 def check_accumulation(cfg: CfgNode, world_size: int) -> None:
@@ -29,7 +29,7 @@ def check_accumulation(cfg: CfgNode, world_size: int) -> None:
     """
     solver = cfg.SOLVER
     steps, reference = solver.ACCUMULATE_STEPS, solver.REFERENCE_WORLD_SIZE
-    # Detectron2 scales the batch with the number of processes where the config names one.
+    # Detectron2 scales the batch with the number of processes if REFERENCE_WORLD_SIZE is set.
     batch = solver.IMS_PER_BATCH * world_size // reference if reference else solver.IMS_PER_BATCH
     if steps > 1 and batch % (steps * world_size):
         many = f", of {world_size} processes" if world_size > 1 else ""
@@ -39,129 +39,127 @@ def check_accumulation(cfg: CfgNode, world_size: int) -> None:
         )
 
 
-def use_accumulation(trainer: DefaultTrainer, cfg: CfgNode) -> None:
-    """Let a trainer compute its batches in ``SOLVER.ACCUMULATE_STEPS`` parts.
+class PaddingToBatch:
+    """A hook that pads the images of a part to the padded size of the complete batch.
+
+    Detectron2 pads to the largest image of its input, and layers with a bias or a norm compute
+    non-zero values from the padding. A model without a backbone, such as a classifier, has images
+    of one size. A model that segments stuff pads its ground truth to the size of the part, so its
+    images are not padded further.
 
     Args:
-        trainer (DefaultTrainer): constructed, and in mixed precision if it is to be; its inner
-            trainer may be replaced.
-        cfg (CfgNode): after :func:`check_accumulation`.
-    """
-    if cfg.SOLVER.ACCUMULATE_STEPS > 1:
-        if not isinstance(trainer._trainer, AccumulatingTrainer):
-            trainer._trainer = AccumulatingTrainer(trainer._trainer)
-        trainer._trainer.accumulate(cfg.SOLVER.ACCUMULATE_STEPS)
-
-
-class AccumulatingTrainer(SimpleTrainer):
-    """Detectron2's ``SimpleTrainer``, which may compute the gradients of a batch in parts.
-
-    The loader gives the whole batch, and an iteration is still a step of the optimizer. The
-    gradients are those of the whole batch within rounding, where no statistics of a batch and no
-    sampling come in: batch norm that is not fixed sees a part at a time, and the heads of an R-CNN
-    average over the proposals that they sampled in a part. Several processes synchronise their
-    gradients in the last part alone. What is logged is the mean over the parts.
-
-    Attributes:
-        device (torch.device): of the model.
-        write_losses (callable or None): takes the losses and the seconds that the batch was waited
-            for, between the backward pass and the step, in place of Detectron2's
-            ``_write_metrics``; what it raises prevents the step.
+        model (nn.Module): not wrapped; its backbone gets a forward pre-hook that does nothing
+            outside of :meth:`to_size_of`.
     """
 
-    def __init__(self, trainer: SimpleTrainer):
-        """
+    def __init__(self, model: nn.Module):
+        self._size: Tuple[int, int] | None = None
+        self._divisor = 0
+        self._is_used = hasattr(model, "backbone") and not hasattr(model, "sem_seg_head")
+        if self._is_used:
+            self._divisor = getattr(model.backbone, "size_divisibility", 0)
+            model.backbone.register_forward_pre_hook(self._pad)
+
+    @contextmanager
+    def to_size_of(self, batch: List[dict]) -> Iterator[None]:
+        """Pad to the largest height and width of a batch until the block ends."""
+        if self._is_used:
+            divisor = max(self._divisor, 1)
+            sizes = zip(*(item["image"].shape[-2:] for item in batch))
+            self._size = tuple(-(-max(size) // divisor) * divisor for size in sizes)
+        try:
+            yield
+        finally:
+            self._size = None
+
+    @torch.compiler.disable
+    def _pad(self, module: nn.Module, inputs: Tuple[torch.Tensor]) -> Tuple[torch.Tensor] | None:
+        images = inputs[0]
+        if self._size is None or tuple(images.shape[-2:]) == self._size:
+            return None
+        bottom, right = (max(a - b, 0) for a, b in zip(self._size, images.shape[-2:]))
+        return (F.pad(images, (0, right, 0, bottom)), *inputs[1:])
+
+
+class EqualWeights:
+    """Weights of parts whose losses are means over images: one share each.
+
+    Args:
+        num_parts (int): of a batch.
+    """
+
+    def __init__(self, num_parts: int):
+        self._num_parts = num_parts
+
+    def after_forward(self, num_images: int) -> Tuple[float, float]:
+        """Return the weights of a part; call it once for each part, in order.
+
         Args:
-            trainer (SimpleTrainer): to take the place of, with its model, optimizer and loader.
-        """
-        # Not by the parent's constructor, which would start a second pass over the data.
-        vars(self).update(vars(trainer))
-        self.num_parts = 1
-        self.device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        self.write_losses: Callable[[Losses, float], None] | None = None
-
-    def accumulate(self, num_parts: int) -> None:
-        """Compute each batch in parts from now on.
-
-        Args:
-            num_parts (int): a divisor of the images that this process has of a batch.
-        """
-        self.num_parts = num_parts
-        self._padding = PaddingToBatch(unwrap(self.model))
-
-    def run_step(self) -> None:
-        assert self.model.training, "the model was changed to eval mode!"
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        batch = send_images(batch, self.device)
-
-        # Before the forward pass, so that the gradients of the last step take no memory in it.
-        self.optimizer.zero_grad()
-        if self.num_parts == 1:
-            losses = self.losses(batch)
-            self.backward(sum(losses.values()))
-        else:
-            losses = self._losses_of_parts(batch)
-        if hasattr(self, "after_backward"):  # Detectron2's main
-            self.after_backward()
-        self._log(losses, data_time)
-        self.step()
-
-    def losses(self, batch: List[dict]) -> Losses:
-        """Forward.
-
-        Args:
-            batch (list[dict]): what the model takes.
+            num_images (int): images in the part.
 
         Returns:
-            dict[str, Tensor]: what it returns; a single loss as ``"total_loss"``.
+            float, float: the factor for the losses of this part, and the factor for the gradients
+            of all earlier parts.
         """
-        losses = self.model(batch)
-        return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
+        return 1 / self._num_parts, 1.0
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of a loss to those of the parts before."""
-        loss.backward()
 
-    def step(self) -> None:
-        """Change the weights by the gradients of all parts."""
-        self.optimizer.step()
+class DenseWeights:
+    """Weights for RetinaNet and FCOS, whose losses are divided by a number of positive anchors.
 
-    def _losses_of_parts(self, batch: List[dict]) -> Losses:
-        """Forward and backward by parts; the losses of the whole batch."""
-        size = len(batch) // self.num_parts
-        parts = [batch[i * size : (i + 1) * size] for i in range(self.num_parts)]
-        weights = part_weights(unwrap(self.model), self.num_parts)
-        total: Losses = {}
-        with self._padding.to_size_of(batch):
-            for i, part in enumerate(parts):
-                with self._synchronised(is_last=i == self.num_parts - 1):
-                    losses = self.losses(part)
-                    weight, weight_before = weights.after_forward(len(part))
-                    if weight_before != 1.0:
-                        self._scale_gradients(weight_before)
-                    self.backward(weight * sum(losses.values()))
-                for name, loss in losses.items():
-                    before = weight_before * total[name] if name in total else 0.0
-                    total[name] = before + weight * loss.detach()
-        return total
+    Stock models divide by a running average that each forward pass updates; this project's
+    ``OpenMMLabRetinaNet`` divides by the number itself. For the complete batch, both are known only
+    after the last part's forward pass. Until then, all gradients are divided by the first part's
+    divisor times the number of parts; the last part corrects them.
 
-    def _synchronised(self, is_last: bool) -> ContextManager:
-        if is_last or not isinstance(self.model, DistributedDataParallel):
-            return nullcontext()
-        return self.model.no_sync()
+    Args:
+        model (DenseDetector): has its running average, if any, in ``loss_normalizer``.
+        num_parts (int): of a batch.
+    """
 
-    def _scale_gradients(self, factor: float) -> None:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if gradients:
-            torch._foreach_mul_(gradients, factor)
+    # Detectron2's default in DenseDetector._ema_update.
+    _MOMENTUM = 0.9
 
-    def _log(self, losses: Losses, data_time: float) -> None:
-        if self.write_losses is not None:
-            self.write_losses(losses, data_time)
-        elif getattr(self, "async_write_metrics", False):  # Detectron2's main
-            executor = self.concurrent_executor
-            executor.submit(self._write_metrics, losses, data_time, iter=self.iter)
-        else:
-            self._write_metrics(losses, data_time)
+    def __init__(self, model: DenseDetector, num_parts: int):
+        self._model = model
+        self._num_parts = num_parts
+        self._num_done = 0
+        self._num_positive = 0
+        self._before: float | None = None  # the running average
+        self._provisional = 1.0
+
+    def after_forward(self, num_images: int) -> Tuple[float, float]:
+        """As :meth:`EqualWeights.after_forward`; updates the running average once a batch."""
+        mean_of_part, _ = get_event_storage().latest()["num_pos_anchors"]
+        num_positive = round(mean_of_part * num_images)
+        count = max(num_positive, 1)
+        divisor = getattr(self._model, "loss_normalizer", count)
+        if not self._num_done:
+            self._before = (divisor - (1 - self._MOMENTUM) * count) / self._MOMENTUM
+            self._provisional = divisor * self._num_parts
+        self._num_done += 1
+        self._num_positive += num_positive
+        if self._num_done < self._num_parts:
+            self._restore()
+            return divisor / self._provisional, 1.0
+        self._restore()
+        of_batch = self._model._ema_update(
+            "loss_normalizer", max(self._num_positive, 1), self._before, self._MOMENTUM
+        )
+        return divisor / of_batch, self._provisional / of_batch
+
+    def _restore(self) -> None:
+        if hasattr(self._model, "loss_normalizer"):
+            self._model.loss_normalizer = self._before
+
+
+def part_weights(model: nn.Module, num_parts: int) -> EqualWeights | DenseWeights:
+    """Return the weights of the parts of one batch.
+
+    Args:
+        model (nn.Module): not wrapped, before the first part's forward pass.
+        num_parts (int): of the batch.
+    """
+    if isinstance(model, DenseDetector):
+        return DenseWeights(model, num_parts)
+    return EqualWeights(num_parts)

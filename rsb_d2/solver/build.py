@@ -1,31 +1,65 @@
-"""The optimizer."""
+"""The optimizer of a config: parameter groups, optimizer and gradient clipping."""
+
+from typing import Any, Dict, List, Set
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver import build_optimizer as build_sgd_optimizer
-from timm.optim import Lamb
+from detectron2.solver import build_optimizer as build_stock_optimizer
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import reduce_param_groups
+from timm.optim import Lamb, param_groups_weight_decay
+from torch import nn
 
 from ..errors import UserError
-from .clipping import add_gradient_clipping
-from .parameters import (
-    OPTIMIZERS,
-    check_decay_filter,
-    decay_filter,
-    optimizer_name,
-    parameter_groups,
-)
+
+OPTIMIZERS = ("SGD", "AdamW", "LAMB")
 
 
-def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+def optimizer_name(cfg: CfgNode) -> str:
+    """Return ``SOLVER.OPTIMIZER`` in the spelling of :data:`OPTIMIZERS`; Mask2Former has ADAMW."""
+    given = cfg.SOLVER.OPTIMIZER
+    return next((name for name in OPTIMIZERS if name.lower() == str(given).lower()), given)
+
+
+def decay_filter(cfg: CfgNode) -> str:
+    """Return ``"detectron2"`` or ``"timm"``, as ``SOLVER.DECAY_FILTER`` says."""
+    if cfg.SOLVER.DECAY_FILTER != "auto":
+        return cfg.SOLVER.DECAY_FILTER
+    return "timm" if optimizer_name(cfg) == "LAMB" else "detectron2"
+
+
+def check_optimizer(cfg: CfgNode) -> None:
+    """Check the keys of the optimizer, before there is a model.
+
+    Args:
+        cfg (CfgNode): its ``SOLVER``.
+
+    Raises:
+        UserError: if ``SOLVER.OPTIMIZER`` is unknown, ``SOLVER.BETAS`` is out of range, or a weight
+            decay contradicts ``SOLVER.DECAY_FILTER``.
+    """
+    solver, name, betas = cfg.SOLVER, optimizer_name(cfg), list(cfg.SOLVER.BETAS)
+    if name not in OPTIMIZERS:
+        raise UserError(f"SOLVER.OPTIMIZER: {name!r} is none of {', '.join(OPTIMIZERS)}")
+    if name != "SGD" and not (len(betas) == 2 and all(0.0 <= b < 1.0 for b in betas)):
+        raise UserError(f"SOLVER.BETAS: {betas} must be two numbers from 0 to below 1")
+    for key in ("WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"):
+        if decay_filter(cfg) == "timm" and solver[key]:
+            raise UserError(
+                f"SOLVER.{key} is {solver[key]}, but SOLVER.DECAY_FILTER {solver.DECAY_FILTER} "
+                f"with {solver.OPTIMIZER} decays no norms and no biases; write SOLVER.{key} 0.0, "
+                "or SOLVER.DECAY_FILTER detectron2"
+            )
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer that ``SOLVER.OPTIMIZER`` names.
 
     Args:
-        cfg (CfgNode): ``"SGD"`` goes to Detectron2's own builder, unless ``DECAY_FILTER`` is
-            ``"timm"``. ``"AdamW"`` (arXiv 1711.05101) takes ``BASE_LR``, ``BETAS`` and
-            ``WEIGHT_DECAY``; ``"LAMB"`` (arXiv 1904.00962, timm's) also ``LAMB.EPS`` and
-            ``LAMB.MAX_GRAD_NORM``. All of them on the groups of
-            :func:`rsb_d2.solver.parameters.parameter_groups`, with gradient clipping as
-            ``CLIP_GRADIENTS`` says.
+        cfg (CfgNode): ``"SGD"`` is built by Detectron2, unless ``DECAY_FILTER`` is ``"timm"``.
+            ``"AdamW"`` (arXiv 1711.05101) reads ``BASE_LR``, ``BETAS`` and ``WEIGHT_DECAY``;
+            ``"LAMB"`` (arXiv 1904.00962, timm's) also ``LAMB.EPS`` and ``LAMB.MAX_GRAD_NORM``. All
+            use the groups of :func:`parameter_groups` and clip as ``CLIP_GRADIENTS`` says.
         model (nn.Module): frozen parameters are left out.
 
     Returns:
@@ -35,19 +69,19 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         UserError: as :func:`check_optimizer`.
     """
     check_optimizer(cfg)
-    optimizer = _build_plain(cfg, model)
-    add_gradient_clipping(cfg, optimizer)
+    optimizer = _build_unclipped(cfg, model)
+    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+        _clip_before_steps(cfg, optimizer)
     return optimizer
 
 
-def _build_plain(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """One that does not clip."""
+def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver, name = cfg.SOLVER, optimizer_name(cfg)
     if name == "SGD" and decay_filter(cfg) == "detectron2":
         cfg = cfg.clone()
         cfg.defrost()
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-        return build_sgd_optimizer(cfg, model)
+        return build_stock_optimizer(cfg, model)
     params = parameter_groups(cfg, model)
     common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if name == "SGD":
@@ -56,23 +90,90 @@ def _build_plain(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     if name == "LAMB":
         lamb = solver.LAMB
         return Lamb(params, eps=lamb.EPS, max_grad_norm=lamb.MAX_GRAD_NORM or None, **common)
-    # Fused: one pass over the parameters, on the CPU too; the same update.
+    # Fused: one pass over the parameters, also on the CPU; the update is the same.
     return torch.optim.AdamW(params, fused=True, **common)
 
 
-def check_optimizer(cfg: CfgNode) -> None:
-    """Check what an optimizer is built from, before there is a model.
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[Dict[str, Any]]:
+    """Group the trainable parameters by learning rate and weight decay.
 
     Args:
-        cfg (CfgNode): its ``SOLVER``.
+        cfg (CfgNode): its ``SOLVER.BASE_LR``, ``BIAS_LR_FACTOR``, ``DECAY_FILTER`` and
+            ``WEIGHT_DECAY``; with ``"detectron2"`` also ``WEIGHT_DECAY_NORM`` and ``_BIAS``.
+        model (nn.Module): frozen parameters are left out.
 
-    Raises:
-        UserError: if ``SOLVER.OPTIMIZER`` is another name, ``SOLVER.BETAS`` out of range, or a key
-            contradicts ``SOLVER.DECAY_FILTER``.
+    Returns:
+        list[dict[str, Any]]: ``params``, ``lr`` and ``weight_decay`` of each group, in as few
+        groups as possible.
     """
-    name, betas = optimizer_name(cfg), list(cfg.SOLVER.BETAS)
-    if name not in OPTIMIZERS:
-        raise UserError(f"SOLVER.OPTIMIZER: {name!r} is none of {', '.join(OPTIMIZERS)}")
-    if name != "SGD" and not (len(betas) == 2 and all(0.0 <= b < 1.0 for b in betas)):
-        raise UserError(f"SOLVER.BETAS: {betas} must be two numbers from 0 to below 1")
-    check_decay_filter(cfg)
+    solver, uses_timm = cfg.SOLVER, decay_filter(cfg) == "timm"
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=None if uses_timm else solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=None if uses_timm else solver.WEIGHT_DECAY_BIAS,
+    )
+    if not uses_timm:
+        return groups
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    filtered = param_groups_weight_decay(
+        model, solver.WEIGHT_DECAY, no_weight_decay_list=names_without_decay(model)
+    )
+    # In timm's order, so that LAMB's norm of all gradients is the same to the last bit.
+    return reduce_param_groups(
+        [
+            {"params": [p], "lr": rates[p], "weight_decay": group["weight_decay"]}
+            for group in filtered
+            for p in group["params"]
+        ]
+    )
+
+
+def names_without_decay(model: nn.Module) -> Set[str]:
+    """Return the parameters that timm models list in ``no_weight_decay()``.
+
+    Args:
+        model (nn.Module): a timm model, or a model that contains timm models.
+
+    Returns:
+        set[str]: names of parameters of ``model``, such as position embeddings.
+    """
+    names = set()
+    for prefix, module in model.named_modules():
+        if callable(getattr(module, "no_weight_decay", None)):
+            names.update(f"{prefix}.{n}" if prefix else n for n in module.no_weight_decay())
+    return names
+
+
+def _clip_before_steps(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> None:
+    """Clip the gradients before each step, exactly as ``maybe_add_gradient_clipping`` does.
+
+    Detectron2 clips parameter by parameter, with about eight kernels for each of hundreds of
+    parameters on a GPU; torch's ``foreach`` operators take a few kernels for all of them.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    kind, limit, order = clip.CLIP_TYPE, float(clip.CLIP_VALUE), float(clip.NORM_TYPE)
+
+    def clip_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        parameters = [
+            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if not parameters:
+            return
+        if kind == "value":
+            torch.nn.utils.clip_grad_value_(parameters, limit)
+        else:
+            _clip_each_norm([p.grad for p in parameters], limit, order)
+
+    optimizer.register_step_pre_hook(clip_gradients)
+
+
+def _clip_each_norm(gradients: List[torch.Tensor], max_norm: float, order: float) -> None:
+    """Scale each gradient, in place, to a norm of at most ``max_norm``."""
+    norms = torch.stack(torch._foreach_norm(gradients, order))
+    # clip_grad_norm_ takes the norm of the norms, here of a single one, which rounds.
+    norms = torch.linalg.vector_norm(norms[:, None], order, dim=1)
+    scales = (max_norm / (norms + 1e-6)).clamp(max=1.0)  # the constant of clip_grad_norm_
+    torch._foreach_mul_(gradients, list(scales.unbind()))

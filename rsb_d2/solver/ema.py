@@ -1,4 +1,4 @@
-"""The running average of the weights over a training, on timm's ``ModelEmaV3``."""
+"""A running average of the weights during training, by timm's ``ModelEmaV3``."""
 
 import logging
 import os
@@ -16,24 +16,24 @@ from ..utils import unwrap
 
 logger = logging.getLogger(__name__)
 
-# The entry of a checkpoint, and what is before the names of what is measured on it.
+# The entry of a checkpoint, and the prefix of metrics of the averaged weights.
 EMA_KEY = "ema"
 EMA_PREFIX = "ema/"
 
 
 class AveragedWeights:
-    """A copy of a model whose weights and buffers follow those that are trained.
+    """A copy of a model that averages its weights and buffers over the training.
 
-    Every process has one. They are equal where the models are, as all of them take equal steps.
+    Every process has one; they are equal, because all processes take equal steps.
 
     Args:
         model (nn.Module): a detector or classifier, not wrapped.
-        decay (float): how much of the average stays in each step, from 0 to below 1.
-        use_warmup (bool): whether it comes up to that by timm's rule, 1 - (1 + step) ** (-2 / 3).
-        device (torch.device or None): where it is kept; ``None`` for beside the model.
+        decay (float): factor of the old average in each step, from 0 to below 1.
+        use_warmup (bool): whether the decay increases by timm's rule, 1 - (1 + step) ** (-2 / 3).
+        device (torch.device or None): of the copy; ``None`` for the device of the model.
 
     Attributes:
-        is_loaded (bool): whether it goes on from a checkpoint.
+        is_loaded (bool): whether the average was loaded from a checkpoint.
     """
 
     def __init__(
@@ -52,22 +52,22 @@ class AveragedWeights:
         return self._average.module
 
     def start_from(self, model: nn.Module) -> None:
-        """Take the weights of a model as they are."""
+        """Set the average to the weights of a model."""
         self._average.set(model)
 
     def update(self, model: nn.Module, num_steps: int) -> None:
-        """Let the average follow by one step.
+        """Update the average after a step of the optimizer.
 
         Args:
-            model (nn.Module): what is trained, not wrapped.
-            num_steps (int): how many steps it has taken in all; after the first one the average
-                is the model, as in timm's training.
+            model (nn.Module): the trained model, not wrapped.
+            num_steps (int): number of steps so far; after the first one the average equals the
+                model, as in timm's training.
         """
         self._average.update(model, step=num_steps)
 
     @contextmanager
-    def beside(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The copy on the device of a model, for the time of an evaluation."""
+    def on_device_of(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Move the copy to the device of ``model`` inside the block, for an evaluation."""
         device = next(self.model.parameters()).device
         self.model.to(next(model.parameters()).device)
         try:
@@ -76,17 +76,17 @@ class AveragedWeights:
             self.model.to(device)
 
     def state_dict(self) -> Dict[str, torch.Tensor]:
-        """The averaged weights and buffers by their names in the model."""
+        """Return the averaged weights and buffers by their names in the model."""
         return self.model.state_dict()
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Load a state from :meth:`state_dict`."""
         self.model.load_state_dict(state)
         self.is_loaded = True
 
 
 class AverageUpdate(HookBase):
-    """Updates the average once in each step of the optimizer; goes before what reads it."""
+    """A hook that updates the average after each step; it comes before hooks that read it."""
 
     def __init__(self, average: AveragedWeights):
         """
@@ -110,15 +110,15 @@ class AverageUpdate(HookBase):
 
 
 def build_average(cfg: CfgNode, model: nn.Module) -> AveragedWeights | None:
-    """Build the running average that ``MODEL_EMA`` asks for.
+    """Build the running average of ``MODEL_EMA``.
 
     Args:
         cfg (CfgNode): its ``MODEL_EMA``.
-        model (nn.Module): on its device; may be wrapped for data parallelism. Nothing may have
-            been done to it that a copy could not have.
+        model (nn.Module): on its device; may be wrapped for data parallelism. It is copied, so it
+            must not be compiled or otherwise prepared yet.
 
     Returns:
-        AveragedWeights or None: ``None`` where it is off.
+        AveragedWeights or None: ``None`` if ``MODEL_EMA`` is off.
 
     Raises:
         UserError: as :func:`check_average`.
@@ -131,7 +131,7 @@ def build_average(cfg: CfgNode, model: nn.Module) -> AveragedWeights | None:
 
 
 def check_average(cfg: CfgNode) -> None:
-    """Check that the metrics of the averaged weights have names of their own.
+    """Check that the names of the averaged weights' metrics are unique.
 
     Args:
         cfg (CfgNode): its ``MODEL_EMA.ENABLED`` and ``DATASETS.TEST``.
@@ -152,16 +152,16 @@ def evaluate_with_average(
     results: Dict[str, Any],
     averaged_model: nn.Module,
 ) -> Dict[str, Any]:
-    """Evaluate the averaged weights, and put what comes out beside what the model has reached.
+    """Evaluate the averaged weights and add the results to those of the model.
 
     Args:
-        test (callable): of a trainer.
+        test (callable): evaluates a model, as ``Trainer.test``.
         cfg (CfgNode): its ``DATASETS.TEST``; the detections go to ``OUTPUT_DIR/ema/inference``.
-        results (dict[str, Any]): of the model.
+        results (dict[str, Any]): results of the model.
         averaged_model (nn.Module): on the model's device.
 
     Returns:
-        dict[str, Any]: ``results``, and under ``"ema"`` those of the averaged weights.
+        dict[str, Any]: ``results``, with those of the averaged weights under ``"ema"``.
     """
     logger.info(f"Evaluating the averaged weights of MODEL_EMA, as {EMA_PREFIX}:")
     cfg = cfg.clone()
@@ -172,15 +172,15 @@ def evaluate_with_average(
 
 
 def load_average(model: nn.Module, checkpoint: Dict[str, Any], path: str) -> bool:
-    """Put the averaged weights of a checkpoint into a model.
+    """Load the averaged weights of a checkpoint into a model.
 
     Args:
-        model (nn.Module): into which the checkpoint itself was loaded; changed in place.
-        checkpoint (dict[str, Any]): what the file holds beside the model.
+        model (nn.Module): the checkpoint was loaded into it; changed in place.
+        checkpoint (dict[str, Any]): the file's content other than the model.
         path (str): of the file, for the message.
 
     Returns:
-        bool: whether there are any; where not, the model is as it was, and a message says so.
+        bool: whether the checkpoint has averaged weights; if not, a warning is logged.
     """
     if not isinstance(checkpoint.get(EMA_KEY), dict):
         logger.warning(f"MODEL_EMA.ENABLED: {path} has no averaged weights beside the model.")

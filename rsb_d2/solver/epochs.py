@@ -1,4 +1,4 @@
-"""A schedule in epochs as one in iterations, and which of the two a config means."""
+"""Schedules in epochs, converted to iterations."""
 
 import logging
 from typing import Any, List, NamedTuple, Tuple
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Pair(NamedTuple):
-    """Two keys of ``SOLVER`` that say the same."""
+    """Two keys of ``SOLVER`` with the same meaning."""
 
     epochs: str
     iterations: str
@@ -30,31 +30,30 @@ def is_by_epochs(cfg: CfgNode) -> bool:
 
 
 def epochs_to_iterations(num_epochs: int, num_images: int, batch_size: int) -> int:
-    """The iterations in which so many epochs are over; the last one may begin another epoch.
+    """Return the number of iterations that complete a number of epochs.
 
     Args:
         num_epochs (int): 0 or more.
-        num_images (int): samples of an epoch.
-        batch_size (int): samples of an iteration, of all processes and accumulated steps.
+        num_images (int): images in an epoch.
+        batch_size (int): images in an iteration, of all processes and accumulated steps.
 
     Returns:
-        int: the batches of training go on beyond the end of an epoch, so it is what all epochs
-        come to, rounded up once; where each epoch ends with a batch of its own, as in timm (that
-        drops what is left) and in mmpretrain (that fills it up), it is rounded once an epoch.
+        int: rounded up once, because batches continue across the end of an epoch. timm (which drops
+        the last incomplete batch) and mmpretrain (which fills it) round once in each epoch.
     """
     return -(-num_epochs * num_images // batch_size)
 
 
 def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
-    """Fill in ``SOLVER.MAX_ITER``, ``WARMUP_ITERS`` and ``STEPS`` where they are in epochs.
+    """Fill in ``SOLVER.MAX_ITER``, ``WARMUP_ITERS`` and ``STEPS`` from values in epochs.
 
     Args:
-        cfg (CfgNode): not frozen; changed in place, with a message. The epochs stay in it, and to
-            resolve them again changes nothing.
-        num_images (int): to train on.
+        cfg (CfgNode): not frozen; changed in place, with a message. The epochs stay in it, and
+            resolving them again changes nothing.
+        num_images (int): number of training images.
 
     Raises:
-        UserError: if a value in iterations is there already and says something else.
+        UserError: if a value in iterations is already set and differs.
     """
     solver, defaults = cfg.SOLVER, get_cfg().SOLVER
     for pair, iterations in _resolved(cfg, num_images):
@@ -71,21 +70,21 @@ def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
 
 
 def check_resolved(cfg: CfgNode, num_images: int) -> None:
-    """Check that the epochs of a config are in its iterations, too, whoever has made it.
+    """Check that the iterations of a config match its epochs, also for a script's config.
 
     Args:
         cfg (CfgNode): not changed.
-        num_images (int): to train on.
+        num_images (int): number of training images.
 
     Raises:
-        UserError: if they are not.
+        UserError: if they do not.
     """
     for pair, iterations in _resolved(cfg, num_images):
         _check_pair(cfg, pair, iterations, num_images)
 
 
 def _resolved(cfg: CfgNode, num_images: int) -> List[Tuple[_Pair, Any]]:
-    """Of what is in epochs, the iterations."""
+    """Return the iterations of each key that is given in epochs."""
     batch_size = cfg.SOLVER.IMS_PER_BATCH
     in_epochs = [(pair, cfg.SOLVER[pair.epochs]) for pair in EPOCH_KEYS]
     return [(pair, _in_iterations(e, num_images, batch_size)) for pair, e in in_epochs if e]
@@ -123,10 +122,10 @@ def _plain(value: Any) -> Any:
 
 
 def keep_last_word(cfg: CfgNode, layers: List[dict]) -> None:
-    """Let what is said last, in epochs or in iterations, take the place of what was said before.
+    """Let the last of several values in epochs and iterations override the earlier ones.
 
     Args:
-        cfg (CfgNode): merged of the layers; changed in place. Where one layer says both, both stay
+        cfg (CfgNode): merged from the layers; changed in place. If one layer has both, both stay
             for :func:`resolve_epochs` to compare.
         layers (list[dict]): the ``SOLVER`` keys of each file and of the command line, the base
             files first.

@@ -7,7 +7,7 @@ import torch
 
 from rsb_d2.addons.workbench.sample import CLASS_NAMES
 from rsb_d2.config.check_best_metric import check_best_metric
-from rsb_d2.engine.best import MetricHistory
+from rsb_d2.engine.validation import MetricHistory
 from tests.helpers.runs.scripted_training import CLASS_IDS, load, make_config, train
 
 

@@ -63,7 +63,7 @@ def test_a_signal_in_the_first_moment_of_a_forked_process_is_its_own(number, oth
             signal.signal(each, signal.SIG_DFL)
         watch = SignalWatch()
         watch.start()
-        with watch.obeyed_at_once():  # where a signal ends the process
+        with watch.exit_at_once():  # where a signal ends the process
             monkeypatch.setattr(SignalWatch, "_restore", signalled)
             assert run_forked(lambda: None) == -number
             monkeypatch.undo()
@@ -81,7 +81,7 @@ def test_a_pool_that_is_ended_does_not_end_the_training():
     def training():
         watch = SignalWatch()
         watch.start()
-        with watch.obeyed_at_once():
+        with watch.exit_at_once():
             for _ in range(2):
                 pool = multiprocessing.get_context("fork").Pool(2)
                 assert pool.map(abs, [-1, 2]) == [1, 2]

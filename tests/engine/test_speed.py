@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 
 from rsb_d2 import Trainer, UserError
 from rsb_d2.config.check_device import check_compiler
-from rsb_d2.engine.speed import prepare_for_training
+from rsb_d2.engine.trainer import prepare_for_training
 from tests.helpers.runs.switched_training import make_config
 
 

@@ -17,8 +17,10 @@ from torch import nn
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.data import register_coco_json
 from rsb_d2.data.random_state import random_state_kept
-from rsb_d2.engine.best import EarlyStopping, MetricHistory, StopTraining
 from rsb_d2.engine.validation import (
+    EarlyStopping,
+    MetricHistory,
+    StopTraining,
     build_validation_loader,
     loss_mode,
     validation_losses,

@@ -20,7 +20,7 @@ from PIL import Image
 
 from rsb_d2 import UserError
 from rsb_d2.data.stock import packages
-from rsb_d2.evaluation.older_numpy import older_numpy
+from rsb_d2.evaluation.build import older_numpy
 from tests.helpers.data import layouts
 from tests.helpers.data.evaluating import evaluate, jittered
 

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.data import register_coco_json
 from rsb_d2.evaluation import build_evaluator
-from rsb_d2.evaluation.predictions import prediction_folder
+from rsb_d2.evaluation.results import prediction_folder
 from rsb_d2.evaluation.tta import evaluate_with_tta
 from rsb_d2.solver.ema import evaluate_with_average
 from tests.helpers.catalogs import catalogs_kept

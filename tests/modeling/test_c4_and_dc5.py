@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError, optimize_for_inference
 from rsb_d2.checkpoint.convert import convert
-from rsb_d2.engine.speed import prepare_for_training
+from rsb_d2.engine.trainer import prepare_for_training
 from rsb_d2.modeling import TimmLastStage
 from rsb_d2.modeling.resnets.spec import backbone_spec, check_heads
 from tests.helpers.devices import check_same, tolerance

@@ -11,7 +11,7 @@ from torch import nn
 
 from rsb_d2.addons.accelerate import convolution, optimize_for_inference
 from rsb_d2.addons.accelerate.convolution import convolve_by_products
-from rsb_d2.engine import speed
+from rsb_d2.engine.trainer import prepare_for_training
 from tests.helpers.small_detector import make_config
 
 WIDE = 128
@@ -143,5 +143,5 @@ def test_a_training_takes_it_where_the_processor_gains(
     cfg = make_config(device=device)
     cfg.MODEL.CHANNELS_LAST = layout
     model = nn.Sequential(nn.Conv2d(WIDE, WIDE, 3))
-    speed.prepare_for_training(model, cfg)
+    prepare_for_training(model, cfg)
     assert isinstance(model[0], convolution.ProductConv2d) == takes

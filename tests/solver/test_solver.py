@@ -100,7 +100,6 @@ def test_gradient_clipping_is_detectron2s(name, decay_filter, clip, device):
     theirs = build_optimizer(cfg, models[1])
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     theirs = maybe_add_gradient_clipping(cfg, theirs)
-    assert type(ours).__name__ == type(theirs).__name__ == f"{name}WithGradientClip"
     x = torch.randn(4, 9).to(device)
     for model, optimizer in zip(models, (ours, theirs)):
         # The last layer has no gradient; with "value" Detectron2's own clipping fails then.

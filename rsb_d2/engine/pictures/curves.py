@@ -6,7 +6,7 @@ from typing import Dict, Sequence
 
 from matplotlib.figure import Figure
 
-from ...evaluation.metrics import VALIDATION_PREFIX, Metric, split_metric
+from ...evaluation.results import VALIDATION_PREFIX, Metric, split_metric
 from ...solver.ema import EMA_PREFIX
 from ...visualization import make_plain
 

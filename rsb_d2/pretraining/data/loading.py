@@ -15,7 +15,7 @@ from ...data.catalog import registered
 from ...data.loader import TrainLoader
 from ...data.workers import WorkerLoader
 from ...errors import UserError
-from ...transfer import is_pinned_for
+from ...memory import is_pinned_for
 from .timm_dataset import sources
 from .transforms import ClassificationMapper, build_transform
 

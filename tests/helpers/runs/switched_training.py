@@ -7,8 +7,6 @@ from detectron2.utils.env import seed_all_rng
 from rsb_d2 import Trainer
 from rsb_d2.config.loading import load_config
 from rsb_d2.data import register_coco_json
-from rsb_d2.engine.amp import use_amp
-from rsb_d2.engine.speed import prepare_for_training
 from rsb_d2.model_zoo import get_config_file
 
 ITERATIONS = 50
@@ -29,14 +27,9 @@ PLAIN = ["MODEL.CHANNELS_LAST", "False", "MODEL.TIMM.FOLD_NORM", "False"]
 
 
 class SwitchedTrainer(Trainer):
-    """With the switches, whether or not they are built into the trainer."""
+    """A trainer whose optimizer can be the plain loop over parameters."""
 
     plain_optimizer = False
-
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        prepare_for_training(self.model, cfg)
-        use_amp(self, cfg)
 
     @classmethod
     def build_optimizer(cls, cfg, model):

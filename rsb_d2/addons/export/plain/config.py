@@ -11,7 +11,7 @@ from ....data.class_names import ClassNames
 from ....modeling.resnets.shape import PLAIN_RESNETS
 from ....modeling.resnets.spec import backbone_spec
 from ....registration import backbone_name
-from ....solver.parameters import optimizer_name
+from ....solver.build import optimizer_name
 from .reasons import BACKBONES
 
 # Written whether or not they are Detectron2's defaults: without them the weights mean nothing.

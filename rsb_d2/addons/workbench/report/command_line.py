@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from ....config.loading import load_config
 from ....data.opening import is_image_folder
 from ....errors import UserError
-from ....evaluation.predictions import read_dataset_name
+from ....evaluation.results import read_dataset_name
 from ....extensions import TASKS
 from ....registration import architecture_name
 from ..sample import make_configured

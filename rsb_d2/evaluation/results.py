@@ -1,5 +1,7 @@
-"""The names of metrics: the ones that an evaluation gives, and what each name says."""
+"""The results of an evaluation: names of metrics, and folders of predictions."""
 
+import json
+import os
 from typing import List, NamedTuple, Sequence
 
 from detectron2.config import CfgNode
@@ -7,6 +9,7 @@ from detectron2.data import MetadataCatalog
 
 from ..data.stock.packages import PANOPTIC
 from ..extensions import EVALUATORS
+from ..files import whole_file
 from ..solver.ema import EMA_KEY, EMA_PREFIX
 
 _COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -19,7 +22,7 @@ _LVIS = (*_COCO, "APr", "APc", "APf")
 _PANOPTIC = [f"{name}{part}" for part in ("", "_th", "_st") for name in ("PQ", "SQ", "RQ")]
 
 
-# Before the name of a training loss: the same loss on the test data (TEST.VAL_LOSS).
+# Prefix of a training loss that is computed on the test data (TEST.VAL_LOSS).
 VALIDATION_PREFIX = "val_"
 
 
@@ -27,10 +30,10 @@ class Metric(NamedTuple):
     """The parts of a metric's name in ``metrics.json``.
 
     Args:
-        averaged (bool): whether it is of the averaged weights (``MODEL_EMA``).
-        dataset (str): name of the test data set; ``""`` for a loss, and where there is only one.
-        task (str): ``"bbox"``, ``"cls"`` and so on; ``""`` where the name has no slash.
-        figure (str): ``"AP"``, ``"AP-cat"``, ``"val_loss_cls"`` and so on.
+        averaged (bool): whether it is a metric of the averaged weights (``MODEL_EMA``).
+        dataset (str): name of the test data set; ``""`` for a loss or if there is only one.
+        task (str): ``"bbox"``, ``"cls"``, …; ``""`` if the name has no slash.
+        figure (str): ``"AP"``, ``"AP-cat"``, ``"val_loss_cls"``, …
     """
 
     averaged: bool
@@ -44,10 +47,10 @@ class Metric(NamedTuple):
 
     @property
     def is_loss(self) -> bool:
-        """Whether it is a loss, for which lower is better.
+        """Whether the metric is a loss, for which lower is better.
 
-        Names without a slash are a model's. All others may have the name of a data set or of a
-        class in them, and are of evaluators, for which higher is better.
+        Names without a slash come from the model. All others come from evaluators, may contain the
+        name of a data set or class, and are better when higher.
         """
         return self.is_validation_loss or (not self.task and "loss" in self.figure)
 
@@ -57,8 +60,8 @@ def split_metric(name: str, test_sets: Sequence[str]) -> Metric:
 
     Args:
         name (str): as in ``metrics.json``.
-        test_sets (sequence of str): ``DATASETS.TEST``. Where there are several, the name of a data
-            set is a part of each metric's.
+        test_sets (sequence of str): ``DATASETS.TEST``. If there are several, each metric's name
+            contains the name of its data set.
 
     Returns:
         Metric
@@ -73,15 +76,15 @@ def split_metric(name: str, test_sets: Sequence[str]) -> Metric:
 
 
 def metric_names(cfg: CfgNode, dataset_name: str) -> List[str]:
-    """List the figures of a data set's evaluation, named as in ``metrics.json``.
+    """List the metrics of a data set's evaluation, named as in ``metrics.json``.
 
     Args:
-        cfg (CfgNode): what the model predicts.
+        cfg (CfgNode): its ``MODEL`` tells what the model predicts.
         dataset_name (str): a registered data set.
 
     Returns:
-        list[str]: ``"bbox/AP"`` and so on, the one that models are compared by first; empty if
-        they are not known, as of a data set with an evaluator of one's own.
+        list[str]: ``"bbox/AP"`` and so on, the main metric first; empty if they are unknown, as for
+        a user's own evaluator.
     """
     metadata = MetadataCatalog.get(dataset_name)
     things = list(metadata.get("thing_classes", ()))
@@ -109,7 +112,7 @@ def _of_coco(cfg: CfgNode, things: List[str]) -> List[str]:
     tasks = ["bbox"]
     tasks += ["segm"] if cfg.MODEL.MASK_ON else []
     tasks += ["keypoints"] if cfg.MODEL.KEYPOINT_ON else []
-    # Of a single class there is no figure of its own.
+    # Detectron2 gives no AP by class if there is only one.
     classes = [f"AP-{name}" for name in things] if len(things) > 1 else []
     return [f"{task}/{name}" for task in tasks for name in (*_OF_COCO_TASK[task], *classes)]
 
@@ -118,3 +121,58 @@ def _of_sem_seg(metadata) -> List[str]:
     stuff = metadata.get("stuff_classes", ())
     of_classes = [f"{figure}-{name}" for figure in ("IoU", "ACC") for name in stuff]
     return [f"sem_seg/{name}" for name in ("mIoU", "fwIoU", "mACC", "pACC", *of_classes)]
+
+
+# The file that names the data set of a folder of predictions.
+_DATASET_FILE = "dataset.json"
+
+
+def prediction_folder(cfg: CfgNode, dataset_name: str, kind: str = "inference") -> str:
+    """Return the folder for the predictions on a data set.
+
+    Args:
+        cfg (CfgNode): its ``OUTPUT_DIR`` and ``DATASETS.TEST``.
+        dataset_name (str): a registered data set.
+        kind (str): the folder in ``OUTPUT_DIR``.
+
+    Returns:
+        str: ``OUTPUT_DIR/inference``, or, if another data set is evaluated as well,
+        ``OUTPUT_DIR/inference/NAME``.
+    """
+    folder = os.path.join(cfg.OUTPUT_DIR, kind)
+    if set(cfg.DATASETS.TEST) <= {dataset_name}:
+        return folder
+    # A name with slashes stays one folder.
+    return os.path.join(folder, dataset_name.replace("%", "%25").replace("/", "%2F"))
+
+
+def write_dataset_name(folder: str, dataset_name: str) -> None:
+    """Write the name of the data set into a folder of predictions.
+
+    Args:
+        folder (str): created if it is missing.
+        dataset_name (str): a registered data set.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    os.makedirs(folder, exist_ok=True)
+    with whole_file(os.path.join(folder, _DATASET_FILE)) as f:
+        f.write((json.dumps({"dataset": dataset_name}) + "\n").encode())
+
+
+def read_dataset_name(results_file: str) -> str:
+    """Return the name of the data set of a file of predictions.
+
+    Args:
+        results_file (str): a file in a folder of predictions.
+
+    Returns:
+        str: the name; ``""`` if the folder does not contain it.
+    """
+    path = os.path.join(os.path.dirname(results_file), _DATASET_FILE)
+    try:
+        with open(path, encoding="utf-8") as f:
+            return str(json.load(f)["dataset"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
