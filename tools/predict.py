@@ -28,16 +28,10 @@ from _program import make_parser, report_user_errors
 
 from rsb_d2.addons.predict.drawing import draw_detections
 from rsb_d2.addons.predict.files import Inputs, find_inputs
-from rsb_d2.addons.predict.pipeline import (
-    Options,
-    Processes,
-    format_table,
-    join_processes,
-    predict_files,
-    settings_of,
-)
-from rsb_d2.addons.predict.video import predict_video
-from rsb_d2.addons.predict.video_reader import BadVideoError
+from rsb_d2.addons.predict.pipeline import Options, predict_files
+from rsb_d2.addons.predict.processes import Processes, join_processes
+from rsb_d2.addons.predict.results import format_table, settings_of
+from rsb_d2.addons.predict.video import BadVideoError, predict_video
 from rsb_d2.errors import UserError, printable
 from rsb_d2.memory import reuse_freed_memory
 from rsb_d2.predictor import DTYPES, Predictor, load_predict_config
@@ -80,7 +74,7 @@ def parse_args() -> argparse.Namespace:
 @report_user_errors
 def main() -> int:
     args = parse_args()
-    # What FFmpeg has to say of a damaged file is many lines, and goes past Python.
+    # FFmpeg prints many lines about a damaged file, past Python's streams.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     with join_processes() as processes:
         try:

@@ -23,8 +23,13 @@ from PIL import Image
 
 from rsb_d2.addons.accelerate import optimize_for_inference
 from rsb_d2.addons.predict.files import find_images
-from rsb_d2.addons.predict.pipeline import Options, predict_files
-from rsb_d2.addons.predict.pipeline.batches import ImageBatches, load, pending_chunks
+from rsb_d2.addons.predict.pipeline import (
+    ImageBatches,
+    Options,
+    load,
+    pending_chunks,
+    predict_files,
+)
 from rsb_d2.data.class_names import ClassNames
 from rsb_d2.errors import UserError
 from rsb_d2.predictor import Predictor

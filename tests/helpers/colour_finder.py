@@ -20,7 +20,8 @@ from PIL import Image
 
 from benchmarks.profiling import peak_memory
 from rsb_d2.addons.predict.files import find_images
-from rsb_d2.addons.predict.pipeline import Options, join_processes, predict_files
+from rsb_d2.addons.predict.pipeline import Options, predict_files
+from rsb_d2.addons.predict.processes import join_processes
 from rsb_d2.data.class_names import ClassNames
 from rsb_d2.predictor import Preparation
 

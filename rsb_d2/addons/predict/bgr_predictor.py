@@ -1,4 +1,4 @@
-"""A model in memory in the form of Detectron2's ``DefaultPredictor``, for what is built on that."""
+"""A predictor with the interface of Detectron2's ``DefaultPredictor``."""
 
 from typing import Any, Dict
 
@@ -11,10 +11,10 @@ from ...predictor import Predictor
 
 
 class BGRPredictor:
-    """Takes one image in BGR, as ``DefaultPredictor`` does, and returns what that returns.
+    """Predictor that takes one BGR image, as ``DefaultPredictor`` does, and returns its result.
 
-    Its ``input_format`` says BGR whatever the model's own is: programs that have RGB ask for it to
-    know whether to turn their image round, as SAHI does, or do not ask at all.
+    ``input_format`` is BGR whatever the model's own is: programs that have RGB images, such as
+    SAHI, read it to decide whether to convert them, and others assume BGR.
 
     Args:
         predictor (Predictor): of the model.
@@ -31,7 +31,7 @@ class BGRPredictor:
     def from_config(cls, cfg: CfgNode, dtype: str = "float32") -> "BGRPredictor":
         """Load the model of a config, and optimize it for inference.
 
-        Arguments and errors as :meth:`Predictor.from_config`.
+        Arguments and errors are those of :meth:`Predictor.from_config`.
         """
         return cls(Predictor.from_config(cfg, dtype))
 
@@ -39,13 +39,13 @@ class BGRPredictor:
         """Detect objects.
 
         Args:
-            image (ndarray): uint8 of shape (H, W, 3), BGR, as of ``cv2.imread``.
+            image (ndarray): uint8 of shape (H, W, 3), BGR, as from ``cv2.imread``.
 
         Returns:
             dict: ``instances``, on the CPU, in pixels of the image.
 
         Raises:
-            UserError: for anything but such an image.
+            UserError: for an array of another shape or type.
         """
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:

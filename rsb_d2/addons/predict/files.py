@@ -1,4 +1,4 @@
-"""Which images and videos a user names, what their outputs are called, and what is left out."""
+"""The images and videos that a user names, the names of their outputs, and the files left out."""
 
 import glob
 import os
@@ -12,18 +12,18 @@ from ...errors import UserError, first
 from ...files import escape_address, files_below, is_http, listing_error
 from ..storage.remote import is_remote
 from ..storage.tar import open_tar, split_tar_path
-from .video_reader import is_video
+from .video import is_video
 
 
 class Inputs(NamedTuple):
-    """What :func:`find_inputs` found.
+    """Result of :func:`find_inputs`.
 
     Args:
-        images (list[tuple[str, str]]): the path of each image, once and in the order of the
-            inputs, and a name that no other has, for its output.
-        videos (list[tuple[str, str]]): the same of the videos.
-        left_out (list[str]): a line for each input of which something is not taken.
-        skipped (list[tuple[str, str]]): the path of what cannot be listed or read, and why.
+        images (list[tuple[str, str]]): path of each image, once, in the order of the inputs, and
+            a unique name for its output.
+        videos (list[tuple[str, str]]): the same for videos.
+        left_out (list[str]): a line for each input with files that are neither.
+        skipped (list[tuple[str, str]]): path of each input that cannot be read, and the reason.
     """
 
     images: List[Tuple[str, str]]
@@ -37,15 +37,15 @@ def find_inputs(inputs: List[str], output_dir: str = "") -> Inputs:
 
     Args:
         inputs (list[str]): images, videos, folders (with all folders in them, linked ones too),
-            globs, tar files, members of one (``images.tar!/a.jpg``) and addresses of images
+            globs, tar files, members of tar files (``images.tar!/a.jpg``) and URLs of images
             (``https://…``).
-        output_dir (str): passed over when it is in one of the folders.
+        output_dir (str): skipped if it is in one of the folders.
 
     Returns:
-        Inputs
+        Inputs: images, videos, and what is not predicted.
 
     Raises:
-        UserError: if one of the inputs is not there or has no image or video in it.
+        UserError: if one of the inputs does not exist or contains no image or video.
     """
     finder = _Finder(output_dir)
     for path in inputs:
@@ -54,7 +54,7 @@ def find_inputs(inputs: List[str], output_dir: str = "") -> Inputs:
 
 
 def find_images(inputs: List[str], output_dir: str = "") -> List[Tuple[str, str]]:
-    """Find the images alone; arguments, errors and result as of :func:`find_inputs`."""
+    """Find only the images, with arguments and errors of :func:`find_inputs`."""
     found = find_inputs(inputs, output_dir)
     if not found.images:
         raise UserError(f"there are no images in {first(inputs)}")
@@ -102,7 +102,7 @@ class _Finder:
             unquote(urlsplit(escape_address(path)).path) if is_http(path) else path
         )
         if is_video(name):
-            self._skipped.append((path, "videos are read from this machine alone; download it"))
+            self._skipped.append((path, "videos are read only from this machine; download it"))
         else:
             self._images.setdefault(path, name or "image")
 
@@ -120,12 +120,12 @@ class _Finder:
             raise UserError(f"the tar file {tar} has no images in it{_counted(others, ' (', ')')}")
         self._note(tar, others)
         for name in images:
-            # A name that leads out of the tar file does not lead out of the output folder.
+            # Names such as ../a.jpg stay within the output folder.
             self._images.setdefault(f"{tar}!/{name}", posixpath.normpath(f"/{name}")[1:])
 
     def _take_folder(self, folder: str) -> None:
         files, passed_over = files_below(folder, self._output_dir)
-        # Hidden files are taken like others: what cannot be read of them is named.
+        # Hidden files are used like others; those that cannot be read are reported.
         files = sorted([*files, *filter(os.path.isfile, passed_over)])
         found = [path for path in files if _is_image(path) or is_video(path)]
         others = set(files + passed_over).difference(found)
@@ -160,7 +160,7 @@ def _is_image(path: str) -> bool:
 
 
 def _counted(names: Iterable[str], before: str = "", after: str = "") -> str:
-    """Names counted by their endings: ``3 .txt (a.txt, b.txt, c.txt), 1 folders (.git/)``."""
+    """Count names by extension: ``3 .txt (a.txt, b.txt, c.txt), 1 folders (.git/)``."""
     by_ending: Dict[str, List[str]] = defaultdict(list)
     for name in sorted(names):
         ending = "folders" if name.endswith("/") else os.path.splitext(name)[1].lower()
@@ -171,7 +171,7 @@ def _counted(names: Iterable[str], before: str = "", after: str = "") -> str:
 
 
 def distinct(names: Iterable[str]) -> List[str]:
-    """Names of files without their endings, each with a number where another has it already."""
+    """Return file names without extensions, with a number where a name is taken already."""
     taken, distinct = set(), []
     for name in names:
         stem, n = os.path.splitext(name)[0], 1

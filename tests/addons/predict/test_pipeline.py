@@ -17,13 +17,17 @@ from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
 from rsb_d2 import UserError
+from rsb_d2.addons.predict import writing
 from rsb_d2.addons.predict.files import find_images
-from rsb_d2.addons.predict.pipeline import Options, Processes, format_table, predict_files, writing
-from rsb_d2.addons.predict.pipeline.batches import chunk_size, group_by_shape
-from rsb_d2.addons.predict.pipeline.folder import RunFolder
-from rsb_d2.addons.predict.pipeline.journal import Journal, Lines
-from rsb_d2.addons.predict.pipeline.run import _predict
-from rsb_d2.addons.predict.pipeline.writing import pack, unpack
+from rsb_d2.addons.predict.pipeline import (
+    Options,
+    chunk_size,
+    group_by_shape,
+    predict_files,
+    predict_share,
+)
+from rsb_d2.addons.predict.processes import Processes
+from rsb_d2.addons.predict.results import Journal, Lines, RunFolder, format_table
 from tests.helpers import colour_finder
 from tests.helpers.colour_finder import ColourFinder, make_images
 from tests.helpers.paths import ROOT
@@ -154,7 +158,7 @@ def test_without_resume_it_begins_anew(images, expected, tmp_path, capsys):
     assert killed(lambda: predict_files(ColourFinder(5), images, out, Options(1, 0)))
     finder = ColourFinder()
     predict_files(finder, images, out, Options(1, 0))
-    assert "is begun anew; --resume would go on" in capsys.readouterr().err
+    assert "starts again; --resume would continue it" in capsys.readouterr().err
     assert len(finder.batches) == NUMBER - BAD and contents(out) == expected(1)
 
 
@@ -213,10 +217,10 @@ def test_processes_share_the_images(images, expected, tmp_path, batch):
             finder = ColourFinder(kill_at)
             arguments = (finder, images, folder, options, done, Processes(rank, size))
             if kill_at:
-                assert killed(lambda given=arguments: _predict(*given))
+                assert killed(lambda given=arguments: predict_share(*given))
                 seen.append(kill_at - 1)
             else:
-                _predict(*arguments)
+                predict_share(*arguments)
                 seen.append(len(finder.batches))
         if kill_at:
             with pytest.raises(UserError, match="one folder that all machines see"):
@@ -249,7 +253,7 @@ def test_detections_on_their_way_to_another_process():
     found.pred_masks = torch.rand(3, 5, 13) > 0.5
     found.pred_keypoints = torch.rand(3, 17, 3)
     for instances in (found, found[:0]):
-        back = unpack(pack(instances))
+        back = writing.unpack(writing.pack(instances))
         assert back.image_size == (5, 13) and back.get_fields().keys() == found.get_fields().keys()
         for name, value in instances.get_fields().items():
             value = getattr(value, "tensor", value)

@@ -288,8 +288,8 @@ def test_results_alone_and_a_run_to_go_on_with(folder, predict):
     status, again, err = predict(*arguments, "--threshold", "0.3")
     assert status == 0 and again == out and "the run in again is finished" in err
     for changed, message in (
-        (("--threshold", "0.4"), "was begun with --threshold 0.3, not 0.4"),
-        (("--threshold", "0.3", "--batch", "2"), "was begun with --batch 1, not 2"),
+        (("--threshold", "0.4"), "was started with --threshold 0.3, not 0.4"),
+        (("--threshold", "0.3", "--batch", "2"), "was started with --batch 1, not 2"),
         (("--threshold", "0.3", "--weights", "mask_run/model_final.pth"), ""),
         (("--threshold", "0.3", "--opts", "INPUT.MIN_SIZE_TEST", "64"), "MIN_SIZE_TEST 96, not 64"),
     ):

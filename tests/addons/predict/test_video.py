@@ -15,10 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from rsb_d2 import UserError, files
-from rsb_d2.addons.predict import video, video_reader
+from rsb_d2.addons.predict import video
 from rsb_d2.addons.predict.files import find_images, find_inputs
-from rsb_d2.addons.predict.video import predict_video
-from rsb_d2.addons.predict.video_reader import BadVideoError, VideoReader
+from rsb_d2.addons.predict.video import BadVideoError, VideoReader, predict_video
 from tests.helpers.clips import (
     NUM_FRAMES,
     RATE,
@@ -110,7 +109,7 @@ def test_every_frame_has_its_detections(tmp_path, every, batch):
 @pytest.fixture(params=["PyAV", "OpenCV"])
 def decoder(request, monkeypatch):
     if request.param == "OpenCV":
-        monkeypatch.setattr(video_reader, "av", None)
+        monkeypatch.setattr(video, "av", None)
     else:
         pytest.importorskip("av")
     return request.param
@@ -140,7 +139,7 @@ def test_both_decoders_see_the_same(tmp_path, monkeypatch):
     pytest.importorskip("av")
     clip = make_clip(tmp_path / "a.mp4")
     by_av = list(VideoReader(str(clip)).frames(every=3))
-    monkeypatch.setattr(video_reader, "av", None)
+    monkeypatch.setattr(video, "av", None)
     by_cv = list(VideoReader(str(clip)).frames(every=3))
     assert [f[:2] for f in by_av] == [f[:2] for f in by_cv] and len(by_av) == 7
     for a, b in zip(by_av, by_cv):
@@ -161,7 +160,7 @@ def test_a_clip_that_was_turned(tmp_path, monkeypatch, degrees):
     content[begin : begin + 36] = struct.pack(">9i", *values)
     clip.write_bytes(content)
     by_av = next(VideoReader(str(clip)).frames()).image
-    monkeypatch.setattr(video_reader, "av", None)
+    monkeypatch.setattr(video, "av", None)
     by_cv = next(VideoReader(str(clip)).frames()).image
     assert by_av.shape == by_cv.shape and (by_av.shape[0] > by_av.shape[1]) == (degrees != 180)
     assert np.abs(by_av.astype(int) - by_cv).mean() < 2

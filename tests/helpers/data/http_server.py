@@ -68,7 +68,7 @@ class FailingServer:
             handler.wfile.write(content[: len(content) // 2] if cut else content)
 
     def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_):

@@ -1,6 +1,6 @@
-"""The processes that torchrun has started: they share images, and meet at both ends of the run.
+"""The processes of a run that torchrun has started: they share the images.
 
-They talk over gloo, with GPUs as well: nothing but a few words goes from one to another.
+They communicate through gloo, also on GPUs, because they exchange only a few words.
 """
 
 import os
@@ -13,22 +13,22 @@ from typing import Any, Callable, Iterator, TypeVar
 import torch
 import torch.distributed as dist
 
-from ....errors import UserError
+from ...errors import UserError
 
 T = TypeVar("T")
 
-# One that is done waits for the others, which may have images for days.
-_PATIENCE = timedelta(days=365)
+# A process that is done waits for the others, which may have images for days.
+_TIMEOUT = timedelta(days=365)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of one run.
+    """This process and the number of processes of its run.
 
     Args:
-        rank (int): 0 for the first.
-        size (int): how many there are, on all machines.
-        local_rank, local_size (int): of those on this machine.
+        rank (int): 0 for the first process.
+        size (int): number of processes on all machines.
+        local_rank, local_size (int): the same on this machine.
     """
 
     rank: int = 0
@@ -37,16 +37,16 @@ class Processes:
     local_size: int = 1
 
     def agree(self, call: Callable[[], T]) -> T:
-        """Call a function in each process; a mistake in one of them ends all.
+        """Call a function in each process; an error in one of them ends all.
 
         Args:
-            call (callable): without arguments; it does not use the others.
+            call (callable): without arguments; must not use the other processes.
 
         Returns:
-            Any: what it returns here.
+            Any: the result of this process.
 
         Raises:
-            UserError: of the first process that has raised one, in that process.
+            UserError: in the first process whose call has raised one.
             SystemExit: with the status 2, in the others.
         """
         result, error = None, None
@@ -64,10 +64,10 @@ class Processes:
         return result
 
     def first_does(self, call: Callable[[], T]) -> T:
-        """Call a function in the first process alone; all get what it returns.
+        """Call a function in the first process and return its result in all.
 
         Args:
-            call (callable): without arguments; returns what can be pickled.
+            call (callable): without arguments; its result can be pickled.
 
         Raises:
             UserError, SystemExit: as of :meth:`agree`.
@@ -78,7 +78,7 @@ class Processes:
         return shared[0]
 
     def any(self, value: bool = False) -> bool:
-        """Whether it is true in one of the processes; all of them wait here for one another."""
+        """Wait for all processes, and return whether ``value`` is true in one of them."""
         if self.size == 1:
             return value
         values = [None] * self.size
@@ -86,10 +86,10 @@ class Processes:
         return any(values)
 
     def device(self, device: str) -> str:
-        """The device of this process.
+        """Return the device of this process.
 
         Args:
-            device (str): of the run; ``"cuda"`` is each process's own.
+            device (str): of the run; for ``"cuda"``, each process has its own.
 
         Raises:
             UserError: if there are more processes than GPUs.
@@ -109,8 +109,8 @@ class Processes:
             collective(*args, **kwargs)
         except RuntimeError as e:
             raise UserError(
-                "another process of the run has ended, and so does this one; the same command "
-                "with --resume goes on"
+                "another process of the run has ended, so this one ends as well; the same command "
+                "with --resume continues"
             ) from e
 
 
@@ -119,14 +119,14 @@ ALONE = Processes()
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Join the others of a run that torchrun has started; without it there is one."""
+    """Join the other processes of a torchrun; without torchrun there is one process."""
     # https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield ALONE
         return
     rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield Processes(rank, size, local_rank, local_size)
     finally:

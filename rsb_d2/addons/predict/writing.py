@@ -1,39 +1,42 @@
-"""What becomes of the detections of an image: a line of results and a picture, in processes."""
+"""Output of one image, a JSON line and an annotated picture, written by other processes."""
 
 import concurrent.futures
 import errno
 import io
 import json
 import os
+import resource
+import signal
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence
 
+import cv2
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from ....errors import UserError, printable
-from ....memory import is_out_of_memory
-from ....predictor import to_coco
-from ....visualization import drawable
-from ..drawing import draw_detections
-from .workers import become_worker
+from ...data.workers import end_with_parent
+from ...errors import UserError, printable
+from ...memory import is_out_of_memory
+from ...predictor import to_coco
+from ...visualization import drawable
+from .drawing import draw_detections
 
-# What a file system says of a name that it does not take, of one picture and not of the folder.
-_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+# Errors about the name of one picture, not about the output folder.
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 class Task(NamedTuple):
-    """One image after the model.
+    """One image with its detections.
 
     Args:
         index (int): in the list of all images.
         path (str): of the image.
-        picture (str): path of the annotated one; "" for none.
-        pixels (ndarray or None): uint8 (H, W, 3), as read; None where no picture is drawn.
-        instances (Instances or dict): what was found; in the form of :func:`pack` on the way to
-            another process.
+        picture (str): path of the annotated picture; "" for none.
+        pixels (ndarray or None): uint8 (H, W, 3), as read; None if no picture is drawn.
+        instances (Instances or dict): detections; in the form of :func:`pack` between processes.
     """
 
     index: int
@@ -44,7 +47,7 @@ class Task(NamedTuple):
 
 
 def line_of_skipped(index: int, path: str, reason: str) -> bytes:
-    """The line of an image that cannot be used."""
+    """Return the line of an image that cannot be used."""
     return _line({"index": index, "path": path, "skipped": reason})
 
 
@@ -53,28 +56,28 @@ def _line(record: Dict[str, Any]) -> bytes:
 
 
 class ImageWriter:
-    """Makes the line and the picture of one image.
+    """Writes the picture of one image, and returns its line.
 
     Args:
         names (sequence of str): of the classes.
         ids (sequence of int): of the classes, as in the annotation file.
         input_format (str): of pixels, ``"RGB"`` or ``"BGR"``.
-        aside (str): a folder where a picture is written before it takes its place.
+        temporary (str): folder for pictures that are not complete.
     """
 
-    def __init__(self, names: Sequence[str], ids: Sequence[int], input_format: str, aside: str):
+    def __init__(self, names: Sequence[str], ids: Sequence[int], input_format: str, temporary: str):
         self._names = list(map(drawable, names))  # warns once here, not in each worker
         self._ids = ids
         self._is_rgb = input_format == "RGB"
-        self._aside = aside
+        self._temporary = temporary
 
     def __call__(self, task: Task) -> bytes:
         """Write the picture, and return the line, which ends with a newline.
 
-        A picture that cannot be drawn is named in the line; the detections are there.
+        If the picture cannot be drawn, the line has the detections and the reason.
 
         Raises:
-            UserError: if the output folder takes no picture.
+            UserError: if the output folder is not writable.
         """
         instances = task.instances
         if not isinstance(instances, Instances):
@@ -87,30 +90,31 @@ class ImageWriter:
         return _line({**line, "no_picture": reason} if reason else line)
 
     def _draw(self, task: Task, instances: Instances) -> str:
-        """Write the picture; returns why there is none, or ""."""
+        """Write the picture. Return the reason if it cannot be drawn, or ""."""
         encoded = io.BytesIO()
         try:
             rgb = task.pixels if self._is_rgb else task.pixels[:, :, ::-1]
             drawn = draw_detections(np.ascontiguousarray(rgb), instances, self._names)
             Image.fromarray(drawn).save(encoded, "JPEG", quality=92)
-        except Exception as e:  # what an unusual image makes the libraries raise is of many types
+        except Exception as e:  # the libraries raise many types for unusual images
             lines = str(e).strip().splitlines() or [type(e).__name__]
             return "too little memory" if is_out_of_memory(e) else printable(lines[0][:200])
-        aside = os.path.join(self._aside, f"picture-{os.uname().nodename}-{os.getpid()}.jpg")
+        name = f"picture-{os.uname().nodename}-{os.getpid()}.jpg"
+        path = os.path.join(self._temporary, name)
         try:
             os.makedirs(os.path.dirname(task.picture), exist_ok=True)
-            with open(aside, "wb") as f:
+            with open(path, "wb") as f:
                 f.write(encoded.getbuffer())
-            os.replace(aside, task.picture)
+            os.replace(path, task.picture)
         except OSError as e:
-            if e.errno in _OF_THE_NAME:
+            if e.errno in _NAME_ERRORS:
                 return e.strerror
             raise UserError(f"cannot write {task.picture}: {e.strerror or e}") from e
         return ""
 
 
 def pack(instances: Instances) -> Dict[str, Any]:
-    """Detections in a form that is small and quick to hand to another process: masks as bits."""
+    """Convert detections for another process: small and fast to pickle, with masks as bits."""
     packed: Dict[str, Any] = {"image_size": instances.image_size}
     for name, value in instances.get_fields().items():
         if isinstance(value, Boxes):
@@ -123,7 +127,7 @@ def pack(instances: Instances) -> Dict[str, Any]:
 
 
 def unpack(packed: Dict[str, Any]) -> Instances:
-    """The detections of :func:`pack`."""
+    """Return the detections that :func:`pack` has converted."""
     fields = dict(packed)
     instances = Instances(fields.pop("image_size"))
     for name, (kind, array, shape) in fields.items():
@@ -134,6 +138,32 @@ def unpack(packed: Dict[str, Any]) -> Instances:
             tensor = torch.from_numpy(array)
             instances.set(name, Boxes(tensor) if kind == "boxes" else tensor)
     return instances
+
+
+# ---- worker processes ----
+
+
+def become_worker(worker_id: int = 0) -> None:
+    """Prepare a process that reads or writes: ignore Ctrl-C, and end when its parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Threads of a pool do not survive a fork.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    end_with_parent()
+
+
+@contextmanager
+def many_open_files() -> Iterator[None]:
+    """Raise the limit of open files in the block: an image on its way to a process takes one."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, most = before
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 _write: ImageWriter | None = None  # of a worker
@@ -150,17 +180,17 @@ def _work(task: Task) -> bytes:
 
 
 class Writers:
-    """Processes that write, with no more images waiting for them than some.
+    """Processes that write, with a limited number of waiting images.
 
     Args:
-        write (ImageWriter): what they do.
-        workers (int): how many; with 0 this process does it.
-        most_waiting (int): images handed over and not done, at most.
+        write (ImageWriter): called in the processes.
+        workers (int): number of processes; 0 to write in this one.
+        max_waiting (int): maximum number of images that are submitted and not written.
     """
 
-    def __init__(self, write: ImageWriter, workers: int, most_waiting: int):
+    def __init__(self, write: ImageWriter, workers: int, max_waiting: int):
         self._write = write
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
         self._waiting = set()
         self._lines: List[bytes] = []
         self._pool = None
@@ -177,11 +207,11 @@ class Writers:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, task: Task) -> None:
-        """Hand over one image; waits where too many are on their way."""
+        """Submit one image; block while too many are waiting."""
         if self._pool is None:
             self._lines.append(self._write(task))
             return
-        if len(self._waiting) >= self._most_waiting:
+        if len(self._waiting) >= self._max_waiting:
             self._collect(concurrent.futures.FIRST_COMPLETED)
         packed = task._replace(instances=pack(task.instances))
         try:
@@ -190,10 +220,10 @@ class Writers:
             raise _killed() from e
 
     def finished(self, *, all: bool = False) -> Iterator[bytes]:
-        """The lines of the images that are done since it was last asked.
+        """Yield the lines of the images that are done since the last call.
 
         Args:
-            all (bool): wait for those that are on their way.
+            all (bool): wait for all submitted images.
 
         Raises:
             UserError: if a picture cannot be written, or a process was killed.
@@ -218,6 +248,6 @@ class Writers:
 
 def _killed() -> UserError:
     return UserError(
-        "a process that writes pictures was killed, as for want of memory; go on with --resume "
-        "and fewer --workers"
+        "a process that writes pictures was killed, possibly for lack of memory; continue with "
+        "--resume and fewer --workers"
     )

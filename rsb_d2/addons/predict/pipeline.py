@@ -1,0 +1,366 @@
+"""Prediction of any number of images: processes that read, the model, and processes that write.
+
+The batches depend only on the list of images and ``--batch``, so that a resumed run and a run of
+many processes compute the same as an uninterrupted one.
+"""
+
+import functools
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from ...data.images import BadImageError, image_size, read_image
+from ...errors import UserError, printable
+from ...memory import is_out_of_memory
+from ...predictor import Predictor, Preparation
+from .processes import ALONE, Processes
+from .results import Journal, RunFolder, Summary, images_setting
+from .writing import ImageWriter, Task, Writers, become_worker, line_of_skipped, many_open_files
+
+# Number of batches whose images are sorted by shape together. Chunks are also the unit that
+# processes share, so larger ones are shared less evenly.
+_BATCHES_PER_CHUNK = 8
+# A batch is closed when one more image would make its padded size this many times its pixels.
+_MAX_PADDING = 1.5
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of :func:`predict_files`.
+
+    Args:
+        batch_size (int): of the model.
+        workers (int or None): number of processes that read, and of those that write, for each
+            process with a model; 0 for none; ``None`` to choose it by cores and images.
+        pictures (bool): write annotated pictures.
+        resume (bool): continue the run in the output folder, if there is one.
+
+    Raises:
+        UserError: if a number is out of range.
+    """
+
+    batch_size: int = 1
+    workers: int | None = None
+    pictures: bool = True
+    resume: bool = False
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f"--batch is {self.batch_size}; it must be 1 or more")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(
+                f"--workers is {self.workers}; it must be 0, for no other processes, or more"
+            )
+
+
+def predict_files(
+    predictor: Predictor,
+    images: List[Tuple[str, str]],
+    output_dir: str,
+    options: Options,
+    settings: Dict[str, Any] | None = None,
+    processes: Processes = ALONE,
+) -> Summary:
+    """Detect objects in images, and write pictures and results.
+
+    Args:
+        predictor (Predictor): of the model.
+        images (list[tuple[str, str]]): of :func:`rsb_d2.addons.predict.files.find_images`, the
+            same in all processes.
+        output_dir (str): created if needed; gets ``pictures/NAME.jpg``, ``results.json`` and
+            ``images.json``. The id of an image is its position in ``images``, from 1.
+        options (Options): batch size, workers, outputs.
+        settings (dict or None): of :func:`.results.settings_of`; a run with other settings is not
+            continued.
+        processes (Processes): of the run; each predicts a part of the images.
+
+    Returns:
+        Summary: of the images of all processes.
+
+    Raises:
+        UserError: if the folder is not writable, or its run cannot be continued.
+    """
+    folder = RunFolder(output_dir)
+    classes = predictor.classes
+    settings = {
+        **images_setting(images),
+        **(settings or {}),
+        "the classes": dict(zip(map(str, classes.ids), classes.names)),
+        "--batch": options.batch_size,
+        "pictures": options.pictures,
+    }
+    resume, pictures = options.resume, options.pictures
+    begin = processes.first_does(
+        lambda: folder.begin(settings, len(images), resume=resume, pictures=pictures)
+    )
+    if isinstance(begin, dict):
+        return Summary.from_json(begin)
+    predict_share(predictor, images, folder, options, begin, processes)
+    processes.any()  # wait for the others
+    finished = processes.first_does(lambda: folder.finish(settings, len(images), classes))
+    return Summary.from_json(finished)
+
+
+def predict_share(
+    predictor: Predictor,
+    images: List[Tuple[str, str]],
+    folder: RunFolder,
+    options: Options,
+    done: bytes,
+    processes: Processes,
+) -> None:
+    """Predict the images of one process that are not done, and write their lines and pictures.
+
+    Args:
+        predictor, images, options, processes: as of :func:`predict_files`.
+        folder (RunFolder): of the output.
+        done (bytes): of :meth:`.results.RunFolder.begin`.
+    """
+    chunks = pending_chunks(done, options.batch_size)[processes.rank :: processes.size]
+    size = chunk_size(options.batch_size)
+    total = sum(done[i * size : (i + 1) * size].count(0) for i in chunks)
+    workers = options.workers
+    if workers is None:
+        workers = _default_workers(total, processes.local_size)
+    paths = [path for path, _ in images]
+    batches = ImageBatches(
+        paths, chunks, done, predictor.preparation, options.batch_size, options.pictures
+    )
+    classes = predictor.classes
+    write = ImageWriter(classes.names, classes.ids, predictor.input_format, folder.progress)
+    with ExitStack() as stack:
+        stack.enter_context(many_open_files())
+        journal = stack.enter_context(Journal(folder.progress, processes.rank))
+        waiting = 2 * options.batch_size + 4 * workers
+        writers = stack.enter_context(Writers(write, workers, waiting))
+        quiet = len(images) < 2 or processes.rank > 0
+        progress = tqdm(total=total, unit="image", disable=quiet, file=sys.stderr)
+        stack.enter_context(progress)
+
+        def skip(path: str, index: int, reason: str) -> None:
+            journal.add(line_of_skipped(index, path, reason))
+            progress.write(f"skipped {printable(path)}: {reason}", file=sys.stderr)
+
+        for batch in load(batches, workers):
+            batch_done = {loaded.index for loaded in batch if done[loaded.index]}
+            for loaded in batch:
+                if loaded.reason and loaded.index not in batch_done:
+                    skip(paths[loaded.index], loaded.index, loaded.reason)
+            for loaded, instances in _detect(predictor, batch):
+                if loaded.index in batch_done:
+                    continue
+                path, name = images[loaded.index]
+                if instances is None:
+                    skip(path, loaded.index, "there is too little memory for it")
+                    continue
+                picture = os.path.join(folder.pictures, f"{name}.jpg") if options.pictures else ""
+                pixels = None if loaded.pixels is None else loaded.pixels.numpy()
+                writers.submit(Task(loaded.index, path, picture, pixels, instances))
+            for line in writers.finished():
+                journal.add(line)
+            progress.update(len(batch) - len(batch_done))
+        for line in writers.finished(all=True):
+            journal.add(line)
+
+
+def _default_workers(num_images: int, num_processes: int) -> int:
+    if num_images < 16:  # starting a process would take longer
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(4, cores // num_processes - 1))
+
+
+def _detect(predictor: Predictor, batch: List["Loaded"]) -> List[tuple]:
+    """Return each usable image with its detections, or ``None`` if it needs too much memory."""
+    usable = [loaded for loaded in batch if loaded.prepared is not None]
+    if not usable:
+        return []
+    try:
+        return list(zip(usable, predictor([loaded.prepared for loaded in usable])))
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+    # Outside the except block, because the frames of the error keep the memory.
+    if len(usable) == 1:
+        return [(usable[0], None)]
+    _print_once(
+        f"there is too little memory for a batch of {len(usable)} images, which are done one by "
+        "one; a smaller --batch is faster"
+    )
+    return [found for loaded in usable for found in _detect(predictor, [loaded])]
+
+
+@functools.cache
+def _print_once(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+# ---- reading, in batches of similar shapes ----
+
+
+class Loaded(NamedTuple):
+    """One image, ready for the model, or the reason why it cannot be used.
+
+    Args:
+        index (int): in the list of all images.
+        prepared (dict or None): of :class:`Preparation`.
+        pixels (Tensor or None): uint8 (H, W, 3), as read; None if no pictures are drawn.
+        reason (str): why it cannot be used; "" if it can.
+    """
+
+    index: int
+    prepared: Dict[str, Any] | None
+    pixels: torch.Tensor | None
+    reason: str = ""
+
+
+def chunk_size(batch_size: int) -> int:
+    """Return the number of consecutive images that are made into batches together."""
+    return 1 if batch_size == 1 else batch_size * _BATCHES_PER_CHUNK
+
+
+def pending_chunks(done: Sequence[int], batch_size: int) -> List[int]:
+    """Return the numbers of the chunks that have an image which is not done.
+
+    Args:
+        done (sequence of bool): of each image.
+        batch_size (int): of the model.
+    """
+    size = chunk_size(batch_size)
+    return [i for i in range(-(-len(done) // size)) if not all(done[i * size : (i + 1) * size])]
+
+
+class ImageBatches(IterableDataset):
+    """The batches of some chunks in order; with several workers, each worker reads own chunks.
+
+    Args:
+        paths (list[str]): of all images.
+        chunks (list[int]): of :func:`pending_chunks`.
+        done (sequence of bool): of each image; a batch is left out if all its images are done.
+        preparation (Preparation): of the model.
+        batch_size (int): of the model.
+        keep_pixels (bool): whether pictures are drawn.
+    """
+
+    def __init__(
+        self,
+        paths: List[str],
+        chunks: List[int],
+        done: Sequence[int],
+        preparation: Preparation,
+        batch_size: int,
+        keep_pixels: bool,
+    ):
+        self._paths = paths
+        self._chunks = chunks
+        self._done = done
+        self._preparation = preparation
+        self._batch_size = batch_size
+        self._keep_pixels = keep_pixels
+
+    def __iter__(self) -> Iterator[List[Loaded]]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        size = chunk_size(self._batch_size)
+        for chunk in self._chunks[first::step]:
+            indices = range(chunk * size, min((chunk + 1) * size, len(self._paths)))
+            for batch in self._group(indices):
+                if not all(self._done[index] for index in batch):
+                    yield [self._load(index) for index in batch]
+
+    def _group(self, indices: Sequence[int]) -> List[List[int]]:
+        if self._batch_size == 1:
+            return [[index] for index in indices]
+        sizes, unreadable = [], []
+        for index in indices:
+            try:
+                width, height = image_size(self._paths[index])
+                sizes.append((index, *self._preparation.size(height, width)))
+            except (BadImageError, ArithmeticError):
+                unreadable.append([index])  # reading it finds the reason
+        return group_by_shape(sizes, self._batch_size) + unreadable
+
+    def _load(self, index: int) -> Loaded:
+        try:
+            image = read_image(self._paths[index], self._preparation.input_format)
+            prepared = self._preparation(image)
+        except Exception as e:  # unreadable images, and shapes that cannot be resized
+            return Loaded(index, None, None, _reason(e))
+        if not self._keep_pixels:
+            return Loaded(index, prepared, None)
+        return Loaded(index, prepared, torch.from_numpy(np.require(image, requirements=["C", "W"])))
+
+
+def group_by_shape(sizes: List[Tuple[int, int, int]], batch_size: int) -> List[List[int]]:
+    """Group images into batches that need little padding.
+
+    Args:
+        sizes (list[tuple[int, int, int]]): index, height and width of each image.
+        batch_size (int): maximum number of images in a batch.
+
+    Returns:
+        list[list[int]]: indices.
+    """
+    batches, shapes = [], []
+    for index, height, width in sorted(sizes, key=lambda s: (s[1] / max(s[2], 1), s[0])):
+        shapes.append((height, width))
+        padded = max(h for h, _ in shapes) * max(w for _, w in shapes) * len(shapes)
+        fits = padded <= _MAX_PADDING * sum(h * w for h, w in shapes)
+        if not batches or len(shapes) > batch_size or not fits:
+            batches.append([])
+            shapes = [(height, width)]
+        batches[-1].append(index)
+    return batches
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BadImageError):
+        return error.reason
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def load(batches: ImageBatches, workers: int) -> Iterator[List[Loaded]]:
+    """Read batches ahead in processes, and yield them in the order in which they become ready.
+
+    Args:
+        batches (ImageBatches): to read.
+        workers (int): number of processes; 0 to read in this one.
+
+    Raises:
+        UserError: if a worker is killed.
+    """
+    ahead = {"prefetch_factor": 2, "in_order": False} if workers else {}
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_identity,
+        worker_init_fn=become_worker,
+        **ahead,
+    )
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as e:
+            if "DataLoader worker" not in str(e):
+                raise
+            raise UserError(
+                "a process that reads images was killed, possibly for lack of memory; continue "
+                "with --resume and fewer --workers"
+            ) from e
+        yield batch
+
+
+def _identity(batch: List[Loaded]) -> List[Loaded]:
+    return batch

@@ -1,0 +1,485 @@
+"""The output folder of a run: results of each image as they come, and the files made of them.
+
+Each process appends one JSON line per image to a file of its own in ``progress/``, after the
+image's picture is written. Incomplete lines, which a killed process leaves, do not count. At the
+end ``results.json`` and ``images.json`` are made from the lines of all processes.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import IO, Any, Dict, List, Tuple
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from ...checkpoint.locating import locate
+from ...data.class_names import ClassNames
+from ...errors import UserError, printable
+from ...files import move_aside, whole_file
+
+# Seconds after which lines survive a power failure; a killed process loses none of its lines.
+_SYNC_PERIOD = 5.0
+_MAX_ROWS = 20
+_NAME_WIDTH = 44
+
+# Config sections that a prediction depends on, without the device and the path of the weights.
+_SECTIONS = ("MODEL", "INPUT")
+_LEFT_OUT = ("MODEL.DEVICE", "MODEL.WEIGHTS")
+_WEIGHTS, _IMAGES = "the weights", "the images"
+
+
+# ---- settings ----
+
+
+def settings_of(cfg: CfgNode, dtype: str) -> Dict[str, Any]:
+    """Return the settings of a model that decide whether a run can be resumed.
+
+    Args:
+        cfg (CfgNode): of :func:`rsb_d2.predictor.load_predict_config`.
+        dtype (str): as of ``--dtype``.
+
+    Returns:
+        dict: of JSON's types; the settings that users change most often come first.
+
+    Raises:
+        UserError: if the weights do not exist.
+    """
+    path, digest = locate(cfg.MODEL.WEIGHTS), hashlib.sha256()
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    flat = {}
+    for section in _SECTIONS:
+        flat |= _flatten(cfg[section], section)
+    return {
+        _WEIGHTS: f"{os.path.getsize(path)} bytes, {digest.hexdigest()[:16]}",
+        "--threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        "--dtype": dtype,
+        **{name: str(value) for name, value in flat.items() if name not in _LEFT_OUT},
+        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
+    }
+
+
+def _flatten(node: CfgNode, prefix: str) -> Dict[str, Any]:
+    flat = {}
+    for key, value in sorted(node.items()):
+        name = f"{prefix}.{key}"
+        flat |= _flatten(value, name) if isinstance(value, CfgNode) else {name: value}
+    return flat
+
+
+def images_setting(images: List[Tuple[str, str]]) -> Dict[str, str]:
+    """Return the setting that identifies a list of images.
+
+    Args:
+        images (list[tuple[str, str]]): paths and names of their outputs.
+    """
+    digest = hashlib.sha256()
+    for path, name in images:
+        digest.update(f"{path}\0{name}\0".encode("utf-8", "surrogateescape"))
+    return {_IMAGES: f"{len(images)} of them, {digest.hexdigest()[:16]}"}
+
+
+def _check_settings(before: Dict[str, Any], now: Dict[str, Any], folder: str) -> None:
+    for name in {**now, **before}:
+        a, b = before.get(name), now.get(name)
+        if a != b:
+            difference = f"{name} {a}, not {b}"
+            if name in (_WEIGHTS, _IMAGES):
+                difference = f"other {name.split()[1]} ({a}; these are {b})"
+            raise UserError(
+                f"--resume: the run in {folder} was started with {difference}; use the same, or "
+                "leave --resume out to start again"
+            )
+
+
+# ---- lines ----
+
+
+def _lines_file(folder: str, rank: int | str) -> str:
+    return os.path.join(folder, f"results-{rank}.jsonl")
+
+
+class Journal:
+    """The lines of one process, appended to its file.
+
+    Args:
+        folder (str): of all processes; it must exist.
+        rank (int): of this process.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+
+    def __init__(self, folder: str, rank: int):
+        self._name = _lines_file(folder, rank)
+        self._synced = time.monotonic()
+        try:
+            self._file = open(self._name, "a+b")
+            if self._file.tell():  # the file of an earlier run, which may end in half a line
+                self._file.seek(-1, os.SEEK_END)
+                if self._file.read(1) != b"\n":
+                    self._file.write(b"\n")
+        except OSError as e:
+            raise self._error(e) from e
+
+    def add(self, line: bytes) -> None:
+        """Append a line, which ends with a newline."""
+        try:
+            self._file.write(line)
+            self._file.flush()
+            if time.monotonic() - self._synced > _SYNC_PERIOD:
+                self._sync()
+        except OSError as e:
+            raise self._error(e) from e
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def _error(self, error: OSError) -> UserError:
+        return UserError(f"cannot write {self._name}: {error.strerror or error}")
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        try:
+            self._sync()
+            self._file.close()
+        except OSError as e:
+            raise self._error(e) from e
+
+
+class Lines:
+    """The lines of all processes by image.
+
+    Only the position of each line is kept in memory, not its contents.
+
+    Args:
+        folder (str): of the journals; may be missing.
+        num_images (int): of the run.
+
+    Attributes:
+        skipped (list[tuple[str, str]]): path of each image that could not be used, and the reason.
+
+    Raises:
+        UserError: if one of the files cannot be read.
+    """
+
+    def __init__(self, folder: str, num_images: int):
+        self.skipped: List[Tuple[str, str]] = []
+        self._files: List[Any] = []
+        self._file_of = np.full(num_images, -1, dtype=np.int32)
+        self._offsets = np.zeros(num_images, dtype=np.int64)
+        for path in sorted(glob.glob(_lines_file(glob.escape(folder), "*"))):
+            try:
+                self._files.append(open(path, "rb"))
+                self._find(len(self._files) - 1)
+            except OSError as e:
+                raise UserError(f"cannot read {path}: {e.strerror or e}") from e
+
+    def _find(self, number: int) -> None:
+        offset = 0
+        for line in self._files[number]:
+            record = _parse(line)
+            if record is not None and 0 <= record["index"] < len(self._file_of):
+                self._file_of[record["index"]] = number
+                self._offsets[record["index"]] = offset
+                if "skipped" in record:
+                    self.skipped.append((record["path"], record["skipped"]))
+            offset += len(line)
+
+    def done(self) -> bytes:
+        """Return a byte for each image, 1 if it has a line."""
+        return (self._file_of >= 0).astype(np.uint8).tobytes()
+
+    def __getitem__(self, index: int) -> Dict[str, Any]:
+        """Return the record of an image.
+
+        Raises:
+            KeyError: if it has no line.
+            UserError: if the file cannot be read.
+        """
+        if self._file_of[index] < 0:
+            raise KeyError(index)
+        file = self._files[self._file_of[index]]
+        try:
+            file.seek(self._offsets[index])
+            return json.loads(file.readline())
+        except OSError as e:
+            raise UserError(f"cannot read {file.name}: {e.strerror or e}") from e
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def _parse(line: bytes) -> Dict[str, Any] | None:
+    """Return the record of a line, or None if the line is incomplete."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("index"), int) else None
+
+
+# ---- the summary ----
+
+
+@dataclass
+class Row:
+    """Detections in one image.
+
+    Args:
+        path (str): as found from the command line.
+        counts (dict[str, int]): number of objects by class name.
+        best (dict[str, float]): highest score by class name.
+    """
+
+    path: str
+    counts: Dict[str, int] = field(default_factory=dict)
+    best: Dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, score: float) -> None:
+        self.counts[name] = self.counts.get(name, 0) + 1
+        self.best[name] = max(score, self.best.get(name, 0.0))
+
+
+@dataclass
+class Summary:
+    """Result of :func:`rsb_d2.addons.predict.pipeline.predict_files`.
+
+    Args:
+        num_images (int): number of images that could be read.
+        num_skipped (int): number of the others.
+        no_picture (list[list[str]]): path of each image whose picture cannot be drawn, and the
+            reason.
+        counts (dict[str, int]): number of objects by class name.
+        rows (list[Row]): of the first images.
+    """
+
+    num_images: int = 0
+    num_skipped: int = 0
+    counts: Dict[str, int] = field(default_factory=dict)
+    rows: List[Row] = field(default_factory=list)
+    no_picture: List[List[str]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, content: Dict[str, Any]) -> "Summary":
+        """Create a summary from the result of ``dataclasses.asdict``."""
+        return cls(**{**content, "rows": [Row(**row) for row in content["rows"]]})
+
+
+def format_table(summary: Summary) -> str:
+    """Format a table of the first images and their objects, with a line of totals below."""
+    width = max([len("image"), *(len(_shorten(row.path)) for row in summary.rows)])
+    lines = [f"{'image':{width}}  objects  classes, each with its number and highest score"]
+    for row in summary.rows:
+        classes = ", ".join(
+            f"{name} {number} ({row.best[name]:.2f})"
+            for name, number in Counter(row.counts).most_common()
+        )
+        number = sum(row.counts.values())
+        lines.append(f"{_shorten(row.path):{width}}  {number:7}  {classes}".rstrip())
+    if summary.num_images > len(summary.rows):
+        lines.append(f"... and {_count(summary.num_images - len(summary.rows), 'image')} more")
+    totals = Counter(summary.counts)
+    line = f"{_count(summary.num_images, 'image')}, {_count(totals.total(), 'object')}"
+    if totals:
+        line += ": " + ", ".join(f"{number} {name}" for name, number in totals.most_common())
+    if summary.num_skipped:
+        line += f"; {summary.num_skipped} skipped"
+    if summary.no_picture:
+        line += f"; {len(summary.no_picture)} without a picture"
+    return "\n".join([*lines, line])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _shorten(path: str) -> str:
+    path = printable(path)
+    return path if len(path) <= _NAME_WIDTH else "..." + path[3 - _NAME_WIDTH :]
+
+
+# ---- the folder ----
+
+
+class RunFolder:
+    """The output of a run. ``run.json`` has its settings and, once it is finished, its summary.
+
+    Args:
+        folder (str): of all output.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self.pictures = os.path.join(folder, "pictures")
+        self.results_file = os.path.join(folder, "results.json")
+        self.images_file = os.path.join(folder, "images.json")
+        self.progress = os.path.join(folder, "progress")
+        self._state_file = os.path.join(folder, "run.json")
+
+    def begin(
+        self, settings: Dict[str, Any], num_images: int, *, resume: bool, pictures: bool
+    ) -> bytes | Dict[str, Any]:
+        """Create the folder, or look up which images of its run are done.
+
+        Args:
+            settings (dict): of this run.
+            num_images (int): of all processes.
+            resume (bool): continue the run in the folder.
+            pictures (bool): whether pictures are written.
+
+        Returns:
+            bytes or dict: a byte for each image, 1 if it is done; or the summary of a finished run.
+
+        Raises:
+            UserError: if the folder is not writable, or its run has other settings.
+        """
+        _make_folder(self.folder)
+        state = self._state() if resume else None
+        if state is None:
+            self._start(settings)
+        if pictures:
+            _make_folder(self.pictures)
+        if state is None:
+            return bytes(num_images)
+        _check_settings(state["settings"], settings, self.folder)
+        if state["summary"] and os.path.isfile(self.results_file):
+            print(f"the run in {self.folder} is finished", file=sys.stderr)
+            return state["summary"]
+        _make_folder(self.progress)
+        lines = Lines(self.progress, num_images)
+        done = lines.done()
+        lines.close()
+        for path, reason in lines.skipped:
+            print(f"skipped {printable(path)}: {reason}", file=sys.stderr)
+        print(f"{sum(done)} of {num_images} images are done", file=sys.stderr)
+        return done
+
+    def _state(self) -> Dict[str, Any] | None:
+        try:
+            with open(self._state_file) as f:
+                state = json.load(f)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as e:
+            raise UserError(
+                f"--resume: cannot read {self._state_file} ({e}); leave --resume out to start again"
+            ) from None
+        if not isinstance(state, dict) or not {"settings", "summary"} <= state.keys():
+            raise UserError(
+                f"--resume: {self._state_file} was written by another program; name another "
+                "folder with --output"
+            )
+        return state
+
+    def _start(self, settings: Dict[str, Any]) -> None:
+        self._move_other_output(settings)
+        if os.path.isdir(self.progress):
+            print(
+                f"the unfinished run in {self.folder} starts again; --resume would continue it",
+                file=sys.stderr,
+            )
+            shutil.rmtree(self.progress, ignore_errors=True)
+        self._write_state(settings, None)
+        _make_folder(self.progress)
+
+    def _move_other_output(self, settings: Dict[str, Any]) -> None:
+        """Move the output of a run with other images, weights or settings."""
+        try:
+            state = self._state()
+        except UserError:
+            state = None
+        if state is None or state["settings"] == settings:
+            return
+        outputs = (self.pictures, self.results_file, self.images_file, self.progress)
+        paths = [path for path in (*outputs, self._state_file) if os.path.lexists(path)]
+        moved = move_aside(self.folder, map(os.path.basename, paths))
+        print(f"the output of another run in {self.folder} is now in {moved}", file=sys.stderr)
+
+    def _write_state(self, settings: Dict[str, Any], summary: Dict[str, Any] | None) -> None:
+        with whole_file(self._state_file) as f:
+            f.write(json.dumps({"settings": settings, "summary": summary}, indent=1).encode())
+
+    def finish(
+        self, settings: Dict[str, Any], num_images: int, classes: ClassNames
+    ) -> Dict[str, Any]:
+        """Write the COCO files from the lines of all processes.
+
+        Returns:
+            dict: the summary.
+
+        Raises:
+            UserError: if they cannot be written, or images have no line.
+        """
+        lines = Lines(self.progress, num_images)
+        missing = num_images - sum(lines.done())
+        if missing:
+            raise UserError(
+                f"{self.progress} has no results of {missing} of the {num_images} images, which "
+                "other processes should have written: it must be one folder that all machines see"
+            )
+        summary = dataclasses.asdict(self._write_results(lines, num_images, classes))
+        lines.close()
+        self._write_state(settings, summary)
+        shutil.rmtree(self.progress, ignore_errors=True)
+        return summary
+
+    def _write_results(self, lines: Lines, num_images: int, classes: ClassNames) -> Summary:
+        summary, names = Summary(), dict(zip(classes.ids, classes.names))
+        categories = [{"id": i, "name": name} for i, name in names.items()]
+        counts: Counter = Counter()
+        with contextlib.ExitStack() as stack:
+            results = stack.enter_context(whole_file(self.results_file))
+            images = stack.enter_context(whole_file(self.images_file))
+            results.write(b"[")
+            images.write(b'{"info": {}, "images": [')
+            for index in range(num_images):
+                record = lines[index]
+                if "skipped" in record:
+                    summary.num_skipped += 1
+                    continue
+                row = Row(record["image"]["file_name"])
+                append_json(images, record["image"], is_first=not summary.num_images)
+                for result in record["results"]:
+                    append_json(results, result, is_first=not counts)
+                    name = names[result["category_id"]]
+                    counts[name] += 1
+                    row.add(name, result["score"])
+                summary.num_images += 1
+                if "no_picture" in record:
+                    summary.no_picture.append([row.path, record["no_picture"]])
+                if len(summary.rows) < _MAX_ROWS:
+                    summary.rows.append(row)
+            results.write(b"]")
+            images.write(f'], "annotations": [], "categories": {json.dumps(categories)}}}'.encode())
+        summary.counts = dict(counts)
+        return summary
+
+
+def append_json(file: IO[bytes], entry: Dict[str, Any], is_first: bool) -> None:
+    """Write an entry of a JSON list, so that the list never is in memory."""
+    file.write((b"" if is_first else b", ") + json.dumps(entry).encode())
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--output: cannot make the folder {folder}: {e.strerror}") from e
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output: cannot write to the folder {folder}")
