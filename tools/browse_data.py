@@ -17,9 +17,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from _program import make_parser, report_user_errors
 
-from rsb_d2.addons.workbench.report.command_line import add_dataset_arguments, open_dataset
-from rsb_d2.addons.workbench.report.data.browse import browse
-from rsb_d2.addons.workbench.report.output import check_output
+from rsb_d2.addons.workbench.report.browse import browse
+from rsb_d2.addons.workbench.report.html_page import check_output
+from rsb_d2.addons.workbench.report.source import add_dataset_arguments, open_dataset
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,1 +1,1 @@
-"""Two pages about data: what is annotated, and how well it is detected."""
+"""HTML pages about a data set and about the results of an evaluation."""

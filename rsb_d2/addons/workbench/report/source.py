@@ -1,54 +1,103 @@
-"""The data set that a page is about: from a config's name, or from a file and a folder."""
+"""The data set of a page: from the name in a config, or from an annotation file and a folder."""
 
+import argparse
 import contextlib
-import json
 import logging
+import mmap
 import os
-from collections.abc import Sequence
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple
+import re
+from os.path import expanduser
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
+import hotcoco
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ....config import add_rsb_config
+from ....config.loading import load_config
 from ....data import register_coco_json
-from ....data.cache.annotation_file import AnnotationFile
-from ....data.cache.coco_view import CocoAnnotations, CocoImages
-from ....data.cache.records import PackedRecords
 from ....data.catalog import registered
 from ....data.coco_json import absolute
+from ....data.opening import is_image_folder
 from ....errors import UserError, printable
+from ....evaluation.results import read_dataset_name
+from ....extensions import TASKS
+from ....registration import architecture_name
+from ..sample import make_configured
 
-# Whose warnings go onto the page: the check of DATASETS.COCO_JSON, and Detectron2's own reader.
+# Loggers whose warnings go onto the page: registration, and Detectron2's reader.
 _LOGGERS = ("rsb_d2.data", "detectron2.data.datasets.coco")
+# A 'segmentation' with something in it.
+_MASK = re.compile(rb'"segmentation"\s*:\s*(\[\s*[^\]\s]|\{\s*")')
 
 
-class Source(NamedTuple):
-    """A COCO-format data set that was checked.
+class Source:
+    """A COCO-format data set that has been checked.
 
     Args:
-        name (str): what to call it on the page.
+        name (str): its name on the page.
+        coco (hotcoco.COCO): images, annotations and categories.
         json_file (str): the annotation file that training and evaluation read.
         image_root (str): image folder.
-        images (sequence of dict): ``id``, ``file_name``, ``height``, ``width``, sorted by id.
-        annotations (sequence of dict): of COCO's format. Those of a large file are not kept in
-            memory; each look at them makes them again.
-        category_ids (list[int]): in the order of the classes.
+        warnings (sequence of str): warnings of registration.
+
+    Attributes:
+        images (list[dict]): ``id``, ``file_name``, ``height``, ``width``, sorted by id.
+        category_ids (list[int]): sorted; a class is the index of its category here.
         class_names (list[str]): in the same order.
-        warnings (list[str]): what registration warned of.
+        ids (ndarray): (M,) ids of the annotations, image by image.
+        image (ndarray): (M,) index into ``images``.
+        label (ndarray): (M,) index into ``class_names``.
+        boxes (ndarray): (M, 4) as x, y, width, height in pixels.
+        area (ndarray): (M,) in pixels.
+        crowd (ndarray): (M,) of bool.
+        has_mask (ndarray): (M,) of bool.
     """
 
-    name: str
-    json_file: str
-    image_root: str
-    images: Sequence
-    annotations: Sequence
-    category_ids: List[int]
-    class_names: List[str]
-    warnings: List[str]
+    def __init__(
+        self,
+        name: str,
+        coco: hotcoco.COCO,
+        json_file: str = "",
+        image_root: str = "",
+        warnings: Sequence[str] = (),
+    ):
+        self.name, self.coco = name, coco
+        self.json_file, self.image_root, self.warnings = json_file, image_root, list(warnings)
+        images, categories = coco.imgs, coco.cats
+        self.images: List[Dict[str, Any]] = [images[i] for i in sorted(images)]
+        self.category_ids: List[int] = sorted(categories)
+        self.class_names = [categories[i]["name"] for i in self.category_ids]
+        label = {category_id: k for k, category_id in enumerate(self.category_ids)}
+        rows = [
+            # Not the mask itself: all masks together may be gigabytes.
+            (
+                a["id"],
+                i,
+                label[a["category_id"]],
+                a.get("area", 0),
+                a.get("iscrowd", 0),
+                has_mask(a),
+                *a["bbox"],
+            )
+            for i in range(len(self.images))
+            for a in self.annotations(i)
+        ]
+        columns = np.array(rows, dtype=np.float64).reshape(-1, 10).T
+        self.ids, self.image, self.label = columns[:3].astype(np.int64)
+        self.area, self.boxes = columns[3], columns[6:].T
+        self.crowd, self.has_mask = columns[4:6].astype(bool)
+
+    def annotations(self, image: int) -> List[Dict[str, Any]]:
+        """Return the annotations of an image, given by its index, in COCO's format."""
+        return self.coco.load_anns(self.coco.get_ann_ids(img_ids=[self.images[image]["id"]]))
+
+
+def has_mask(annotation: Dict[str, Any]) -> bool:
+    """Whether an annotation has polygons or an RLE."""
+    return bool(annotation.get("segmentation"))
 
 
 def open_files(json_file: str, image_root: str, *, with_masks: bool) -> Source:
@@ -57,26 +106,24 @@ def open_files(json_file: str, image_root: str, *, with_masks: bool) -> Source:
     Args:
         json_file (str): COCO-format annotation file.
         image_root (str): image folder.
-        with_masks (bool): whether an annotation without a usable mask is dropped, as in the
-            training of a mask model.
-
-    Returns:
-        Source
+        with_masks (bool): whether to drop annotations without a usable mask, as the training of a
+            mask model does.
 
     Raises:
-        UserError: if they cannot be used.
+        UserError: if the files cannot be used.
     """
     cfg = get_cfg()
     add_rsb_config(cfg)
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
-    # Named by their paths, which are no other data set's.
+    # Registered by their paths, which no other data set has as its name.
     paths = [absolute(json_file), absolute(image_root)]
-    cfg.DATASETS.COCO_JSON = [["|".join(paths), *paths]]
-    short = printable("/".join(paths[0].split(os.sep)[-2:]))
+    name = "|".join(paths)
+    cfg.DATASETS.COCO_JSON = [[name, *paths]]
     try:
-        return open_registered(cfg, "|".join(paths), with_masks=with_masks)._replace(name=short)
+        source = open_registered(cfg, name, with_masks=with_masks)
     except UserError as e:
-        raise UserError(str(e).replace(f"data set {'|'.join(paths)}: ", "")) from None
+        raise UserError(str(e).replace(f"data set {name}: ", "")) from None
+    source.name = printable("/".join(paths[0].split(os.sep)[-2:]))
+    return source
 
 
 def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) -> Source:
@@ -85,10 +132,7 @@ def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) 
     Args:
         cfg (CfgNode): with this project's keys; not changed.
         name (str): registered name.
-        with_masks (bool): stands in for ``MODEL.MASK_ON`` if it is not None.
-
-    Returns:
-        Source
+        with_masks (bool): replaces ``MODEL.MASK_ON`` unless it is None.
 
     Raises:
         UserError: if there is no such name, or its files cannot be used.
@@ -97,97 +141,32 @@ def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) 
     cfg.defrost()
     if with_masks is not None:
         cfg.MODEL.MASK_ON = with_masks
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # not against the model: that is another question
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # the data set is not checked against the model
     with _collect_warnings() as warnings:
         register_coco_json(cfg)
         load = registered(name)
         try:
-            records = load()
+            load()
         except UserError:
             raise
         except OSError as e:
             raise UserError(f"data set {name} cannot be read: {e}") from None
     metadata = MetadataCatalog.get(name)
-    if not (metadata.get("json_file") and metadata.get("image_root")):
+    json_file = metadata.get("json_file")
+    if not (json_file and metadata.get("image_root")):
         raise UserError(f"data set {name} is not in COCO's format: it has no annotation file")
-    if isinstance(records, PackedRecords):
-        ids = records.header["checked"]["category_ids"]
-        names = records.header["checked"]["category_names"]
-        images, annotations = CocoImages(records), CocoAnnotations(records, ids)
-    else:
-        content = _read(metadata.json_file)
-        categories = sorted(content["categories"], key=lambda c: c["id"])
-        ids, names = [c["id"] for c in categories], [c["name"] for c in categories]
-        images = sorted(content["images"], key=lambda i: i["id"])
-        annotations = content.get("annotations", [])
-    source = Source(
-        name=name,
-        json_file=metadata.json_file,
-        image_root=metadata.image_root,
-        images=images,
-        annotations=annotations,
-        category_ids=ids,
-        class_names=names,
-        warnings=list(dict.fromkeys(warnings)),
-    )
-    if not any(not a.get("iscrowd", 0) for a in source.annotations):
+    try:
+        coco = hotcoco.COCO(PathManager.get_local_path(json_file))
+    except (OSError, ValueError) as e:
+        raise UserError(f"data set {name}: {json_file}: {e}") from None
+    warnings = list(dict.fromkeys(warnings))
+    source = Source(name, coco, json_file, metadata.image_root, warnings)
+    if source.crowd.all():
         raise UserError(
-            f"{source.json_file}: there is no usable annotation, so there is nothing to show "
+            f"{json_file}: there is no usable annotation, so there is nothing to show "
             "(crowds do not count); check the annotation file"
         )
     return source
-
-
-def annotations_of(source: Source, images: Iterable[int]) -> Dict[int, List[Dict[str, Any]]]:
-    """Return the annotations of some images.
-
-    Args:
-        source (Source): the data set.
-        images (iterable of int): indices into ``Source.images``.
-
-    Returns:
-        dict[int, list[dict]]: by index.
-    """
-    if isinstance(source.annotations, CocoAnnotations):
-        return {i: source.annotations.of_image(i) for i in images}
-    index_of_id = {source.images[i]["id"]: i for i in images}
-    found = {i: [] for i in index_of_id.values()}
-    for annotation in source.annotations:
-        if annotation["image_id"] in index_of_id:
-            found[index_of_id[annotation["image_id"]]].append(annotation)
-    return found
-
-
-def count_masks(json_file: str) -> int:
-    """Return how many annotations of a file have something in 'segmentation'.
-
-    Args:
-        json_file (str): annotation file; 0 for one that cannot be read, which the check names.
-    """
-    try:
-        chunks = AnnotationFile(json_file).chunks("annotations")
-        return sum(bool(a.get("segmentation")) for chunk in chunks for a in chunk)
-    except (OSError, ValueError, AttributeError, TypeError):
-        return 0
-
-
-def to_rle(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
-    """Return a mask of COCO's format, polygons or any RLE, as a compressed RLE."""
-    if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, height, width)
-    return segmentation
-
-
-def xywh(records: List[Dict[str, Any]]) -> np.ndarray:
-    """Return the boxes of annotations or results: (N, 4) as x, y, width, height in pixels."""
-    return np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4)
-
-
-def _read(json_file: str) -> Dict[str, Any]:
-    with PathManager.open(json_file, "rb") as f:
-        return json.loads(f.read().decode("utf-8"))
 
 
 @contextlib.contextmanager
@@ -202,3 +181,107 @@ def _collect_warnings() -> Iterator[List[str]]:
     finally:
         for name in _LOGGERS:
             logging.getLogger(name).removeHandler(handler)
+
+
+# ---- command line ----
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--config-file``, ``--dataset``, ``--annotations``, ``--images`` and overrides.
+
+    Args:
+        parser (ArgumentParser): changed in place.
+        default (str): describes which data set of a config is the default.
+    """
+    group = parser.add_argument_group("data set, either registered or from files")
+    group.add_argument(
+        "--config-file", type=expanduser, default="", metavar="FILE", help="config that names it"
+    )
+    group.add_argument("--dataset", metavar="NAME", help=f"registered name; by default {default}")
+    group.add_argument(
+        "--annotations", type=expanduser, metavar="FILE", help="COCO-format annotation file"
+    )
+    group.add_argument("--images", type=expanduser, metavar="FOLDER", help="its image folder")
+    group.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of the config"
+    )
+
+
+def open_dataset(
+    args: argparse.Namespace,
+    split: str,
+    *,
+    with_masks: bool | None = None,
+    results_file: str = "",
+) -> Tuple[Source, CfgNode | None]:
+    """Open the data set that the command line names.
+
+    Args:
+        args (Namespace): from a parser with :func:`add_dataset_arguments`.
+        split (str): ``"TRAIN"`` or ``"TEST"``, whose first data set is the default.
+        with_masks (bool): whether to drop annotations without a usable mask, provided that the
+            file has masks at all; None for the config's ``MODEL.MASK_ON``.
+        results_file (str): results of an evaluation, whose data set is then the default.
+
+    Returns:
+        tuple[Source, CfgNode]: the data set, and the config or None.
+
+    Raises:
+        UserError: if the arguments contradict each other, or the files cannot be used.
+    """
+    if bool(args.annotations) != bool(args.images):
+        raise UserError("--annotations and --images go together: a file and its image folder")
+    if args.annotations and args.dataset:
+        raise UserError("--dataset and --annotations both name a data set; leave one out")
+    if not (args.annotations or args.dataset or args.config_file):
+        raise UserError(
+            "no data set is named: write --annotations FILE --images FOLDER, "
+            "or --config-file FILE and --dataset NAME"
+        )
+    cfg = load_config(args.config_file, args.opts) if args.config_file or args.dataset else None
+    if cfg is not None and architecture_name(cfg) in TASKS:
+        raise UserError(
+            f"{args.config_file} is the config of an image classifier, whose images have no boxes "
+            "to show; name a detector's config (train_net.py draws a classifier's images into its "
+            "OUTPUT_DIR)"
+        )
+    if args.annotations:
+        if not is_image_folder(args.images):
+            raise UserError(f"--images: there is no folder {args.images}")
+        with_masks = bool(with_masks) and _file_has_masks(args.annotations)
+        return open_files(args.annotations, args.images, with_masks=with_masks), cfg
+    make_configured(cfg)
+    name = _choose_dataset(args.dataset, cfg.DATASETS[split], split, results_file)
+    if with_masks:
+        files = {entry[0]: entry[1] for entry in cfg.DATASETS.COCO_JSON if len(entry) == 3}
+        with_masks = name not in files or _file_has_masks(files[name])
+    return open_registered(cfg, name, with_masks=with_masks), cfg
+
+
+def _choose_dataset(given: str | None, names: Sequence[str], split: str, results_file: str) -> str:
+    evaluated = read_dataset_name(results_file) if results_file else ""
+    if given and evaluated and given != evaluated:
+        raise UserError(
+            f"--dataset {given}: {results_file} has the results of {evaluated}; name the results "
+            f"of {given}, or write --annotations FILE --images FOLDER instead of --dataset"
+        )
+    if given or evaluated:
+        return given or evaluated
+    if not names:
+        raise UserError(f"DATASETS.{split} is empty; write --dataset NAME")
+    if results_file and len(names) > 1:
+        raise UserError(
+            f"DATASETS.{split} has {len(names)} data sets ({', '.join(names)}); write --dataset "
+            f"with the one that {results_file} has the results of"
+        )
+    return names[0]
+
+
+def _file_has_masks(json_file: str) -> bool:
+    """Whether an annotation file has masks; False if it cannot be read, an error of later."""
+    try:
+        with open(PathManager.get_local_path(json_file), "rb") as f:
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _MASK.search(content) is not None
+    except (OSError, ValueError):
+        return False

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes, pairwise_iou
 from PIL import Image
 
-from rsb_d2.addons.workbench.report.data.anchors import best_anchor_ious, build_anchor_grid
+from rsb_d2.addons.workbench.report.boxes import best_anchor_ious, build_anchor_grid
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.config.loading import load_config
 from tests.helpers.catalogs import catalogs_kept

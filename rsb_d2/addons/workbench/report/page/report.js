@@ -164,17 +164,20 @@ function renderSizes() {
 // ---- errors ----
 
 function renderErrors() {
-  const { deltaAp, classDeltaAp, errorCounts } = task();
-  const gains = state.cls === null ? deltaAp : classDeltaAp[state.cls].map((v) => v && Math.max(v, 0));
-  const counts = data.errors.map((_, e) =>
-    state.cls === null ? sum(errorCounts.map((c) => c[e])) : errorCounts[state.cls][e]);
+  const { deltaAp, errorCounts, classErrorCounts } = task();
+  const all = state.cls === null;
+  const counts = all ? errorCounts : classErrorCounts[state.cls];
+  const values = all ? deltaAp.map((v) => 100 * v) : counts;
+  byId("errors-hint").textContent = (all
+    ? "TIDE: the gain in AP50 if all errors of a kind were corrected."
+    : `Errors of ${className()} at score ${data.scoreThreshold} or more. Their cost is computed for all classes together.`) +
+    " Click a bar for the images with that error.";
   const wide = byId("errors").clientWidth > 420;
   const names = data.errors.map((e) =>
     wide ? `${e}  <span style="color:#8d99a6">${MEANINGS[e]}</span> ` : `${e} `);
   draw("errors", [{
-    type: "bar", orientation: "h", y: names, x: gains.map((v) => 100 * (v || 0)),
-    customdata: data.errors,
-    text: gains.map((v, e) => `${v === null ? "–" : (100 * v).toFixed(1)}  (${count(counts[e])})`),
+    type: "bar", orientation: "h", y: names, x: values, customdata: data.errors,
+    text: values.map((v, e) => (all ? `${v.toFixed(1)}  (${count(counts[e])})` : count(v))),
     textposition: "outside", cliponaxis: false,
     marker: {
       color: data.errors.map((e) => COLORS[e]),
@@ -183,15 +186,17 @@ function renderErrors() {
     hovertemplate: "%{customdata}: %{text}<extra></extra>",
   }], {
     margin: { l: 10, r: 76, t: 6, b: 42 },
-    xaxis: { title: { text: "gain in AP50 (number of errors)" }, rangemode: "tozero",
-      range: [0, Math.max(1, ...gains.map((v) => 105 * (v || 0)))] },
+    xaxis: {
+      title: { text: all ? "gain in AP50 (number of errors)" : "number of errors" }, rangemode: "tozero",
+      range: [0, Math.max(1, ...values.map((v) => 1.05 * v))],
+    },
     yaxis: { autorange: "reversed", type: "category", ticks: "outside", ticklen: 4, tickcolor: "#fff" },
     bargap: 0.35,
   }, (point) => update({ error: point.customdata === state.error ? null : point.customdata }));
 }
 
 function renderScores() {
-  const { histogram } = task();
+  const { histogram, calibrationError } = task();
   const num = histogram[0][0].length;
   const traces = data.kinds.map((kind, i) => ({
     type: "bar", name: kind, x: Array.from({ length: num }, (_, b) => (b + 0.5) / num),
@@ -200,6 +205,7 @@ function renderScores() {
     marker: { color: COLORS[kind] },
     hovertemplate: `${MEANINGS[kind]}: %{y}<extra></extra>`,
   }));
+  byId("ece").textContent = percent(calibrationError);
   byId("scale").textContent = state.log ? "linear scale" : "log scale";
   draw("scores", traces, {
     barmode: state.log ? "group" : "stack",

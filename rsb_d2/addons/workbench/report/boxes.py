@@ -1,9 +1,8 @@
-"""How well the anchors of a config cover the boxes of a data set."""
+"""The boxes of a data set, and how well the anchors of a config cover them."""
 
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import ShapeSpec
@@ -15,16 +14,24 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
-from .....errors import UserError
+from ....errors import UserError
+from .source import Source
+
+# Bins of the square root of a box's area in pixels, by factors of the fourth root of 2.
+SIZE_EDGES = 2.0 ** np.arange(1, 11.25, 0.25)
+# Bins of height / width, by the same factor; 1 is in the middle of a bin.
+RATIO_EDGES = 2.0 ** np.arange(-4.125, 4.25, 0.25)
+IOU_EDGES = np.linspace(0, 1, 21)
 
 
 class AnchorGrid(NamedTuple):
     """The anchors of a config.
 
     Args:
-        generator (DefaultAnchorGenerator): Detectron2's own.
-        divisibility (int): by what the sides of a batch are divisible, in pixels.
-        short_side (int): of the resized image, in pixels; the middle one of ``MIN_SIZE_TRAIN``.
+        generator (DefaultAnchorGenerator): Detectron2's.
+        divisibility (int): divides the sides of a batch, in pixels.
+        short_side (int): of a resized image, in pixels; the middle one of ``MIN_SIZE_TRAIN``, or 0
+            for no resizing.
         max_size (int): limit of its longer side.
     """
 
@@ -34,10 +41,10 @@ class AnchorGrid(NamedTuple):
     max_size: int
 
     def scale(self, height: int, width: int) -> float:
-        """Return by what an image of this size is multiplied in training; 1 for no resizing."""
+        """Return the factor by which training resizes an image."""
         if not self.short_side:
             return 1.0
-        # As ResizeShortestEdge does, whose output is rounded to whole pixels.
+        # As ResizeShortestEdge, whose output is rounded to whole pixels.
         scale = self.short_side / min(height, width)
         return min(scale, self.max_size / max(height, width))
 
@@ -48,22 +55,52 @@ class AnchorGrid(NamedTuple):
         return ResizeShortestEdge.get_output_shape(height, width, self.short_side, self.max_size)
 
 
+class Boxes:
+    """The M objects of a data set, without crowds.
+
+    Args:
+        source (Source): the data set.
+        grid (AnchorGrid): the anchors of a config; None for none.
+
+    Attributes:
+        image (ndarray): (M,) index into ``Source.images``.
+        label (ndarray): (M,) index into ``Source.class_names``.
+        xywh (ndarray): (M, 4) in pixels.
+        image_size (ndarray): (M, 2) height and width of their images in pixels.
+        size (ndarray): (M,) square root of the area in pixels.
+        ratio (ndarray): (M,) height / width.
+        scale (ndarray): (M,) factor by which training resizes their images.
+        anchor_iou (ndarray): (M,) IoU with the best anchor; None without a config.
+    """
+
+    def __init__(self, source: Source, grid: AnchorGrid | None):
+        rows = ~source.crowd
+        self.image, self.label, self.xywh = (
+            a[rows] for a in (source.image, source.label, source.boxes)
+        )
+        sizes = np.array([[i["height"], i["width"]] for i in source.images], dtype=np.int64)
+        self.image_size = sizes[self.image]
+        self.size = np.sqrt(self.xywh[:, 2] * self.xywh[:, 3])
+        self.ratio = self.xywh[:, 3] / self.xywh[:, 2]
+        self.scale, self.anchor_iou = np.ones(len(self.image)), None
+        if grid is not None:
+            self.scale = np.array([grid.scale(*size) for size in sizes.tolist()])[self.image]
+            self.anchor_iou = best_anchor_ious(grid, self.xywh, self.image_size)
+
+
 def build_anchor_grid(cfg: CfgNode) -> AnchorGrid:
     """Build a config's anchor generator.
 
     Args:
-        cfg (CfgNode): of a model with an RPN, or of a RetinaNet.
-
-    Returns:
-        AnchorGrid
+        cfg (CfgNode): for a model with an RPN, or a RetinaNet.
 
     Raises:
         UserError: if the model has no anchors, or rotated ones.
     """
-    # A project's own RetinaNet, registered under another name, is one too.
+    # A RetinaNet that another project registered under another name is one as well.
     is_retinanet = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), RetinaNet)
     if not is_retinanet and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RPN":
-        raise UserError(f"{cfg.MODEL.META_ARCHITECTURE} has no anchors that lie upright")
+        raise UserError(f"{cfg.MODEL.META_ARCHITECTURE} has no axis-aligned anchors")
     names = cfg.MODEL.RETINANET.IN_FEATURES if is_retinanet else cfg.MODEL.RPN.IN_FEATURES
     backbone = build_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
     shapes = backbone.output_shape()
@@ -75,8 +112,8 @@ def build_anchor_grid(cfg: CfgNode) -> AnchorGrid:
     generator = build_anchor_generator(cfg, [shapes[name] for name in names])
     if not isinstance(generator, DefaultAnchorGenerator):
         raise UserError(
-            f"MODEL.ANCHOR_GENERATOR.NAME {cfg.MODEL.ANCHOR_GENERATOR.NAME}: its "
-            "anchors do not lie upright, so they cannot be compared with boxes"
+            f"MODEL.ANCHOR_GENERATOR.NAME {cfg.MODEL.ANCHOR_GENERATOR.NAME}: its anchors are "
+            "rotated, so they cannot be compared with boxes"
         )
     sizes = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
     return AnchorGrid(
@@ -87,16 +124,16 @@ def build_anchor_grid(cfg: CfgNode) -> AnchorGrid:
 def best_anchor_ious(grid: AnchorGrid, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return each box's IoU with the anchor that fits it best.
 
-    All anchors of a shape have the same size, so the best one of them is that whose centre is
-    nearest in x and in y: only it is compared.
+    All anchors of one shape have the same size, so the best of them is the one whose center is
+    nearest in x and y; only this one is compared.
 
     Args:
-        grid (AnchorGrid): of a config.
-        boxes (np.ndarray): (N, 4) as x, y, width, height in pixels of the original images.
-        sizes (np.ndarray): (N, 2) height and width of their images, in pixels.
+        grid (AnchorGrid): the anchors of a config.
+        boxes (ndarray): (N, 4) as x, y, width, height in pixels of the original images.
+        sizes (ndarray): (N, 2) height and width of their images in pixels.
 
     Returns:
-        np.ndarray: (N,) in 0 ... 1.
+        ndarray: (N,) in 0 to 1.
     """
     unique, inverse = np.unique(np.asarray(sizes).reshape(-1, 2), axis=0, return_inverse=True)
     resized = np.array([grid.size(int(h), int(w)) for h, w in unique], dtype=float).reshape(-1, 2)
@@ -110,7 +147,7 @@ def best_anchor_ious(grid: AnchorGrid, boxes: np.ndarray, sizes: np.ndarray) -> 
     best = np.zeros(len(boxes))
     for stride, cells in zip(grid.generator.strides, grid.generator.cell_anchors):
         last = np.ceil(padded / stride) - 1
-        for anchor in cells.to(torch.float64).numpy():
+        for anchor in cells.double().numpy():
             offset = (anchor[:2] + anchor[2:]) / 2 + grid.generator.offset * stride
             position = np.round(((low + high) / 2 - offset) / stride).clip(0, last)
             shift = (position + grid.generator.offset) * stride

@@ -1,8 +1,8 @@
-"""The PNG sheet of a data set: four charts above some of its annotated images."""
+"""The PNG sheet of a data set: four charts and some of its annotated images."""
 
 import colorsys
 import io
-from typing import Any, Dict, List
+from typing import List
 
 import numpy as np
 from detectron2.data import Metadata
@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .....data.images import BadImageError, read_image
-from .....data.opening import image_path
-from .....errors import printable
-from .....visualization import (
+from ....data.images import BadImageError, read_image
+from ....data.opening import image_path
+from ....errors import printable
+from ....visualization import (
     Cell,
     Color,
     PlainVisualizer,
@@ -24,11 +24,11 @@ from .....visualization import (
     make_plain,
     resized,
 )
-from ..source import Source, annotations_of
-from .box_stats import IOU_EDGES, RATIO_EDGES, SIZE_EDGES, Boxes
+from .boxes import IOU_EDGES, RATIO_EDGES, SIZE_EDGES, Boxes
+from .source import Source
 
 _COLUMNS = 4
-_MAX_CLASSES = 30  # bars; the rest is one more
+_MAX_CLASSES = 30  # with a bar each; all others share one
 _BLUE = "#2563c9"
 _BLACK = (0, 0, 0)
 _WIDTH, _MARGIN = 1600, 8  # pixels
@@ -50,8 +50,7 @@ def draw_sheet(source: Source, boxes: Boxes, images: List[int]) -> bytes:
     charts = _draw_charts(source, boxes)
     sheet = charts
     if images:
-        by_image = annotations_of(source, images)
-        cells = [_draw_image(source, source.images[i], by_image[i]) for i in images]
+        cells = [_draw_image(source, i) for i in images]
         widest = max(picture.shape[1] for picture, _, _ in cells)
         gallery = image_grid(cells, max(_COLUMNS, (_WIDTH - _MARGIN) // (widest + _MARGIN)))
         left = (_WIDTH - gallery.shape[1]) // 2
@@ -122,17 +121,19 @@ def _draw_anchors(ax, iou: np.ndarray | None) -> None:
     ax.set_xlim(0, 1)
 
 
-def _draw_image(source: Source, image: Dict[str, Any], annotations: List[Dict[str, Any]]) -> Cell:
+def _draw_image(source: Source, index: int) -> Cell:
+    image = source.images[index]
     name = _shorten(printable(image["file_name"]))
     try:
         picture = read_image(image_path(source.image_root, image["file_name"]), "RGB")
     except BadImageError:
         blank = np.full((_MAX_SIZE[0] // 4, _MAX_SIZE[1], 3), 220, dtype=np.uint8)
         return blank, f"{name}: cannot be read", _BLACK
-    index = {category_id: k for k, category_id in enumerate(source.category_ids)}
     annotations = [
-        {**a, "category_id": index[a["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
-        for a in annotations
+        {**annotation, "category_id": label, "bbox_mode": BoxMode.XYWH_ABS}
+        for annotation, label in zip(
+            source.annotations(index), source.label[source.image == index].tolist()
+        )
     ]
     size = drawn_size(*picture.shape[:2], *_MAX_SIZE)
     picture, record = resized(picture, {"annotations": annotations}, size)
@@ -144,7 +145,7 @@ def _draw_image(source: Source, image: Dict[str, Any], annotations: List[Dict[st
 
 
 def _color(k: int) -> Color:
-    """Return a bright RGB color, far on the color circle from those of the classes next to it."""
+    """Return a bright RGB color with a hue far from those of the neighboring classes."""
     red, green, blue = colorsys.hsv_to_rgb((0.58 + k * 0.382) % 1, 0.75, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
