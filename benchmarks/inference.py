@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from rsb_d2.addons.accelerate import optimize_for_inference
-from rsb_d2.addons.accelerate.conv import fuse_all
+from rsb_d2.addons.accelerate.layers import fuse_all
 from rsb_d2.errors import UserError
 
 from . import arguments

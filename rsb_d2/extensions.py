@@ -67,5 +67,4 @@ STORAGES = LazyRegistry("storage")
 
 # "optimize_for_inference": from a model to a faster one with equal results.
 # "pool_channels_last": (model), a RoIAlign for channels-last features on a CPU, in place.
-# "prepare_training": (model, cfg), layers that train faster, in place.
 ACCELERATION = LazyRegistry("acceleration")

@@ -9,7 +9,6 @@ ACCELERATION.register(
     "optimize_for_inference", "rsb_d2.addons.accelerate.optimize.optimize_for_inference"
 )
 ACCELERATION.register("pool_channels_last", "rsb_d2.addons.accelerate.roi_align.pool_channels_last")
-ACCELERATION.register("prepare_training", "rsb_d2.addons.accelerate.training.prepare_training")
 DATASET_SOURCES.register("sample", "rsb_d2.addons.workbench.sample.make_configured")
 STORAGES.register("tar", "rsb_d2.addons.storage.TarStorage")
 STORAGES.register("remote", "rsb_d2.addons.storage.RemoteStorage")

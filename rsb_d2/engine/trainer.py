@@ -34,8 +34,7 @@ from ..evaluation.results import split_metric
 from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
 from ..extensions import ACCELERATION
 from ..modeling import TimmBackbone, TimmLastStage
-from ..modeling.keypoint_head import make_logits_contiguous
-from ..modeling.proposals import ChoosingRPN
+from ..modeling.heads import FastRPN, make_logits_contiguous
 from ..solver import build_optimizer
 from ..solver.ema import AverageUpdate, build_average, evaluate_with_average
 from ..solver.epochs import check_resolved
@@ -406,10 +405,10 @@ class Trainer(DefaultTrainer):
 def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     """Replace layers of a model, in place, by faster ones with equal results.
 
-    ``MODEL.TIMM.FOLD_NORM`` folds fixed norms, ``MODEL.COMPILE`` compiles, a stock RPN selects its
-    proposals before it decodes them, and an installed acceleration may replace layers on the CPU.
-    Names and values of the weights stay. (``MODEL.CHANNELS_LAST`` also matters for an evaluation
-    only, so :meth:`Trainer.build_model` applies it.)
+    ``MODEL.TIMM.FOLD_NORM`` folds fixed norms, ``MODEL.COMPILE`` compiles, and a stock RPN selects
+    its proposals before it decodes them. Names and values of the weights stay.
+    (``MODEL.CHANNELS_LAST`` also matters for an evaluation only, so :meth:`Trainer.build_model`
+    applies it.)
 
     Args:
         model (nn.Module): a detector or classifier; may be wrapped for data parallelism.
@@ -420,14 +419,12 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     """
     model = unwrap(model)
     rpn = getattr(model, "proposal_generator", None)
-    if ChoosingRPN.takes(rpn):
-        rpn.__class__ = ChoosingRPN
+    if FastRPN.takes(rpn):
+        model.proposal_generator = FastRPN.from_stock(rpn)
     if cfg.MODEL.TIMM.FOLD_NORM:
         for module in list(model.modules()):
             if isinstance(module, (TimmBackbone, TimmLastStage)) and module.norm_eval:
                 module.fold_norms_in_training()
-    if "prepare_training" in ACCELERATION:
-        ACCELERATION.get("prepare_training")(model, cfg)
     if cfg.MODEL.COMPILE:
         check_compiler(cfg)
         get_task(cfg).compile(model)

@@ -5,10 +5,9 @@ from .build import (
     build_timm_retinanet_fpn_backbone,
     check_pixel_format,
 )
-from .cascade_rcnn import OpenMMLabCascadeROIHeads
 from .last_stage import TimmLastStage, TimmRes5ROIHeads
 from .lazy import CheckedTimmBackbone
-from .retinanet import OpenMMLabRetinaNet
+from .openmmlab import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
 from .timm_backbone import TimmBackbone
 
 __all__ = [

@@ -15,8 +15,8 @@ from torch import nn
 from ..config.defaults import check_has_keys
 from ..errors import UserError
 from ..registration import register
+from .openmmlab import LastLevelP6P7WithoutReLU
 from .resnets.spec import backbone_spec
-from .retinanet import LastLevelP6P7WithoutReLU
 from .timm_backbone import TimmBackbone
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..registration import register
-from .fold_norm import fold_norms_in_training
-from .norm import apply_norm_policy
+from .norm import apply_norm_policy, fold_norms_in_training
 from .resnets.spec import backbone_spec
 from .timm_backbone import TimmBackbone, build_feature_net, keep_norms_fixed
 

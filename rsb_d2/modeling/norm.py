@@ -1,20 +1,28 @@
-"""The norm policy: which batch-norm layers train, and what of them."""
+"""Batch norm: which layers train, and folding fixed statistics into convolutions."""
 
+from collections import Counter
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+import torch
 from detectron2.layers import FrozenBatchNorm2d
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
+from torch.func import functional_call
 
 NORM_POLICIES = ("FrozenBN", "BN", "SyncBN")
 
-# nn.SyncBatchNorm is no subclass of nn.BatchNorm2d; timm's BatchNormAct2d and SyncBatchNormAct
+# nn.SyncBatchNorm is not a subclass of nn.BatchNorm2d; timm's BatchNormAct2d and SyncBatchNormAct
 # are subclasses of one of the two.
 BATCH_NORM_TYPES = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+# ---- the norm policy ----
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
     """Detectron2's ``FrozenBatchNorm2d`` with the activation that timm's ``BatchNormAct2d`` fuses.
 
-    Detectron2's own conversion replaces the whole layer and so loses the activation.
+    Detectron2's own conversion replaces the complete layer and so loses the activation.
     """
 
     def __init__(self, norm: BatchNormAct2d):
@@ -45,13 +53,13 @@ def _frozen_copy(norm: nn.Module) -> FrozenBatchNorm2d:
 
 
 def apply_norm_policy(module: nn.Module, policy: str) -> None:
-    """Replace the batch-norm layers below ``module``, in place, by those of a policy.
+    """Replace the batch-norm layers below ``module``, in place, according to a policy.
 
     Args:
         module (nn.Module): a network; it is not itself a batch-norm layer.
-        policy (str): ``"FrozenBN"`` puts Detectron2's ``FrozenBatchNorm2d`` in their place (a
-            fused activation is kept), ``"SyncBN"`` the synchronised layers of torch and timm,
-            ``"BN"`` leaves them. Other kinds of norm layers, such as layer norm, stay.
+        policy (str): ``"FrozenBN"`` replaces them by Detectron2's ``FrozenBatchNorm2d`` (a fused
+            activation is kept), ``"SyncBN"`` by the synchronized layers of torch and timm,
+            ``"BN"`` keeps them. Other kinds of norm layers, such as layer norm, stay.
 
     Raises:
         ValueError: for any other policy.
@@ -65,3 +73,232 @@ def apply_norm_policy(module: nn.Module, policy: str) -> None:
             for name, child in list(parent.named_children()):
                 if isinstance(child, BATCH_NORM_TYPES):
                     setattr(parent, name, _frozen_copy(child))
+
+
+# ---- folding in training ----
+
+
+def fold_norms_in_training(net: nn.Module, in_channels: int = 3) -> int:
+    """Let the convolutions of a network compute the batch norms after them during training.
+
+    With fixed statistics (``MODEL.TIMM.NORM_EVAL``) a batch norm is a factor and an offset per
+    channel. Multiplying them into the weights of the convolution, in each forward pass, costs next
+    to nothing, and autograd computes all gradients: that of the batch norm's weight follows from
+    the gradient of the convolution's weight. So nothing of the size of a feature map is computed
+    or kept for the batch norm, which halves the memory of a ResNet's features.
+
+    Nothing changes without gradients, in evaluation mode, for statistics that are not fixed or for
+    frozen weights; the names and values of the weights stay. Only plain ``nn.Conv2d`` and
+    ``nn.BatchNorm2d`` are folded, and only if nothing else reads the output of the convolution.
+
+    Args:
+        net (nn.Module): takes images (N, in_channels, H, W), and returns a feature or a list of
+            features; its layers are replaced in place.
+        in_channels (int): number of channels of the input.
+
+    Returns:
+        int: the number of folded batch norms.
+    """
+    found = find_norms(net, in_channels, (nn.Conv2d,), (nn.BatchNorm2d,))
+    found = [f for f in found if f.norm.affine and f.norm.track_running_stats]
+    for conv, norm, _ in found:
+        folding_conv, folded_norm = FoldingConv2d(conv), FoldedBatchNorm2d(norm)
+        # In tuples, so that they are not registered as children.
+        folding_conv.norm_after, folded_norm.conv_before = (folded_norm,), (folding_conv,)
+        replace_module(net, conv, folding_conv)
+        replace_module(net, norm, folded_norm)
+    return len(found)
+
+
+def _is_folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    return (
+        conv.training
+        and not norm.training
+        and norm.weight.requires_grad
+        and torch.is_grad_enabled()
+    )
+
+
+class FoldingConv2d(nn.Conv2d):
+    """A convolution and, in training, the batch norm after it."""
+
+    norm_after: Tuple[nn.BatchNorm2d]
+
+    def __init__(self, conv: nn.Conv2d):
+        """
+        Args:
+            conv (Conv2d): its parameters are shared.
+        """
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device="meta",
+        )
+        self.weight, self.bias, self.training = conv.weight, conv.bias, conv.training
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (norm,) = self.norm_after
+        if not _is_folded(self, norm):
+            return super().forward(x)
+        factor, offset = norm.fixed_statistics()
+        scale = norm.weight * factor
+        if self.bias is not None:
+            offset = offset + self.bias
+        weight = self.weight * scale[:, None, None, None]
+        return self._conv_forward(x, weight, torch.addcmul(norm.bias, offset, scale))
+
+
+class FoldedBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that the convolution before it computes in training."""
+
+    conv_before: Tuple[nn.Conv2d]
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        """
+        Args:
+            norm (BatchNorm2d): its parameters and buffers are shared.
+        """
+        super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")
+        self.weight, self.bias, self.training = norm.weight, norm.bias, norm.training
+        for name, buffer in norm.named_buffers():
+            setattr(self, name, buffer)
+
+    def fixed_statistics(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        """``1 / sqrt(running_var + eps)`` and ``-running_mean``, (C,) each.
+
+        They are cached until the statistics change, which saves two small kernels per layer and
+        step.
+        """
+        mean, var = self.running_mean, self.running_var
+        if torch.compiler.is_compiling() or mean.is_inference() or var.is_inference():
+            return (var + self.eps).rsqrt(), -mean
+        key = (id(mean), mean._version, id(var), var._version, var.device, var.dtype, self.eps)
+        if self.__dict__.get("_known", (None,))[0] != key:
+            with torch.no_grad():
+                # With the tensors themselves, so that no others get their ids.
+                self._known = key, (mean, var), ((var + self.eps).rsqrt(), -mean)
+        return self._known[2]
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_known"}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (conv,) = self.conv_before
+        return x if _is_folded(conv, self) else super().forward(x)
+
+
+# ---- finding what can be folded ----
+
+
+class ConvAndNorm(NamedTuple):
+    """Layers that are called one after the other, the output of each being read by the next only.
+
+    Args:
+        conv (nn.Module): the convolution.
+        norm (nn.Module): the norm layer after it.
+        relu (ReLU or None): the ReLU after that, if one follows.
+    """
+
+    conv: nn.Module
+    norm: nn.Module
+    relu: nn.ReLU | None
+
+
+def find_norms(
+    net: nn.Module,
+    in_channels: int,
+    conv_types: Tuple[type, ...],
+    norm_types: Tuple[type, ...],
+) -> List[ConvAndNorm]:
+    """Find the convolutions whose output is read by a norm layer and nothing else.
+
+    A forward pass on the meta device, without arithmetic, finds them: hooks report the modules,
+    and autograd's graph how often each output is read.
+
+    Args:
+        net (nn.Module): takes images (N, in_channels, H, W), and returns a feature or a list of
+            features.
+        in_channels (int): number of channels of the input.
+        conv_types, norm_types (tuple[type]): the classes to find; subclasses are not found.
+    """
+    makers: Dict[Any, nn.Module] = {}  # the module that made each output, by its node in the graph
+    edges: List[Tuple[Any, nn.Module]] = []  # a node, and the module that reads it
+    calls: Counter = Counter()
+
+    def after(module, inputs, output):
+        calls[module] += 1
+        makers[output.grad_fn] = module
+
+    def before(module, inputs):
+        if inputs[0].grad_fn in makers:
+            edges.append((inputs[0].grad_fn, module))
+
+    layers = (*conv_types, *norm_types, nn.ReLU)
+    handles = []
+    for module in net.modules():
+        # A hook would not be called on the module that replaces it.
+        has_hooks = module._forward_hooks or module._forward_pre_hooks
+        if type(module) in layers and not has_hooks:
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after))
+    modes = {module: module.training for module in net.modules()}
+    try:
+        net.eval()
+        with torch.inference_mode(False), torch.enable_grad():
+            tensors = {n: torch.empty_like(b, device="meta") for n, b in net.named_buffers()}
+            for name, p in net.named_parameters():
+                tensors[name] = torch.empty_like(p, device="meta", requires_grad=True)
+            images = torch.empty(1, in_channels, 64, 64, device="meta")
+            features = functional_call(net, tensors, (images,))
+        features = [features] if isinstance(features, torch.Tensor) else features
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+
+    uses = _count_uses([f.grad_fn for f in features])
+    next_of = {
+        makers[node]: reader
+        for node, reader in edges
+        if uses[node] == 1 and calls[makers[node]] == calls[reader] == 1
+    }
+    found = []
+    for conv, norm in next_of.items():
+        if type(conv) in conv_types and type(norm) in norm_types:
+            relu = next_of.get(norm)
+            found.append(ConvAndNorm(conv, norm, relu if type(relu) is nn.ReLU else None))
+    return found
+
+
+def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a module below ``root``, under all of its names.
+
+    Args:
+        root (nn.Module): changed in place.
+        old, new (nn.Module): the module, and its replacement.
+    """
+    names = [n for n, m in root.named_modules(remove_duplicate=False) if m is old]
+    for name in names:
+        root.set_submodule(name, new)
+
+
+def _count_uses(nodes: list) -> Counter:
+    """How often each node of autograd's graph is read, including ``nodes``, the last ones."""
+    uses, todo = Counter(nodes), list(dict.fromkeys(nodes))
+    seen = set(todo)
+    while todo:
+        for node, _ in todo.pop().next_functions:
+            if node is not None:
+                uses[node] += 1
+                if node not in seen:
+                    seen.add(node)
+                    todo.append(node)
+    return uses

@@ -14,8 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..errors import UserError
-from .fold_norm import fold_norms_in_training
-from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
+from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy, fold_norms_in_training
 
 # Detectron2's names of the stages and their strides, as its stock YAML files use them. The stem
 # here is timm's: the features before the max-pooling, where Detectron2's ResNet has them after it.
@@ -65,7 +64,7 @@ class TimmBackbone(Backbone):
         _check_arguments(out_features, norm, freeze_at, res5_dilation)
         self.name = name
         self.norm_eval = norm_eval
-        self._in_channels = in_channels
+        self.in_channels = in_channels
         self._out_features = list(out_features)
         self.body = build_feature_net(name, self._out_features, in_channels, res5_dilation)
 
@@ -117,9 +116,9 @@ class TimmBackbone(Backbone):
         """Compute batch norm as a part of the convolutions while training with fixed statistics.
 
         Returns:
-            int: how many norm layers are folded, see :func:`.fold_norm.fold_norms_in_training`.
+            int: how many norm layers are folded, see :func:`.norm.fold_norms_in_training`.
         """
-        return fold_norms_in_training(self.body, self._in_channels)
+        return fold_norms_in_training(self.body, self.in_channels)
 
     def _check_sizes(self, key: Hashable) -> None:
         """Check that images of a detector's sizes give features of height and width / stride.
@@ -130,7 +129,7 @@ class TimmBackbone(Backbone):
             return
         height, width = _TRIED_SIZE
         was_training = self.training
-        image = torch.empty(1, self._in_channels, height, width, device="meta")
+        image = torch.empty(1, self.in_channels, height, width, device="meta")
         tensors = dict(chain(self.named_parameters(), self.named_buffers()))
         tensors = {n: t.detach().to("meta") for n, t in tensors.items()}
         try:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .rpn import MAX_SIZES, InferenceRPN
+from .heads import MAX_SIZES, InferenceRPN
 
 # Before the kernels are recorded, what is prepared at the first calls is: handles, workspaces.
 _WARM_UP_CALLS = 2

@@ -1,4 +1,4 @@
-"""A trained detector made faster for inference, without changing what it computes."""
+"""optimize_for_inference: a trained detector made faster without changing its results."""
 
 import copy
 import importlib.util
@@ -19,20 +19,24 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from torch import nn
 
-from ...addons.accelerate.convolution import convolve_as_before
 from ...errors import UserError
 from ...modeling import OpenMMLabCascadeROIHeads, TimmBackbone, TimmRes5ROIHeads
-from ...modeling.fold_norm import unfold_norms
 from ...modeling.norm import BATCH_NORM_TYPES
-from ...modeling.retinanet import LastLevelP6P7WithoutReLU
+from ...modeling.openmmlab import LastLevelP6P7WithoutReLU
 from ...utils import unwrap
-from .blocks import InferenceFPN, replace_blocks
-from .conv import InferenceConv2d, fuse_all, has_fused_kernels
-from .fold import fold_graph, replace_convs, replace_rows
 from .graphs import CudaGraphs, replay_dense_parts
+from .heads import InferenceOutputLayers, InferenceRPN, InferenceRPNHead, flatten_channels_last
+from .layers import (
+    InferenceConv2d,
+    InferenceFPN,
+    fold_net,
+    fuse_all,
+    has_fused_kernels,
+    replace_blocks,
+    replace_convs,
+    replace_rows,
+)
 from .roi_align import ChannelsLastROIPooler, UnsplitROIPooler
-from .roi_heads import flatten_channels_last, replace_predictor
-from .rpn import InferenceRPN, InferenceRPNHead
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +48,11 @@ _MARK = "_optimized_for_inference"
 def optimize_for_inference(
     model: nn.Module, dtype: torch.dtype = torch.float32, compile: bool | str = False
 ) -> nn.Module:
-    """Make a faster copy of a detector for inference, which computes the same.
+    """Make a faster copy of a detector for inference, which computes the same results.
 
     Batch norms, ReLUs and the additions of residual blocks and FPN are folded into the
     convolutions, features are channels-last from the image on, on the CPU RoIAlign runs on all
-    threads, and the RPN decodes only the anchors that it chooses. That covers Faster, Mask and
+    threads, and the RPN decodes only the anchors that it selects. That covers Faster, Mask and
     Cascade R-CNN, RetinaNet and panoptic FPN, on Detectron2's ResNets and any
     :class:`rsb_d2.TimmBackbone`. Parts of other classes, subclasses of Detectron2's included, stay
     as they are.
@@ -66,7 +70,7 @@ def optimize_for_inference(
             head stay in float32, as do anchors, boxes, scores and NMS.
         compile (bool or str): True to compile backbone and dense heads with ``torch.compile``, at
             the first call and for images of all sizes; a few sizes, such as a batch or a feature
-            map of 1, are compiled anew, up to torch's limit of recompilations. Without a compiler
+            map of 1, are compiled again, up to torch's limit of recompilations. Without a compiler
             there is a warning, and nothing is compiled.
             ``"reduce-overhead"``, on a GPU: nothing is compiled, but their kernels, and those of
             the RPN up to its candidates, are recorded as a CUDA graph at the first call with a
@@ -100,17 +104,16 @@ def optimize_for_inference(
     compile = compile is True and _has_compiler(device)
 
     result = copy.deepcopy(model).eval().requires_grad_(False)
-    unfold_norms(result)  # where it comes from a trainer
-    convolve_as_before(result)
-    _optimize_backbone(result.backbone, dtype)
-    parts = {name: m for name, m in result.named_children() if name != "backbone"}
-    all_known = all([_optimize_part(m, dtype, device) for m in parts.values()])
+    result.backbone = _optimized_backbone(result.backbone, dtype)
+    parts = [name for name, _ in result.named_children() if name != "backbone"]
+    all_known = all([_optimize_part(result, name, dtype, device) for name in parts])
     if dtype != torch.float32 and not all_known:
         result.backbone.register_forward_hook(_features_to_float32)
     if compile:
         _compile(result)
     elif has_fused_kernels(device, dtype):
         fuse_all(result)
+    result.eval()
     if asked == "reduce-overhead":
         replay_dense_parts(result, CudaGraphs(device))
     setattr(result, _MARK, (dtype, asked))
@@ -144,7 +147,7 @@ def _check_compile(compile: bool | str, device: torch.device) -> None:
 
 
 class _EvaluationOnly:
-    """In the place of an optimized model's ``train``."""
+    """Replaces ``train`` of an optimized model, which cannot be trained."""
 
     def __init__(self, model: nn.Module):
         self._model = model
@@ -153,26 +156,26 @@ class _EvaluationOnly:
         if mode:
             raise UserError(
                 "a model from optimize_for_inference cannot be trained: train the model that it "
-                "was made from, and optimize that anew"
+                "was made from, and optimize that again"
             )
         return type(self._model).train(self._model, False)
 
 
-def _optimize_backbone(backbone: nn.Module, dtype: torch.dtype) -> None:
+def _optimized_backbone(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
     bottom_up = backbone.bottom_up if isinstance(backbone, FPN) else backbone
     if isinstance(bottom_up, TimmBackbone):
-        fold_graph(bottom_up.body, dtype)
+        fold_net(bottom_up.body, bottom_up.in_channels, dtype)
     elif type(bottom_up) is not ResNet:
         logger.info(f"{type(bottom_up).__name__} stays as it is")
         bottom_up = None
-    if InferenceFPN.takes(backbone):
+    if type(backbone) is FPN:
         for name, child in list(backbone.named_children()):
-            if child not in (bottom_up, backbone.bottom_up):
+            if child is not backbone.bottom_up:
                 _optimize_fpn_part(backbone, name, child, dtype)
-        backbone.__class__ = InferenceFPN
-        backbone.renew_lists()
+        backbone = InferenceFPN(backbone).eval()
     if bottom_up is not None:
         _optimize_stages(bottom_up, dtype)
+    return backbone
 
 
 def _optimize_stages(stages: nn.Module, dtype: torch.dtype) -> None:
@@ -208,20 +211,22 @@ class _InputTo:
 def _features_to_float32(
     module: nn.Module, inputs: Any, features: Dict[str, torch.Tensor]
 ) -> Dict[str, torch.Tensor]:
-    """A forward hook, where something that is not known takes the features."""
+    """A forward hook, for features that an unknown part takes."""
     return {name: feature.float() for name, feature in features.items()}
 
 
-def _optimize_part(part: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
-    """Optimize what takes the features; False if it stays as it is."""
+def _optimize_part(model: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Optimize a part that takes the features; False if it stays as it is."""
+    part = getattr(model, name)
     if InferenceRPN.takes(part) and InferenceRPNHead.takes(part.rpn_head):
         replace_convs(part.rpn_head, dtype)
-        part.rpn_head = InferenceRPNHead(part.rpn_head)
-        part.__class__ = InferenceRPN
+        rpn = InferenceRPN.from_stock(part)
+        rpn.rpn_head = InferenceRPNHead(part.rpn_head)
+        setattr(model, name, rpn.eval())
     elif type(part) is RetinaNetHead:
         replace_rows(part, dtype)
-        for name in ("cls_score", "bbox_pred"):
-            setattr(part, name, _in_float32(InferenceConv2d(getattr(part, name), dtype)))
+        for layer in ("cls_score", "bbox_pred"):
+            setattr(part, layer, _in_float32(InferenceConv2d(getattr(part, layer), dtype)))
         part.to(dtype)
     elif type(part) is SemSegFPNHead:
         replace_convs(part, dtype)
@@ -243,11 +248,10 @@ def _in_float32(layer: InferenceConv2d) -> InferenceConv2d:
 
 
 def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: torch.device) -> bool:
-    box_heads = _as_list(heads.box_head)
-    predictors = _as_list(heads.box_predictor)
+    box_heads, predictors = _as_list(heads.box_head), _as_list(heads.box_predictor)
     is_known = all(type(h) is FastRCNNConvFCHead for h in box_heads)
     is_known &= all(type(p) is FastRCNNOutputLayers for p in predictors)
-    is_channels_last = _optimize_pooler(heads.box_pooler, is_known, dtype, device)
+    is_channels_last = _optimize_pooler(heads, "box_pooler", is_known, dtype, device)
     if is_known:
         for box_head in box_heads:
             if is_channels_last:
@@ -255,8 +259,9 @@ def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: tor
             replace_rows(box_head, dtype)
             replace_convs(box_head, dtype)
             box_head.to(dtype)
-        for predictor in predictors:
-            replace_predictor(predictor)
+        predictors = [InferenceOutputLayers(p) for p in predictors]
+        is_cascade = isinstance(heads.box_predictor, nn.ModuleList)
+        heads.box_predictor = nn.ModuleList(predictors) if is_cascade else predictors[0]
     if heads.mask_on:
         mask_heads = _as_list(heads.mask_head)
         is_known = all(
@@ -264,23 +269,23 @@ def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: tor
         )
         if heads.mask_pooler is None:
             return False
-        _optimize_pooler(heads.mask_pooler, is_known, dtype, device)
+        _optimize_pooler(heads, "mask_pooler", is_known, dtype, device)
         if is_known:
             for mask_head in mask_heads:
                 _optimize_mask_head(mask_head, dtype)
     if heads.keypoint_on:
         if heads.keypoint_pooler is None:
             return False
-        _optimize_pooler(heads.keypoint_pooler, False, dtype, device)
+        _optimize_pooler(heads, "keypoint_pooler", False, dtype, device)
     return True
 
 
 def _optimize_c4_heads(heads: TimmRes5ROIHeads, dtype: torch.dtype, device: torch.device) -> None:
-    _optimize_pooler(heads.pooler, True, dtype, device)
-    fold_graph(heads.res5.body, dtype)
+    _optimize_pooler(heads, "pooler", True, dtype, device)
+    fold_net(heads.res5.body, heads.res5.in_channels, dtype)
     _optimize_stages(heads.res5, dtype)
     if type(heads.box_predictor) is FastRCNNOutputLayers:
-        replace_predictor(heads.box_predictor)
+        heads.box_predictor = InferenceOutputLayers(heads.box_predictor)
     mask_head = heads.mask_head if heads.mask_on else None
     if type(mask_head) is MaskRCNNConvUpsampleHead:
         _optimize_mask_head(mask_head, dtype)
@@ -289,7 +294,7 @@ def _optimize_c4_heads(heads: TimmRes5ROIHeads, dtype: torch.dtype, device: torc
 
 
 def _output_to_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """A forward hook, where something that is not known takes the output."""
+    """A forward hook, for an output that an unknown part takes."""
     return output.float()
 
 
@@ -304,27 +309,25 @@ def _as_list(module: nn.Module) -> list:
     return list(module) if isinstance(module, nn.ModuleList) else [module]
 
 
-class Float32ROIPooler(ROIPooler):
-    """``ROIPooler`` for features of a dtype that its operator may not take."""
-
-    def forward(self, x, box_lists):
-        """As the stock method; the output is float32."""
-        return super().forward([feature.float() for feature in x], box_lists)
-
-
 def _optimize_pooler(
-    pooler: ROIPooler, is_head_known: bool, dtype: torch.dtype, device: torch.device
+    heads: nn.Module, name: str, is_head_known: bool, dtype: torch.dtype, device: torch.device
 ) -> bool:
-    """Change a pooler's class; True if its output is then channels-last."""
+    """Replace a pooler; True if the output of the new one is channels-last."""
+    pooler = getattr(heads, name)
     if is_head_known and device.type == "cpu" and ChannelsLastROIPooler.takes(pooler):
-        pooler.__class__ = ChannelsLastROIPooler
+        setattr(heads, name, ChannelsLastROIPooler(pooler).eval())
         return True
     if device.type != "cpu" and UnsplitROIPooler.takes(pooler):
-        pooler.__class__ = UnsplitROIPooler
-        return False
-    if dtype != torch.float32 and type(pooler) in (ROIPooler, ChannelsLastROIPooler):
-        pooler.__class__ = Float32ROIPooler
+        setattr(heads, name, UnsplitROIPooler(pooler).eval())
+    elif dtype != torch.float32 and type(pooler) in (ROIPooler, ChannelsLastROIPooler):
+        pooler.register_forward_pre_hook(_pooled_in_float32)
     return False
+
+
+def _pooled_in_float32(module: nn.Module, inputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
+    """A forward pre-hook of a pooler, whose operator may not take the dtype of the features."""
+    features, box_lists = inputs
+    return [feature.float() for feature in features], box_lists
 
 
 def _has_compiler(device: torch.device) -> bool:

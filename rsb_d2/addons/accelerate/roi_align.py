@@ -140,19 +140,43 @@ def roi_align_channels_last(
     out.index_copy_(0, out_rows[torch.cat(order)], pooled.view(-1, *out.shape[1:]))
 
 
-class ChannelsLastROIPooler(ROIPooler):
-    """``ROIPooler`` for the CPU, whose output is channels-last as its input is.
+class _Pooler(ROIPooler):
+    """A ``ROIPooler`` with the settings of another one."""
 
-    A stock pooler of ``ROIAlign`` becomes one by setting its class; it has the same attributes. In
-    training it is where most is won: the backward pass of torchvision's operator is on one thread.
-    """
+    def __init__(self, pooler: ROIPooler):
+        """
+        Args:
+            pooler (ROIPooler): one for which :meth:`takes` holds.
+        """
+        levels = list(pooler.level_poolers)
+        super().__init__(
+            pooler.output_size,
+            [level.spatial_scale for level in levels],
+            levels[0].sampling_ratio,
+            "ROIAlignV2" if levels[0].aligned else "ROIAlign",
+            pooler.canonical_box_size,
+            pooler.canonical_level,
+        )
+        self.training = pooler.training
 
     @staticmethod
     def takes(pooler: nn.Module) -> bool:
-        """Whether a module is a stock pooler of this kind, or was one."""
+        """Whether a module is a stock pooler of ``ROIAlign``, or a channels-last one."""
         return type(pooler) in (ROIPooler, ChannelsLastROIPooler) and all(
             type(level) is ROIAlign for level in pooler.level_poolers
         )
+
+    def _levels(self, box_lists: List[Boxes]) -> torch.Tensor:
+        return assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
+
+
+class ChannelsLastROIPooler(_Pooler):
+    """``ROIPooler`` for the CPU, whose output is channels-last as its input is.
+
+    Training gains the most: the backward pass of torchvision's operator uses one thread.
+    """
 
     def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
         """As the stock method; in mixed precision it also adds up gradients in float32."""
@@ -166,13 +190,7 @@ class ChannelsLastROIPooler(ROIPooler):
         pooled = x[0].new_empty(num, *self.output_size, x[0].shape[1])
         if box_lists:
             boxes = convert_boxes_to_pooler_format(box_lists)
-            levels = assign_boxes_to_levels(
-                box_lists,
-                self.min_level,
-                self.max_level,
-                self.canonical_box_size,
-                self.canonical_level,
-            )
+            levels = self._levels(box_lists)
             for level, pooler in enumerate(self.level_poolers):
                 of_level = (levels == level).nonzero()[:, 0]
                 roi_align_channels_last(x[level], boxes[of_level], pooler, pooled, of_level)
@@ -180,45 +198,35 @@ class ChannelsLastROIPooler(ROIPooler):
 
 
 def pool_channels_last(model: nn.Module) -> None:
-    """Make the stock poolers of a model on the CPU :class:`ChannelsLastROIPooler`, in place."""
-    for module in model.modules():
-        if ChannelsLastROIPooler.takes(module):
-            module.__class__ = ChannelsLastROIPooler
+    """Replace the stock poolers of a model on the CPU by :class:`ChannelsLastROIPooler`."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if ChannelsLastROIPooler.takes(child):
+                setattr(parent, name, ChannelsLastROIPooler(child))
 
 
-# Where no feature map has a cell, so that nothing is pooled there.
+# A coordinate outside of all feature maps, so that zeros are pooled there.
 _NOWHERE = -1e6
 
 
-class UnsplitROIPooler(ROIPooler):
+class UnsplitROIPooler(_Pooler):
     """``ROIPooler`` for a GPU, which pools every region from every level and adds.
 
-    On the levels that are not its own a region is put where there are no features, which takes no
-    time and gives zeros. So no list of regions is split by levels, for which the stock one waits
-    for the GPU six times. Features of any dtype; the output is float32.
+    On all levels but its own, a region is moved outside of the features, which takes no time and
+    gives zeros. So regions are not split into lists by level, for which the stock pooler waits for
+    the GPU six times. Takes features of any dtype; the output is float32.
     """
-
-    @staticmethod
-    def takes(pooler: ROIPooler) -> bool:
-        """Whether a pooler is a stock one of this kind."""
-        return ChannelsLastROIPooler.takes(pooler)
 
     def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
         """As the stock method."""
         boxes = torch.cat([b.tensor for b in box_lists])
-        images = [b.tensor.new_full((len(b), 1), i) for i, b in enumerate(box_lists)]
-        levels = assign_boxes_to_levels(
-            box_lists,
-            self.min_level,
-            self.max_level,
-            self.canonical_box_size,
-            self.canonical_level,
-        )
-        images, levels = torch.cat(images), levels[:, None]
+        # convert_boxes_to_pooler_format would wait for the GPU.
+        images = torch.cat([b.tensor.new_full((len(b), 1), i) for i, b in enumerate(box_lists)])
+        levels = self._levels(box_lists)[:, None]
         pooled = None
         for level, pooler in enumerate(self.level_poolers):
             features = x[level].to(torch.float32, memory_format=torch.contiguous_format)
-            rois = torch.cat([images, boxes.where(levels == level, _NOWHERE)], dim=1)
-            of_level = pooler(features, rois)
+            at_level = torch.cat([images, boxes.where(levels == level, _NOWHERE)], dim=1)
+            of_level = pooler(features, at_level)
             pooled = of_level if pooled is None else pooled.add_(of_level)
         return pooled

@@ -17,8 +17,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import nn
 
 from ...errors import UserError
-from ...modeling.cascade_rcnn import OpenMMLabCascadeROIHeads
-from ...modeling.retinanet import OpenMMLabRetinaNet
+from ...modeling.openmmlab import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
 from .nms import batched_nms_in_double
 
 _HEADS = (StandardROIHeads, CascadeROIHeads, OpenMMLabCascadeROIHeads)

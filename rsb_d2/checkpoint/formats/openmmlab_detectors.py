@@ -13,8 +13,11 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from torch import nn
 
 from ...errors import UserError
-from ...modeling.cascade_rcnn import OpenMMLabCascadeROIHeads
-from ...modeling.retinanet import LastLevelP6P7WithoutReLU, OpenMMLabRetinaNet
+from ...modeling.openmmlab import (
+    LastLevelP6P7WithoutReLU,
+    OpenMMLabCascadeROIHeads,
+    OpenMMLabRetinaNet,
+)
 from ..reading import StateDict
 
 # neck.lateral_convs.0 of the two-stage detectors is of res2, of RetinaNet of res3.

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from rsb_d2 import UserError, optimize_for_inference
-from rsb_d2.addons.accelerate.conv import has_fused_kernels
+from rsb_d2.addons.accelerate.layers import has_fused_kernels
 from tests.helpers.models.optimized import (
     check_detections,
     make_detector,

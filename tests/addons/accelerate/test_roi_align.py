@@ -1,14 +1,16 @@
 """RoIAlign and the pooler on channels-last features, beside the stock ones."""
 
-import copy
-
 import pytest
 import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
-from rsb_d2.addons.accelerate.roi_align import ChannelsLastROIPooler, roi_align_channels_last
+from rsb_d2.addons.accelerate.roi_align import (
+    ChannelsLastROIPooler,
+    UnsplitROIPooler,
+    roi_align_channels_last,
+)
 
 
 def make_rois(num, height, width, images=2):
@@ -48,9 +50,8 @@ def test_pooler_is_the_stock_one(scales):
     boxes = [Boxes(rois[rois[:, 0] == i, 1:]) for i in range(2)]
     empty = [boxes[0], Boxes(torch.zeros(0, 4))]
     none = [Boxes(torch.zeros(0, 4)), Boxes(torch.zeros(0, 4))]
-    ours = copy.deepcopy(pooler)
-    assert ChannelsLastROIPooler.takes(ours)
-    ours.__class__ = ChannelsLastROIPooler
+    assert ChannelsLastROIPooler.takes(pooler)
+    ours = ChannelsLastROIPooler(pooler)
     for box_lists in (boxes, empty, none):
         expected, found = pooler(features, box_lists), ours(features, box_lists)
         assert expected.shape == found.shape
@@ -63,8 +64,7 @@ def test_gradients_are_the_stock_ones(dtype):
     torch.manual_seed(0)
     scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
     stock = ROIPooler(7, scales, 0, "ROIAlignV2")
-    ours = copy.deepcopy(stock)
-    ours.__class__ = ChannelsLastROIPooler
+    ours = ChannelsLastROIPooler(stock)
     rois = make_rois(80, 320, 448)[:-3]
     box_lists = [Boxes(rois[rois[:, 0] == i, 1:]) for i in range(2)]
     box_lists[1] = box_lists[1][:0]  # nor is there a region of the last two levels
@@ -90,8 +90,36 @@ def test_gradients_are_the_stock_ones(dtype):
 
 @torch.enable_grad()
 def test_no_regions_at_all_are_no_obstacle_to_training():
-    pooler = ROIPooler(7, [1 / 16], 0, "ROIAlignV2")
-    pooler.__class__ = ChannelsLastROIPooler
+    pooler = ChannelsLastROIPooler(ROIPooler(7, [1 / 16], 0, "ROIAlignV2"))
     features = torch.randn(1, 8, 10, 12, requires_grad=True)
     pooler([features], [Boxes(torch.zeros(0, 4))]).sum().backward()
     assert (features.grad == 0).all()
+
+
+def random_boxes(number, size=300.0):
+    corner = torch.rand(number, 2) * size - 20
+    sides = torch.exp(torch.rand(number, 2) * 6)
+    return Boxes(torch.cat([corner, corner + sides], dim=1))
+
+
+@pytest.mark.parametrize("kind", ["ROIAlignV2", "ROIAlign"])
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unsplit_pooler_equals_the_stock_one(kind, ratio, dtype):
+    scales = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+    features = [torch.randn(2, 8, int(320 * s), int(256 * s)).to(dtype) for s in scales]
+    features = [f.contiguous(memory_format=torch.channels_last) for f in features]
+    stock = ROIPooler(7, scales, ratio, kind)
+    assert UnsplitROIPooler.takes(stock)
+    ours = UnsplitROIPooler(stock)
+    empty = Boxes(torch.tensor([[5.0, 5.0, 5.0, 5.0]]))
+    for boxes in (
+        [random_boxes(60), random_boxes(40)],
+        [random_boxes(0), random_boxes(3)],
+        [empty, random_boxes(1)],
+        [random_boxes(0), random_boxes(0)],
+    ):
+        expected = stock([f.float() for f in features], boxes)
+        found = ours(features, boxes)
+        assert found.dtype == torch.float32
+        assert torch.equal(expected, found)

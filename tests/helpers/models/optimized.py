@@ -2,7 +2,7 @@
 
 import torch
 
-from rsb_d2.addons.accelerate.fold import can_fold
+from rsb_d2.addons.accelerate.layers import can_fold
 from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from ....errors import UserError
 from ....modeling import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
+from ....modeling.openmmlab import LastLevelP6P7WithoutReLU
 from ....modeling.resnets.shape import PLAIN_RESNETS
 from ....modeling.resnets.spec import (
     FPN,
@@ -14,7 +15,6 @@ from ....modeling.resnets.spec import (
     backbone_spec,
     is_timm_backbone,
 )
-from ....modeling.retinanet import LastLevelP6P7WithoutReLU
 from ....pretraining.classifier import ImageClassifier
 from ....registration import backbone_name
 

@@ -1,11 +1,16 @@
-"""Cascade R-CNN where OpenMMLab's, which the published weights were trained with, differs."""
+"""Cascade R-CNN and RetinaNet as in OpenMMLab, where it differs from Detectron2.
+
+The published weights were trained with OpenMMLab's MMDetection.
+"""
 
 from typing import Dict, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.layers import ShapeSpec, batched_nms
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.roi_heads import CascadeROIHeads, select_foreground_proposals
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
@@ -17,7 +22,7 @@ from ..registration import register
 
 @register(ROI_HEADS_REGISTRY)
 class OpenMMLabCascadeROIHeads(CascadeROIHeads):
-    """The stock ``CascadeROIHeads``, but for what MMDetection's ``CascadeRoIHead`` does otherwise.
+    """The stock ``CascadeROIHeads`` with the differences of MMDetection's ``CascadeRoIHead``.
 
     At inference the *logits* of the stages are averaged before the softmax, and there is a mask
     head for each stage, whose sigmoids are averaged. In training every stage samples its own
@@ -29,12 +34,12 @@ class OpenMMLabCascadeROIHeads(CascadeROIHeads):
     def __init__(self, *, stage_loss_weights: Sequence[float], **kwargs):
         """
         Args:
-            stage_loss_weights (sequence of float): of each stage, the factor of its losses.
-            kwargs: as :class:`CascadeROIHeads`; ``mask_head`` (nn.ModuleList) has a head for each
-                stage.
+            stage_loss_weights (sequence of float): for each stage, the factor of its losses.
+            kwargs: arguments of :class:`CascadeROIHeads`; ``mask_head`` is an ``nn.ModuleList``
+                with a head for each stage.
 
         Raises:
-            UserError: if there is not one weight for each stage.
+            UserError: if the number of weights is not the number of stages.
         """
         super().__init__(**kwargs)
         if len(stage_loss_weights) != self.num_cascade_stages:
@@ -103,9 +108,9 @@ class OpenMMLabCascadeROIHeads(CascadeROIHeads):
         return self.label_and_sample_proposals(proposals, targets)
 
     def _are_ground_truth(self, proposals: Instances) -> torch.Tensor:
-        """Which of the sampled proposals of an image are the ground-truth boxes added to them.
+        """Whether each sampled proposal of an image is a ground-truth box that was added.
 
-        The next stage adds them anew rather than what this stage made of them.
+        The next stage adds the ground truth again instead of refining these.
         """
         if not proposals.has("gt_boxes"):  # an image without objects
             return torch.zeros_like(proposals.gt_classes, dtype=torch.bool)
@@ -161,3 +166,69 @@ class OpenMMLabCascadeROIHeads(CascadeROIHeads):
         for instances_per_image, masks in zip(instances, zip(*masks_of_stages)):
             instances_per_image.pred_masks = torch.stack(masks).mean(dim=0)
         return instances
+
+
+class LastLevelP6P7WithoutReLU(LastLevelP6P7):
+    """P6 and P7 from res5, with nothing between the two convolutions.
+
+    MMDetection's ``FPN`` with ``add_extra_convs="on_input"`` and ``relu_before_extra_convs=False``,
+    its default; Detectron2's stock module applies a ReLU to P6 first. The parameters are the same.
+    """
+
+    def forward(self, c5: torch.Tensor) -> List[torch.Tensor]:
+        """
+        Args:
+            c5 (Tensor): (N, C, H, W).
+
+        Returns:
+            list[Tensor]: p6 at half and p7 at a quarter of its resolution.
+        """
+        p6 = self.p6(c5)
+        return [p6, self.p7(p6)]
+
+
+@register(META_ARCH_REGISTRY)
+class OpenMMLabRetinaNet(RetinaNet):
+    """The stock ``RetinaNet`` with the differences of MMDetection's ``RetinaHead``.
+
+    Boxes are clipped to the image before NMS rather than after it, and the losses of a batch are
+    divided by the number of its own positive anchors rather than by a running average of that.
+    """
+
+    def inference_single_image(
+        self,
+        anchors: List[Boxes],
+        box_cls: List[torch.Tensor],
+        box_delta: List[torch.Tensor],
+        image_size: Tuple[int, int],
+    ) -> Instances:
+        """As the stock method (MMDetection's ``BaseDenseHead._predict_by_feat_single``).
+
+        Args:
+            anchors (list[Boxes]): per level, H * W * A boxes.
+            box_cls (list[Tensor]): per level, scores of shape (H * W * A, K).
+            box_delta (list[Tensor]): per level, deltas of shape (H * W * A, 4).
+            image_size (tuple[int, int]): height and width without padding.
+
+        Returns:
+            Instances: of one image, best first.
+        """
+        pred = self._decode_multi_level_predictions(
+            anchors,
+            box_cls,
+            box_delta,
+            self.test_score_thresh,
+            self.test_topk_candidates,
+            image_size,
+        )
+        pred.pred_boxes.clip(image_size)
+        # Drop boxes outside the image; by index, which waits for a GPU only once.
+        pred = pred[pred.pred_boxes.nonempty().nonzero()[:, 0]]
+        keep = batched_nms(
+            pred.pred_boxes.tensor, pred.scores, pred.pred_classes, self.test_nms_thresh
+        )
+        return pred[keep[: self.max_detections_per_image]]
+
+    def _ema_update(self, name: str, value: float, *args, **kwargs) -> float:
+        """Return the count itself, by which the stock losses divide, instead of an average."""
+        return value

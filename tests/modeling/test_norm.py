@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from rsb_d2 import TimmBackbone
-from rsb_d2.modeling.fold_norm import (
-    FoldedBatchNorm2d,
-    FoldingConv2d,
-    fold_norms_in_training,
-    unfold_norms,
-)
+from rsb_d2.modeling.norm import FoldedBatchNorm2d, FoldingConv2d, fold_norms_in_training
 from tests.helpers.devices import check_same, tolerance
 
 
@@ -97,19 +92,9 @@ def test_running_statistics_that_train_are_not_folded(device):
 def test_a_copy_is_folded_within_itself():
     _, folded, _ = make_backbones("resnet18")
     clone = copy.deepcopy(folded)
-    (norm,) = clone.body.conv1.norm_behind
+    (norm,) = clone.body.conv1.norm_after
     assert norm is clone.body.bn1 and norm.conv_before[0] is clone.body.conv1
     assert isinstance(clone.body.conv1, FoldingConv2d) and isinstance(norm, FoldedBatchNorm2d)
-
-
-def test_folding_is_undone(device):
-    plain, folded, _ = make_backbones("resnet18", device=device)
-    unfold_norms(folded)
-    kinds = [{n: type(m) for n, m in b.named_modules()} for b in (plain, folded)]
-    assert kinds[0] == kinds[1]
-    assert [vars(m).keys() for m in plain.modules()] == [vars(m).keys() for m in folded.modules()]
-    x = torch.randn(1, 3, 64, 64).to(device)
-    check_features(plain(x), folded(x))
 
 
 def test_a_convolution_that_is_used_twice_is_not_folded(device):
@@ -196,5 +181,5 @@ def test_statistics_that_change_later_count(how):
     found = folded(x)
     for name, expected in plain(x).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
-    (norm,) = copy.deepcopy(folded).body.conv1.norm_behind
+    (norm,) = copy.deepcopy(folded).body.conv1.norm_after
     assert "_known" in vars(folded.body.bn1) and "_known" not in vars(norm)

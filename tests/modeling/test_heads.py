@@ -1,12 +1,16 @@
-"""The RPN that chooses before it decodes, beside the stock one."""
+"""NMS, clipping and the RPN that selects before it decodes, compared with Detectron2's."""
 
 import copy
 
 import pytest
 import torch
+from detectron2.layers import batched_nms
 from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.structures import Boxes
+from torchvision.ops import nms
 
-from rsb_d2.modeling.proposals import ChoosingRPN
+from rsb_d2.addons.accelerate.heads import best
+from rsb_d2.modeling.heads import FastRPN, clip, shift_groups
 from tests.helpers.installed import IS_MAIN
 from tests.helpers.small_detector import make_config
 
@@ -42,10 +46,10 @@ def outputs(rpn, number, dtype, seed=1):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [[(64, 96)], [(64, 96), (50, 70), (60, 30)]])
-def test_the_proposals_of_the_stock_one(stock, training, dtype, sizes):
-    ours = copy.deepcopy(stock)
-    assert ChoosingRPN.takes(ours)
-    ours.__class__ = ChoosingRPN
+def test_proposals_equal_the_stock_ones(stock, training, dtype, sizes):
+    assert FastRPN.takes(stock)
+    ours = FastRPN.from_stock(copy.deepcopy(stock))
+    assert vars(ours).keys() == vars(stock).keys()
     anchors, logits, deltas = outputs(stock, len(sizes), dtype)
     for rpn in (stock, ours):
         rpn.train(training)
@@ -60,9 +64,8 @@ def test_the_proposals_of_the_stock_one(stock, training, dtype, sizes):
         assert torch.equal(a.objectness_logits, b.objectness_logits)
 
 
-def test_what_is_not_finite(stock):
-    ours = copy.deepcopy(stock)
-    ours.__class__ = ChoosingRPN
+def test_non_finite_predictions(stock):
+    ours = FastRPN.from_stock(copy.deepcopy(stock))
     anchors, logits, deltas = outputs(stock, 1, torch.float32)
     logits[0][0, 5], deltas[1][0, 3, 1] = torch.inf, torch.nan
     logits[1][0, 3] = 9.0  # so that it is among the best
@@ -72,3 +75,36 @@ def test_what_is_not_finite(stock):
     expected = stock.eval().predict_proposals(anchors, logits, deltas, sizes)[0]
     found = ours.eval().predict_proposals(anchors, logits, deltas, sizes)[0]
     assert torch.equal(expected.proposal_boxes.tensor, found.proposal_boxes.tensor)
+
+
+def random_boxes(number):
+    corner = torch.rand(number, 2) * 300 - 20
+    return torch.cat([corner, corner + torch.rand(number, 2) * 90], dim=1)
+
+
+def test_nms_of_shifted_groups_equals_detectron2s():
+    boxes, scores = random_boxes(900), torch.rand(900)
+    groups = torch.randint(0, 5, (900,))
+    expected = batched_nms(boxes, scores, groups, 0.5)
+    assert 0 < len(expected) < 900
+    assert torch.equal(expected, nms(shift_groups(boxes, groups), scores, 0.5))
+
+
+def test_clip_equals_detectron2s():
+    boxes, expected = random_boxes(100), Boxes(random_boxes(1))
+    expected.tensor = boxes.clone()
+    expected.clip((150, 200))
+    assert torch.equal(clip(boxes, (150, 200)), expected.tensor)
+    assert torch.equal(clip(boxes.view(25, 4, 4), (150, 200)), expected.tensor.view(25, 4, 4))
+    assert clip(boxes[:0], (150, 200)).shape == (0, 4)
+
+
+def test_best_is_a_stable_sort(device):
+    values = torch.randint(0, 50, (3, 400)).float().to(device)  # with many equal ones
+    values[1, 7] = -torch.inf
+    values[2, 9] = torch.nan
+    for num in (1, 60, 399, 400, 500):
+        sorted_values, index = values.sort(dim=1, descending=True, stable=True)
+        found, found_index = best(values, num)
+        torch.testing.assert_close(found, sorted_values[:, :num], rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(found_index, index[:, :num])

@@ -1,0 +1,543 @@
+"""Layers for inference: convolutions with the norm, ReLU and addition after them in one kernel."""
+
+import copy
+import logging
+from typing import Callable, Dict, List, Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
+from detectron2.modeling.backbone import FPN, Backbone
+from detectron2.modeling.backbone import resnet as d2_resnet
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
+from timm.models import resnet as timm_resnet
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ...modeling.norm import (
+    FoldedBatchNorm2d,
+    FoldingConv2d,
+    FrozenBatchNormAct2d,
+    find_norms,
+    replace_module,
+)
+
+logger = logging.getLogger(__name__)
+
+_NORMS = (
+    *(nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, FrozenBatchNorm2d),
+    FoldedBatchNorm2d,
+)
+_NORMS_WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)
+_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
+
+
+# ---- convolutions and linear layers ----
+
+
+def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has fused kernels for a device and a dtype: oneDNN's, or on a GPU cuDNN's.
+
+    The first are what ``torch.compile`` calls on the CPU. For float16 there are none that are
+    faster. cuDNN's compute float32 in TF32, so they are for lower precision alone.
+    """
+    if device.type == "cuda":
+        return dtype != torch.float32 and torch.backends.cudnn.is_available()
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    names = ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise")
+    if not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+class _InferenceLayer(nn.Module):
+    """A layer with constant weights, in one dtype.
+
+    Args:
+        weight (Tensor): copied only if it must be cast.
+        bias (Tensor or None): as well.
+        dtype (torch.dtype): to compute in; the input is cast to it.
+
+    Attributes:
+        output_dtype (torch.dtype): of the output; ``dtype`` by default.
+        is_fused (bool): whether fused kernels are called; see :func:`has_fused_kernels`.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype):
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        self.bias = None
+        if bias is not None:
+            self.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+        self.output_dtype = dtype
+        self.is_fused = False
+
+
+class InferenceConv2d(_InferenceLayer):
+    """``Conv2d`` in channels-last, with a ReLU or with an addition and a ReLU in one go.
+
+    The input is brought into channels-last where it is not, and so is the output.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        dtype: torch.dtype = torch.float32,
+        relu: bool = False,
+        after: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (),
+    ):
+        """
+        Args:
+            conv (Conv2d): for which :meth:`takes` holds.
+            dtype (torch.dtype): to compute in.
+            relu (bool): whether a ReLU ends it.
+            after (sequence of callable): what comes before the ReLU: a norm that cannot be folded,
+                another activation.
+        """
+        weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
+        super().__init__(weight, conv.bias, dtype)
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.groups = conv.groups
+        self.relu = relu
+        self.after = nn.ModuleList(a for a in after if isinstance(a, nn.Module))
+        self._functions_after = [a for a in after if not isinstance(a, nn.Module)]
+
+    @staticmethod
+    def takes(conv: nn.Module) -> bool:
+        """Whether a layer can be replaced by one of this class."""
+        return (
+            isinstance(conv, nn.Conv2d)
+            and conv.padding_mode == "zeros"
+            and not isinstance(conv.padding, str)
+        )
+
+    @property
+    def has_more(self) -> bool:
+        """bool: whether there is something between the convolution and its end or ReLU."""
+        return bool(len(self.after) or self._functions_after)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x (Tensor): (N, C, H, W).
+
+        Returns:
+            Tensor: (N, C', H', W') in channels-last, of ``output_dtype``.
+        """
+        y = self._convolve(x, self.relu and not self.has_more)
+        for after in (*self.after, *self._functions_after):
+            y = after(y)
+        if self.relu and self.has_more:
+            y = F.relu(y)
+        if self.has_more:  # on a GPU torch's GroupNorm leaves another layout
+            y = y.contiguous(memory_format=torch.channels_last)
+        return y.to(self.output_dtype)
+
+    def add(
+        self, x: torch.Tensor, other: torch.Tensor, relu: bool = False, inplace: bool = False
+    ) -> torch.Tensor:
+        """``forward(x) + other``, perhaps with a ReLU on the sum.
+
+        Args:
+            x (Tensor): (N, C, H, W).
+            other (Tensor): of the output's shape.
+            relu (bool): of the sum.
+            inplace (bool): whether ``other`` may be overwritten.
+
+        Returns:
+            Tensor: of the output's shape.
+        """
+        if self.is_fused and x.is_cuda and relu and not self.relu and not self.has_more:
+            y = self._cudnn(x, other)
+            if y is not None:
+                return y
+        if not self.is_fused or x.is_cuda or not x.numel() or self.relu or self.has_more:
+            total = self.forward(x).add_(other)
+            return total.relu_() if relu else total
+        x, mine = self._to_mine(x), self._to_mine(other)
+        end = ("add", 1.0, "relu" if relu else None, [], None)
+        if inplace:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(
+                mine, x, *self._arguments(), *end
+            )
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, mine, *self._arguments(), *end)
+
+    def _to_mine(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.weight.dtype).contiguous(memory_format=torch.channels_last)
+
+    def _arguments(self) -> tuple:
+        return self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+
+    def _cudnn(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor | None:
+        """``relu(conv(x) + other)`` by one kernel of cuDNN's; None if it has none."""
+        weight, bias, padding, stride, dilation, groups = self._arguments()
+        more = (bias, stride, padding, dilation, groups)
+        x = self._to_mine(x)
+        try:
+            if other is None:
+                return torch.cudnn_convolution_relu(x, weight, *more)
+            return torch.cudnn_convolution_add_relu(x, weight, self._to_mine(other), 1.0, *more)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as e:  # before anything is computed
+            logger.info(f"cuDNN has no fused kernel for {tuple(weight.shape)}: {e}")
+            self.is_fused = False
+        return None
+
+    def _convolve(self, x: torch.Tensor, relu: bool) -> torch.Tensor:
+        if self.is_fused and relu and x.is_cuda and x.numel():
+            y = self._cudnn(x)
+            if y is not None:
+                return y
+        x = self._to_mine(x)
+        if self.is_fused and not x.is_cuda and x.numel():
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, *self._arguments(), "relu" if relu else "none", [], ""
+            )
+        weight, bias, padding, stride, dilation, groups = self._arguments()
+        y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return y.relu_() if relu else y
+
+
+class InferenceLinear(_InferenceLayer):
+    """``Linear``, with a ReLU in one go."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32, relu: bool = False):
+        """
+        Args:
+            linear (Linear): to replace.
+            dtype (torch.dtype): to compute in.
+            relu (bool): whether a ReLU follows.
+        """
+        super().__init__(linear.weight, linear.bias, dtype)
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x (Tensor): (N, C).
+
+        Returns:
+            Tensor: (N, C'), of ``output_dtype``.
+        """
+        x = x.to(self.weight.dtype)
+        if self.is_fused and not x.is_cuda and x.numel():
+            y = torch.ops.mkldnn._linear_pointwise(
+                x.contiguous(), self.weight, self.bias, "relu" if self.relu else "none", [], ""
+            )
+        else:
+            y = F.linear(x, self.weight, self.bias)
+            y = y.relu_() if self.relu else y
+        return y.to(self.output_dtype)
+
+
+def fuse_all(root: nn.Module, fused: bool = True) -> None:
+    """Let all layers of this module's classes call fused kernels.
+
+    Args:
+        root (nn.Module): changed in place.
+        fused (bool): or not.
+    """
+    for module in root.modules():
+        if isinstance(module, _InferenceLayer):
+            module.is_fused = fused
+
+
+# ---- folding ----
+
+
+def can_fold(norm: nn.Module | None) -> bool:
+    """Whether a layer is a batch norm that uses running statistics in evaluation mode."""
+    return type(norm) in (*_NORMS, *_NORMS_WITH_ACTIVATION) and norm.running_var is not None
+
+
+def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+    """A convolution that computes what a convolution and a batch norm do in evaluation mode.
+
+    Args:
+        conv (Conv2d): not changed.
+        norm (nn.Module): for which :func:`can_fold` holds; an activation in it is left out.
+
+    Returns:
+        Conv2d
+    """
+    tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var)
+    tensors = [None if t is None else t.detach().double() for t in tensors]
+    affine = [None if t is None else t.detach().double() for t in (norm.weight, norm.bias)]
+    weight, bias = fuse_conv_bn_weights(*tensors, norm.eps, *affine)
+    folded = copy.deepcopy(conv)
+    folded.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
+    folded.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+    return folded
+
+
+def is_relu(activation: object) -> bool:
+    """Whether a module or a function is a ReLU."""
+    return type(activation) is nn.ReLU or activation in _RELUS
+
+
+def replace_convs(root: nn.Module, dtype: torch.dtype) -> None:
+    """Replace Detectron2's ``Conv2d``, with the norm and the activation in it, below a module.
+
+    Args:
+        root (nn.Module): changed in place; in evaluation mode.
+        dtype (torch.dtype): of the new layers.
+    """
+    for parent in list(root.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is Conv2d and InferenceConv2d.takes(child):
+                setattr(parent, name, _from_detectron2(child, dtype))
+
+
+def _from_detectron2(conv: Conv2d, dtype: torch.dtype) -> InferenceConv2d:
+    after = [a for a in (conv.norm, conv.activation) if a is not None]
+    if after and type(after[0]) in _NORMS and can_fold(after[0]):
+        conv = fold_norm(conv, after.pop(0))
+    relu = len(after) > 0 and is_relu(after[-1])
+    return InferenceConv2d(conv, dtype, relu, after[:-1] if relu else after)
+
+
+def replace_rows(root: nn.Module, dtype: torch.dtype) -> None:
+    """Replace convolutions and linear layers, with the batch norm and the ReLU behind them.
+
+    Args:
+        root (nn.Module): changed in place; in evaluation mode. In each ``nn.Sequential`` in it
+            each layer's output goes to the next one alone.
+        dtype (torch.dtype): of the new layers.
+    """
+    for module in list(root.modules()):
+        if isinstance(module, nn.Sequential):
+            _replace_row(module, dtype)
+
+
+def _replace_row(row: nn.Sequential, dtype: torch.dtype) -> None:
+    layers = list(row.named_children())
+    for i, (name, layer) in enumerate(layers):
+        following = [child for _, child in layers[i + 1 : i + 3]]
+        names = [n for n, _ in layers[i + 1 : i + 3]]
+        if type(layer) is nn.Conv2d and InferenceConv2d.takes(layer):
+            if following and type(following[0]) in _NORMS and can_fold(following[0]):
+                layer = fold_norm(layer, following.pop(0))
+                setattr(row, names.pop(0), nn.Identity())
+            new_type = InferenceConv2d
+        elif type(layer) is nn.Linear:
+            new_type = InferenceLinear
+        else:
+            continue
+        relu = bool(following) and type(following[0]) is nn.ReLU
+        if relu:
+            setattr(row, names[0], nn.Identity())
+        setattr(row, name, new_type(layer, dtype, relu))
+
+
+def fold_net(root: nn.Module, in_channels: int, dtype: torch.dtype) -> int:
+    """Fold batch norms wherever the output of a convolution is read by one and nothing else.
+
+    Args:
+        root (nn.Module): as of :func:`rsb_d2.modeling.norm.find_norms`; changed in place. If it
+            does not run on the meta device, it keeps its batch norms.
+        in_channels (int): number of channels of its input.
+        dtype (torch.dtype): of the convolutions that replace them.
+
+    Returns:
+        int: the number of folded batch norms.
+    """
+    convs = (nn.Conv2d, Conv2d, FoldingConv2d)
+    try:
+        found = find_norms(root, in_channels, convs, (*_NORMS, *_NORMS_WITH_ACTIVATION))
+    except Exception as e:  # architectures fail in many ways on tensors without values
+        logger.info(f"{type(root).__name__} keeps its batch norms, as it cannot be traced: {e}")
+        return 0
+    folded = 0
+    for conv, norm, relu in found:
+        if not (can_fold(norm) and InferenceConv2d.takes(conv)):
+            continue
+        activation = getattr(norm, "act", nn.Identity())
+        has_relu = is_relu(activation)
+        if type(activation) is nn.Identity and relu is not None:
+            has_relu = True
+            replace_module(root, relu, nn.Identity())
+        replace_module(root, conv, InferenceConv2d(fold_norm(conv, norm), dtype, has_relu))
+        replace_module(root, norm, nn.Identity() if has_relu else activation)
+        folded += 1
+    return folded
+
+
+# ---- residual blocks and FPN ----
+
+
+class InferenceResidualBlock(nn.Module):
+    """The residual block of a ResNet: the sum and its ReLU belong to the last convolution."""
+
+    # Whether the input may be overwritten, as the block before this one made it for this one only.
+    owns_input = False
+
+    def __init__(self, convs: List[InferenceConv2d], shortcut: nn.Module | None):
+        """
+        Args:
+            convs (list[InferenceConv2d]): one after the other; all but the last with a ReLU.
+            shortcut (nn.Module or None): what the input goes through before it is added.
+        """
+        super().__init__()
+        self.convs = nn.ModuleList(convs)
+        self.shortcut = shortcut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x (Tensor): (N, C, H, W).
+
+        Returns:
+            Tensor: (N, C', H / stride, W / stride).
+        """
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        for conv in self.convs[:-1]:
+            x = conv(x)
+        inplace = self.owns_input or self.shortcut is not None
+        return self.convs[-1].add(x, shortcut, relu=True, inplace=inplace)
+
+
+class InferenceStem(nn.Module):
+    """Detectron2's ``BasicStem``, whose ReLU belongs to the convolution.
+
+    Args:
+        conv (InferenceConv2d): with a ReLU.
+        stride (int): of convolution and pooling, which ``ResNet`` reads.
+        out_channels (int): which ``ResNet`` reads.
+    """
+
+    def __init__(self, conv: InferenceConv2d, stride: int, out_channels: int):
+        super().__init__()
+        self.conv1 = conv
+        self.stride = stride
+        self.out_channels = out_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x (Tensor): (N, 3, H, W).
+
+        Returns:
+            Tensor: (N, C, H / 4, W / 4).
+        """
+        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+def replace_blocks(root: nn.Module) -> None:
+    """Replace the residual blocks of timm's and Detectron2's ResNets whose norms are all folded.
+
+    Args:
+        root (nn.Module): changed in place; after its norms are folded.
+    """
+    for parent in list(root.modules()):
+        for name, child in list(parent.named_children()):
+            new = _replacement(child)
+            if new is not None:
+                setattr(parent, name, new)
+        if isinstance(parent, nn.Sequential):
+            for before, block in zip(parent, list(parent)[1:]):
+                if isinstance(before, InferenceResidualBlock):
+                    # A feature that the backbone returns is the output of the last one.
+                    block.owns_input = True
+
+
+def _replacement(block: nn.Module) -> nn.Module | None:
+    if type(block) in (timm_resnet.BasicBlock, timm_resnet.Bottleneck):
+        return _from_timm(block)
+    if type(block) in (d2_resnet.BasicBlock, d2_resnet.BottleneckBlock):
+        convs = [getattr(block, n) for n in ("conv1", "conv2", "conv3") if hasattr(block, n)]
+        return _block(convs, block.shortcut, set_relu=True)
+    if type(block) is d2_resnet.BasicStem and _is_plain(block.conv1, relu=False):
+        block.conv1.relu = True
+        return InferenceStem(block.conv1, block.stride, block.out_channels)
+    return None
+
+
+def _from_timm(block: nn.Module) -> nn.Module | None:
+    numbers = (1, 2, 3) if type(block) is timm_resnet.Bottleneck else (1, 2)
+    convs = [getattr(block, f"conv{i}") for i in numbers]
+    between = [getattr(block, f"bn{i}") for i in numbers]
+    between += [getattr(block, f"act{i}") for i in numbers[:-1]]
+    between += [getattr(block, name, None) for name in ("drop_block", "aa", "se", "drop_path")]
+    if any(type(m) not in (nn.Identity, type(None)) for m in between):
+        return None
+    last = getattr(block, f"act{numbers[-1]}")
+    return _block(convs, block.downsample) if type(last) is nn.ReLU else None
+
+
+def _block(
+    convs: List[nn.Module], shortcut: nn.Module | None, set_relu: bool = False
+) -> InferenceResidualBlock | None:
+    if not all(_is_plain(conv, relu=not set_relu) for conv in convs[:-1]):
+        return None
+    if not _is_plain(convs[-1], relu=False):
+        return None
+    for conv in convs[:-1]:
+        conv.relu = True
+    return InferenceResidualBlock(convs, shortcut)
+
+
+def _is_plain(conv: nn.Module, relu: bool) -> bool:
+    """Whether a convolution is for inference, has the ReLU or has it not, and nothing else."""
+    return isinstance(conv, InferenceConv2d) and conv.relu is relu and not conv.has_more
+
+
+class InferenceFPN(Backbone):
+    """``FPN`` whose lateral convolutions add the features from the level above."""
+
+    def __init__(self, fpn: FPN):
+        """
+        Args:
+            fpn (FPN): a stock one, whose convolutions are replaced by :class:`InferenceConv2d`.
+        """
+        super().__init__()
+        self.bottom_up = fpn.bottom_up
+        self.top_block = fpn.top_block
+        self.in_features = fpn.in_features
+        shapes = fpn.output_shape()
+        self._out_features = list(shapes)
+        self._out_feature_channels = {name: s.channels for name, s in shapes.items()}
+        self._out_feature_strides = {name: s.stride for name, s in shapes.items()}
+        self._size_divisibility = fpn.size_divisibility
+        self._padding_constraints = getattr(fpn, "padding_constraints", {})  # Detectron2's main
+        self._is_mean = fpn._fuse_type == "avg"
+        # Coarsest level first, as in `forward`; the names are the stock ones.
+        levels = [s for s in range(10) if hasattr(fpn, f"fpn_lateral{s}")][::-1]
+        self._convs = [(f"fpn_lateral{s}", f"fpn_output{s}") for s in levels]
+        for name in (n for names in self._convs for n in names):
+            setattr(self, name, getattr(fpn, name))
+
+    @property
+    def size_divisibility(self) -> int:
+        """int: as of the stock FPN."""
+        return self._size_divisibility
+
+    @property
+    def padding_constraints(self) -> Dict[str, int]:
+        """dict[str, int]: as of the stock FPN."""
+        return self._padding_constraints
+
+    def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """As the stock method."""
+        bottom_up = self.bottom_up(x)
+        results: List[torch.Tensor] = []
+        above = None
+        for feature, (lateral_name, output_name) in zip(self.in_features[::-1], self._convs):
+            lateral, output = getattr(self, lateral_name), getattr(self, output_name)
+            if above is None:
+                above = lateral(bottom_up[feature])
+            else:
+                above = F.interpolate(above, scale_factor=2.0, mode="nearest")
+                above = lateral.add(bottom_up[feature], above, inplace=True)
+                if self._is_mean:
+                    above /= 2
+            results.insert(0, output(above))
+        if self.top_block is not None:
+            name = self.top_block.in_feature
+            top = bottom_up[name] if name in bottom_up else results[self._out_features.index(name)]
+            results.extend(self.top_block(top))
+        return dict(zip(self._out_features, results))
