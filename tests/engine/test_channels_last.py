@@ -28,17 +28,12 @@ C4 = [
     *("MODEL.ROI_MASK_HEAD.NUM_CONV", "0"),
 ]
 KINDS = {
-    "faster": (RCNN,),
     "mask": ("mask_rcnn_rsb_1x.yaml",),
-    "keypoint": (RCNN, *KEYPOINTS),
     "keypoint and mask": ("mask_rcnn_rsb_1x.yaml", *KEYPOINTS),
     "c4": ("mask_rcnn_rsb_1x.yaml", *C4),
     "cascade": ("cascade_mask_rcnn_rsb_1x.yaml", *KEYPOINTS),
-    "stock cascade": (RCNN, *KEYPOINTS, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads"),
     "retinanet": ("retinanet_rsb_1x.yaml",),
     "panoptic": ("panoptic_fpn_rsb_1x.yaml",),
-    "semantic": (RCNN, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"),
-    "proposals": (RCNN, "MODEL.META_ARCHITECTURE", "ProposalNetwork"),
 }
 
 
@@ -46,8 +41,6 @@ def make_pair(kind):
     """The same model without and with channels-last weights."""
     config, *opts = KINDS[kind]
     opts = ["MODEL.TIMM.NAME", "resnet10t", *SMALL, *opts]
-    if kind == "stock cascade":
-        opts += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
     cfg = load_config(str(CONFIGS / config), opts)
     plain = build_model(cfg)
     cfg.MODEL.CHANNELS_LAST = True

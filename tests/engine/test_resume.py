@@ -7,62 +7,48 @@ import pytest
 import torch
 
 from rsb_d2 import Trainer
-from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.checkpoint import find_newest_complete
 from tests.helpers.devices import reproducible
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.resumable_run import load, make_config, run, train
 
-
-def check_kills(folder, *opts, flags=(), kills=10):
-    for output in ("whole", "killed"):
-        shutil.rmtree(folder / output, ignore_errors=True)
-    program = ROOT / "tests" / "helpers" / "kill_and_resume.py"
-    result = run(folder, program, *flags, folder, *opts)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout.splitlines()[-1])
-    assert report == {"kills": kills, "different": [], "leftovers": []}
+AVERAGED = [
+    *("SOLVER.ACCUMULATE_STEPS", "2", "MODEL_EMA.ENABLED", "True", "MODEL_EMA.DECAY", "0.9"),
+    *("SOLVER.BEST_METRIC", "ema/bbox/AP", "SOLVER.OPTIMIZER", "LAMB", "SOLVER.WARMUP_EPOCHS", "1"),
+]
 
 
 @pytest.mark.parametrize(
-    "flags, iterations, kills",
+    "flags, opts, iterations, kills",
     [
-        (["--once", "--iterations", "6"], 6, 5),
-        pytest.param([], 12, 10, marks=pytest.mark.slow),
+        (["--once", "--iterations", "6"], [], 6, 5),
+        pytest.param([], [], 12, 10, marks=pytest.mark.slow),
+        pytest.param([], AVERAGED, 12, 10, marks=pytest.mark.slow),
     ],
-    ids=["each kind once", "all"],
+    ids=["each kind once", "all", "accumulation, EMA and LAMB"],
 )
-def test_a_run_that_is_killed_ends_as_one_that_never_stopped(
-    run_folder, device, flags, iterations, kills
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    run_folder, device, flags, opts, iterations, kills
 ):
-    check_kills(run_folder, "MODEL.DEVICE", device, flags=flags, kills=kills)
-    # Weights, optimizer, random states, place in the data, best AP and evaluations were compared.
-    checkpoint = torch.load(run_folder / "killed" / "model_final.pth", weights_only=True)
+    """Weights, optimizer, random states, place in the data, best AP and evaluations are equal."""
+    for output in ("whole", "killed"):
+        shutil.rmtree(run_folder / output, ignore_errors=True)
+        (run_folder / f"{output}.log").unlink(missing_ok=True)
+    program = ROOT / "tests" / "helpers" / "kill_and_resume.py"
+    result = run(run_folder, program, *flags, run_folder, "MODEL.DEVICE", device, *opts)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report == {"kills": kills, "different": [], "leftovers": []}
+    checkpoint = load(run_folder / "killed" / "model_final.pth")
     has_states = bool(checkpoint["trainer"]["processes"][0]["random"]["cuda"])
     assert has_states == (torch.device(device).type == "cuda")
     assert checkpoint["trainer"]["data"]["num_images"] == 2 * iterations
     assert len(checkpoint["trainer"]["processes"]) == 1
     log = (run_folder / "killed.log").read_text()
     assert f"Evaluating after {iterations // 3} iterations: it was interrupted." in log
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "flags, opts",
-    [
-        (("--iterations", "30"), ()),
-        (("--workers", "4"), ("DATALOADER.ASPECT_RATIO_GROUPING", "False")),
-        (
-            (),
-            ("SOLVER.OPTIMIZER", "SGD", "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
-        ),
-        ((), ("MODEL.TIMM.NAME", "seresnet50")),
-        ((), ("MODEL.MASK_ON", "True", "SEED", "5")),
-    ],
-)
-def test_other_runs_that_are_killed(tmp_path, flags, opts):
-    make_sample_data(str(tmp_path / "datasets" / "rsb_sample"), num_train=12, num_val=3)
-    check_kills(tmp_path, *opts, flags=flags)
+    if opts:
+        averaged = load(run_folder / "killed" / "model_final_ema.pth")["model"]
+        assert all(torch.equal(checkpoint["ema"][n], w) for n, w in averaged.items())
 
 
 def test_the_running_normalizer_of_retinanet_is_resumed(run_folder, tmp_path, device):

@@ -1,42 +1,22 @@
-"""What the trainer builds beyond the stock one, and what stops it: no number, no disk."""
+"""The trainer: non-finite losses, full disks, and output folders that hold an earlier run."""
 
+import json
+import os
 import re
+import shutil
 import subprocess
 
 import pytest
-import torch
-from detectron2.modeling.poolers import ROIPooler
+from detectron2.engine import default_argument_parser
 
 from rsb_d2 import Trainer, UserError
-from rsb_d2.addons.accelerate.roi_align import ChannelsLastROIPooler
 from rsb_d2.checkpoint import find_newest_complete
-from rsb_d2.config.loading import load_config
-from tests.helpers.devices import tolerance
+from rsb_d2.config.setup import setup
+from rsb_d2.engine.pictures import read_metrics
+from rsb_d2.predictor import load_predict_config
 from tests.helpers.paths import CONFIGS
+from tests.helpers.runs import scripted_training
 from tests.helpers.runs.resumable_run import load, make_config, train
-
-CONFIG = str(CONFIGS / "frcnn_rsb_sample.yaml")
-PLAIN = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "resnet18", "MODEL.WEIGHTS", ""]
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_channels_last_computes_the_same(training, device):
-    cfg = load_config(CONFIG, [*PLAIN, "MODEL.DEVICE", device])
-    models = []
-    for cfg.MODEL.CHANNELS_LAST in (False, True):
-        torch.manual_seed(0)
-        models.append(Trainer.build_model(cfg).train(training))
-    plain, channels_last = models
-    weight = channels_last.backbone.bottom_up.body.layer1[0].conv1.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-    assert not weight.is_contiguous()
-    poolers = [type(m.roi_heads.box_pooler) for m in models]
-    assert poolers == [ROIPooler, ChannelsLastROIPooler if device == "cpu" else ROIPooler]
-    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(device)
-    expected, found = plain.backbone(images), channels_last.backbone(images)
-    for level in expected:
-        atol = tolerance(device)["atol"]
-        torch.testing.assert_close(found[level], expected[level], rtol=1e-3, atol=atol)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(run_folder, tmp_path, device):
@@ -86,3 +66,108 @@ def test_a_full_disk_stops_the_run_in_a_line(run_folder, tmp_path):
         assert not list(disk.glob("*.tmp"))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+OF_A_RUN = {
+    *("model_0000099.pth", "model_final.pth", "model_final_ema.pth", "model_best.pth"),
+    *("last_checkpoint", "best.json", "metrics.json", "config.yaml", "log.txt"),
+    *("curves.png", "detections.png", "events.out.tfevents.1.host.2.0"),
+    *("inference", "inference_TTA", "ema", "predictions"),
+}
+OF_THE_USER = {"notes.txt", "model.onnx", "val", "my_model_best.pth"}
+
+
+@pytest.fixture
+def output(tmp_path):
+    """The folder of a run, with files of the user in it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in OF_A_RUN | OF_THE_USER:
+        if "." in name or name == "last_checkpoint":
+            (folder / name).write_text(f"old {name}")
+        else:
+            (folder / name).mkdir()
+            (folder / name / "results.json").write_text("old")
+    (folder / "last_checkpoint").unlink()  # as of a run that was left by a newer one
+    return folder
+
+
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_new_run_has_the_folder_for_itself(run_folder, output, resume):
+    of_run = OF_A_RUN - {"last_checkpoint"}
+    options = ["OUTPUT_DIR", str(output)]
+    make_config(run_folder, *options, resume=resume)  # finds no checkpoint to resume from
+    assert names_in(output) == OF_THE_USER | {"config.yaml", "log.txt", "earlier"}
+    assert (output / "config.yaml").read_text() != "old config.yaml"
+    assert names_in(output / "earlier" / "1") == of_run
+    assert (output / "earlier" / "1" / "best.json").read_text() == "old best.json"
+    assert (output / "earlier" / "1" / "predictions" / "results.json").read_text() == "old"
+    log = (output / "log.txt").read_text()
+    assert "old log.txt" not in log and str(output / "earlier" / "1") in log
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        load_predict_config(run=str(output))
+
+    # A start without results leaves nothing worth a folder.
+    make_config(run_folder, *options)
+    assert names_in(output / "earlier") == {"1"}
+    (output / "model_best.pth").touch()
+    make_config(run_folder, *options)
+    assert names_in(output / "earlier" / "2") == {"model_best.pth", "config.yaml", "log.txt"}
+
+
+def test_weights_of_the_earlier_run_are_followed(run_folder, kept_run, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    weights = output / "model_final.pth"
+    shutil.copyfile(kept_run / "model_final.pth", weights)
+    cfg = make_config(run_folder, "OUTPUT_DIR", str(output), "MODEL.WEIGHTS", str(weights))
+    assert cfg.MODEL.WEIGHTS == str(output / "earlier" / "1" / "model_final.pth")
+    assert os.path.getsize(cfg.MODEL.WEIGHTS) == os.path.getsize(kept_run / "model_final.pth")
+
+
+def test_a_training_of_a_script_in_the_folder_of_another(sample_data, tmp_path):
+    """Nobody has called setup: the files are moved when the training begins."""
+    output = tmp_path / "run"
+    options = ["OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1"]
+    cfg = scripted_training.make_config(sample_data, *options)
+    output.mkdir()
+    (output / "config.yaml").write_text(cfg.dump())
+    scripted_training.train(cfg, [50.0, 40.0])
+    first = read_metrics(str(output))["bbox/AP"]
+    assert set(first.values()) == {50.0, 40.0}
+    old = (output / "model_best.pth").read_bytes()
+
+    cfg.SOLVER.MAX_ITER = 1
+    trainer = scripted_training.train(cfg, [10.0])
+    assert trainer.start_iter == 0
+    assert set(read_metrics(str(output))["bbox/AP"].values()) == {10.0}
+    assert json.loads((output / "best.json").read_text())["best"]["value"] == 10.0
+    earlier = output / "earlier" / "1"
+    assert (earlier / "model_best.pth").read_bytes() == old
+    assert read_metrics(str(earlier))["bbox/AP"] == first
+    assert {"model_final.pth", "last_checkpoint", "best.json", "curves.png"} <= names_in(earlier)
+    assert "config.yaml" not in names_in(earlier)  # which a script writes before
+
+    scripted_training.train(cfg, [10.0], resume=True)  # has nothing left to train
+    assert names_in(output / "earlier") == {"1"}
+
+
+def test_an_evaluation_leaves_the_config_of_the_run(run_folder, kept_run, output):
+    weights = str(kept_run / "model_final.pth")
+    data = run_folder / "datasets" / "rsb_sample"
+    sets = [["val", f"{data}/annotations/val.json", f"{data}/val"]]
+    words = ["--config-file", str(CONFIGS / "frcnn_rsb_sample.yaml"), "--eval-only"]
+    words += ["DATASETS.SAMPLE_DATA", "", "DATASETS.COCO_JSON", str(sets), "MODEL.DEVICE", "cpu"]
+    words += ["DATASETS.TEST", "('val',)", "MODEL.TIMM.NAME", "resnet10t"]
+    words += ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(output)]
+    before = names_in(output)
+    cfg = setup(default_argument_parser().parse_args(words))
+    assert cfg.OUTPUT_DIR == str(output) and names_in(output) == before
+    assert (output / "config.yaml").read_text() == "old config.yaml"
+    assert (output / "log.txt").read_text() == "old log.txt"
+    assert "resnet10t" in (output / "inference" / "config.yaml").read_text()
+    assert (output / "inference" / "log.txt").exists()

@@ -1,9 +1,14 @@
-"""The switches of training: each learns what plain float32 does, and keeps its checkpoints."""
+"""The switches of training learn like plain float32 and keep the names of weights."""
+
+import copy
 
 import numpy as np
 import pytest
 from detectron2.modeling import build_model
 
+from rsb_d2 import UserError
+from rsb_d2.config.check_device import check_compiler
+from rsb_d2.engine.trainer import prepare_for_training
 from tests.helpers.runs.switched_training import ITERATIONS, make_config, train
 
 # Of the total loss, relative to plain float32's: in each of the first so many iterations, and in
@@ -65,3 +70,22 @@ def test_the_loss_curve_of_a_compiled_backbone(switch_folder, plain, device):
     check_curve(losses, expected, "float32")
     assert trainer.model.state_dict().keys() == weights.keys()
     build_model(make_config(switch_folder)).load_state_dict(trainer.model.state_dict())
+
+
+def test_compiling_keeps_names_and_copies(switch_folder):
+    cfg = make_config(switch_folder, "MODEL.COMPILE", "True")
+    model = build_model(cfg)
+    names = list(model.state_dict())
+    prepare_for_training(model, cfg)
+    assert model.backbone._compiled_call_impl is not None
+    assert list(model.state_dict()) == names
+    assert copy.deepcopy(model).backbone._compiled_call_impl is None
+
+
+def test_a_missing_compiler_is_told_in_a_line(switch_folder, monkeypatch):
+    monkeypatch.setenv("PATH", str(switch_folder))
+    cfg = make_config(switch_folder)
+    check_compiler(cfg)
+    cfg.MODEL.COMPILE = True
+    with pytest.raises(UserError, match="MODEL.COMPILE needs a C\\+\\+ compiler"):
+        prepare_for_training(build_model(cfg), cfg)

@@ -11,8 +11,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2 import evaluation as stock
-from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import coco_evaluation as stock_module
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
@@ -20,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from benchmarks.evaluation import make_detections
 from rsb_d2 import UserError
-from rsb_d2.evaluation import COCOEvaluator, build_evaluator
+from rsb_d2.evaluation import COCOEvaluator
 from rsb_d2.evaluation.coco_evaluation import evaluate_detections
 
 H, W = 120, 160
@@ -72,19 +71,12 @@ def seeded(seed=0, num_images=12, num_classes=5, detections=40, **kwargs):
     return make_detections(num_images, detections, num_classes, (H, W), seed=seed, **kwargs)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_figures_are_those_of_pycocotools(seed):
     truth, results = seeded(seed)
     assert any(a["iscrowd"] for a in truth["annotations"]) or seed
     expected = check(truth, results)
     assert 0.05 < expected.stats[0] < 0.95  # neither trivial
-
-
-def test_crowds_take_any_number_of_detections():
-    truth, results = seeded(1)
-    for a in truth["annotations"][::2]:
-        a["iscrowd"] = 1
-    check(truth, results)
 
 
 def test_every_area_range_has_objects_and_its_bounds_belong_to_both():
@@ -118,14 +110,6 @@ def test_images_without_objects_without_detections_and_classes_without_either():
     assert expected.eval["recall"].shape[1] == 7
 
 
-def test_an_object_without_any_detection_and_one_without_any_object():
-    truth, results = seeded(5)
-    alone = copy.deepcopy(truth)
-    alone["annotations"] = []
-    check(alone, results)
-    check(truth, results[:1])
-
-
 def test_empty_masks_and_ids_as_files_have_them():
     truth, results = seeded(6)
     empty = mask_util.encode(np.zeros((H, W), dtype=np.uint8, order="F"))
@@ -141,31 +125,10 @@ def test_empty_masks_and_ids_as_files_have_them():
     check(truth, results)
 
 
-def test_detections_of_a_class_that_the_file_has_not_do_not_count():
-    truth, results = seeded(7)
-    for r in results[::3]:
-        r["category_id"] = 99
-    check(truth, results)
-
-
-@pytest.mark.parametrize("limit", [5, 20, 100, 300])
+@pytest.mark.parametrize("limit", [5, 300])
 def test_any_limit_of_detections(limit):
     truth, results = seeded(8, num_images=6, num_classes=2, detections=120)
     check(truth, results, max_dets=[1, 10, limit])
-
-
-def test_some_of_the_images():
-    truth, results = seeded(9)
-    check(truth, results, img_ids=[7, 3, 3, 11])
-
-
-def test_neither_truth_nor_results_are_changed():
-    truth, results = seeded(10)
-    coco, before = load(truth), copy.deepcopy(results)
-    index = copy.deepcopy((coco.dataset, dict(coco.imgToAnns)))
-    evaluate_detections(coco.dataset, results, "segm")
-    evaluate_detections(coco.dataset, results, "bbox")
-    assert results == before and (coco.dataset, dict(coco.imgToAnns)) == index
 
 
 def test_mistakes():
@@ -272,8 +235,10 @@ def test_class_names_that_read_like_values(dataset, caplog):
     assert f"{plain[f'AP-{before[0]}']:.3f}" == cells[cells.index("True") + 1]
 
 
-def test_some_images_and_a_second_call(dataset):
-    evaluator = COCOEvaluator(dataset[0])
+def test_some_images_and_a_second_call(dataset, caplog):
+    with caplog.at_level(logging.DEBUG):
+        evaluator = COCOEvaluator(dataset[0])
+    assert "Fast COCO eval" not in caplog.text
     outputs = list(outputs_of(dataset))
     first, again = run(evaluator, outputs), run(evaluator, outputs)
     np.testing.assert_equal(again, first)
@@ -281,12 +246,6 @@ def test_some_images_and_a_second_call(dataset):
     theirs = run(stock.COCOEvaluator(dataset[0], use_fast_impl=False), outputs, img_ids=[2, 4])
     assert some["segm"]["AP"] == pytest.approx(theirs["segm"]["AP"], abs=1e-10)
     assert some["segm"]["AP"] != first["segm"]["AP"]
-
-
-def test_the_missing_cpp_of_detectron2_is_not_logged(dataset, caplog):
-    with caplog.at_level(logging.DEBUG):
-        COCOEvaluator(dataset[0])
-    assert "Fast COCO eval" not in caplog.text
 
 
 def test_no_detections_give_no_figures(dataset, caplog):
@@ -343,10 +302,3 @@ def test_keypoints_are_detectron2s(dataset):
     theirs = run(stock.COCOEvaluator(name, use_fast_impl=False), copy.deepcopy(outputs))
     assert list(ours) == ["bbox", "keypoints"] and ours["keypoints"]["AP"] > 0
     np.testing.assert_equal(ours, theirs)
-
-
-def test_the_builder_takes_it(dataset, tmp_path):
-    cfg = get_cfg()
-    cfg.OUTPUT_DIR = str(tmp_path)
-    assert type(build_evaluator(cfg, dataset[0])) is COCOEvaluator
-    assert dataset[0] not in DatasetCatalog  # only its metadata is needed

@@ -1,24 +1,28 @@
-"""Several test sets: each has a folder for its predictions, and a report finds the right one."""
+"""Several test sets and test-time augmentation: folders, names of metrics, and results."""
 
+import copy
 import json
 import os
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from rsb_d2 import UserError, optimize_for_inference
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.data import register_coco_json
 from rsb_d2.evaluation import build_evaluator
 from rsb_d2.evaluation.results import prediction_folder
-from rsb_d2.evaluation.tta import evaluate_with_tta
+from rsb_d2.evaluation.tta import check_tta, evaluate_with_tta, with_tta
 from rsb_d2.solver.ema import evaluate_with_average
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.detections import make_detections
 from tests.helpers.report_page import read_data
 from tests.helpers.runs.programs import call_tool, only_error
 from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
+from tests.helpers.weights.standin_weights import make_image
 
 RESULTS = "coco_instances_results.json"
 # Names that must not be taken apart.
@@ -85,18 +89,6 @@ def test_a_report_finds_the_data_set_of_the_results(cfg, tmp_path, name):
     assert status == 2 and f"has the results of {name}" in only_error("report", err.splitlines())
 
 
-def test_results_of_one_test_set_that_the_config_does_not_name_first(cfg, tmp_path):
-    given = write_config(cfg, tmp_path)
-    cfg.DATASETS.TEST = (NIGHT,)  # as on the command line of train_net.py
-    ap = evaluate(cfg, NIGHT)
-    results = tmp_path / "run" / "inference" / RESULTS  # where it was for one test set
-    status, _, err = call_tool("report", tmp_path, *given, "--results", results)
-    assert status == 0, err
-    assert 100 * read_data(tmp_path / "report.html")["tasks"]["bbox"]["figures"][0] == (
-        pytest.approx(ap, abs=1e-6)
-    )
-
-
 def test_results_that_do_not_say_what_they_are_of(cfg, tmp_path):
     evaluate(cfg, DAY)
     results = tmp_path / "elsewhere.json"
@@ -160,3 +152,59 @@ def test_a_data_set_of_a_script_is_converted_again_by_each_process(cfg, tmp_path
     path.unlink()
     build_evaluator(cfg, "of_a_script")
     assert len(json.loads(path.read_text())["images"]) == len(records)
+
+
+SIZES = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64, 96)", "TEST.AUG.MAX_SIZE", "200")
+
+
+def make_input():
+    image = torch.as_tensor(make_image(96, 128).transpose(2, 0, 1).copy())
+    return [{"image": image, "height": 192, "width": 256}]
+
+
+@pytest.mark.parametrize("kind", ["faster", "mask", "cascade"])
+def test_the_optimized_model_finds_the_same(kind, device):
+    cfg = make_seeded_config(kind, *SIZES, "MODEL.DEVICE", device)
+    model = make_seeded_model(cfg)
+    with torch.no_grad():
+        expected = GeneralizedRCNNWithTTA(cfg, copy.deepcopy(model))(make_input())[0]["instances"]
+        single = model(make_input())[0]["instances"]
+        optimized = with_tta(cfg, optimize_for_inference(model))
+        found = optimized(make_input())[0]["instances"]
+    assert len(expected) > 10
+    assert expected.image_size == (192, 256)
+    assert not torch.equal(expected.scores, single.scores)  # it does something
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-3, atol=0.05
+    )
+    if cfg.MODEL.MASK_ON:
+        assert (found.pred_masks == expected.pred_masks).float().mean() > 0.999
+    # As an evaluation leaves it: an optimized model cannot be put into training mode.
+    assert not optimized.training and not optimized.eval().training
+
+
+def test_the_model_keeps_its_mode():
+    cfg = make_seeded_config("faster", *SIZES)
+    model = make_seeded_model(cfg)
+    assert not with_tta(cfg, model).training
+    assert with_tta(cfg, model.train()).training
+
+
+@pytest.mark.parametrize(
+    "kind, opts, says",
+    [
+        ("retinanet", [], "MODEL.META_ARCHITECTURE is OpenMMLabRetinaNet"),
+        ("mask", ["MODEL.META_ARCHITECTURE", "PanopticFPN"], "META_ARCHITECTURE is PanopticFPN"),
+        ("faster", ["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "is ProposalNetwork"),
+        ("faster", ["MODEL.KEYPOINT_ON", "True"], "MODEL.KEYPOINT_ON is True"),
+        ("faster", ["MODEL.LOAD_PROPOSALS", "True"], "MODEL.LOAD_PROPOSALS is True"),
+        ("faster", ["TEST.AUG.MIN_SIZES", "()"], "TEST.AUG.MIN_SIZES is empty"),
+    ],
+)
+def test_what_cannot_be_augmented_is_one_line(kind, opts, says):
+    cfg = make_seeded_config(kind, *SIZES, *opts)
+    with pytest.raises(UserError, match=says) as error:
+        check_tta(cfg)
+    assert "\n" not in str(error.value)
