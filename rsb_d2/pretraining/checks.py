@@ -9,10 +9,9 @@ from detectron2.data import MetadataCatalog
 
 from ..config.defaults import add_rsb_config
 from ..errors import UserError
-from ..pretraining.classifier import ImageClassifier
+from .classifier import ImageClassifier
 from .data import EVALUATOR_TYPE
-from .data.loading import build_sampler, mix_group
-from .data.transforms import build_transform
+from .data.loading import build_sampler, build_transform, mix_group
 
 logger = logging.getLogger(__name__)
 

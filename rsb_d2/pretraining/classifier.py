@@ -1,7 +1,10 @@
-"""The image classifier: the whole of a timm model as a Detectron2 meta architecture."""
+"""The image classifier: a complete timm model as a Detectron2 meta architecture."""
 
-from typing import Any, Dict, List, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
+import numpy as np
 import timm
 import torch
 from detectron2.config import CfgNode, configurable
@@ -10,25 +13,36 @@ from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from ..checkpoint.loading import LoadReport
+from ..checkpoint.formats.known_formats import DETECTOR, recognise
+from ..checkpoint.formats.timm_names import classifier_names, without_spare_counters
+from ..checkpoint.loading import (
+    LoadReport,
+    check_backbone,
+    incomplete,
+    match_backbone,
+    split_detector,
+)
+from ..checkpoint.reading import StateDict
 from ..errors import UserError
 from ..modeling.build import check_pixel_format
 from ..modeling.norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
 from ..modeling.resnets.spec import classifier_spec
 from ..modeling.timm_backbone import check_model_name
 from ..registration import register
-from .classifier_weights import load_classifier
-from .mixing import SeededMixup
 
 LOSSES = ("bce", "ce")
+_PREFIX = "network."
+
+# Seed of a group of mixed images: that of the training, and the number of the group in the data.
+MixSeed = Tuple[int, ...]
 
 
-@register(META_ARCH_REGISTRY, waits=True)  # a name for anybody's
+@register(META_ARCH_REGISTRY, waits=True)  # other projects may use the name
 class ImageClassifier(nn.Module):
-    """Any timm model with its classifier, trained as timm's own ``train.py`` trains it.
+    """Any timm model with its classifier, trained as by timm's ``train.py``.
 
-    In training it returns the loss of a batch, whose images it mixes if they say by which seed; in
-    evaluation the scores. The network is in ``network``, by timm's own names.
+    In training it mixes the images that have a seed for that, and returns the loss; in evaluation
+    it returns the scores. The timm model is ``network``.
     """
 
     @configurable
@@ -60,22 +74,22 @@ class ImageClassifier(nn.Module):
             drop_path_rate (float): stochastic depth of the deepest block, from 0 to below 1.
             dropout (float): before the classifier, from 0 to below 1.
             norm (str): of batch norm, see :func:`rsb_d2.modeling.norm.apply_norm_policy`.
-            norm_eval (bool): normalise with the running statistics in training, too.
+            norm_eval (bool): normalize with the running statistics in training as well.
             loss (str): ``"bce"``, binary cross-entropy, or ``"ce"``, cross-entropy.
-            label_smoothing (float): part of each label that all classes share, from 0 to below 1.
-            target_thresh (float or None): of ``"bce"``: a share above it counts as 1, any other as
-                0. ``None`` leaves shares as they are.
-            smooth_after_thresh (bool): smooth those 0 and 1, not what they are made from.
+            label_smoothing (float): part of each target that all classes share, from 0 to below 1.
+            target_thresh (float or None): for ``"bce"``: targets above it become 1, others 0.
+                ``None`` leaves them as they are.
+            smooth_after_thresh (bool): smooth after that threshold instead of before it.
             mixup_alpha, cutmix_alpha (float): of Mixup and CutMix; 0 is off.
-            mix_prob (float): how likely images are mixed.
-            switch_prob (float): how likely they are then mixed by CutMix, if both are on.
+            mix_prob (float): probability of mixing.
+            switch_prob (float): probability of CutMix when images are mixed and both are on.
 
         Raises:
             UserError: if timm has no such model or cannot build it with these values.
         """
         super().__init__()
         if norm not in NORM_POLICIES:
-            raise UserError(f"MODEL.TIMM.NORM: {norm!r} is none of {', '.join(NORM_POLICIES)}")
+            raise UserError(f"MODEL.TIMM.NORM: {norm!r} is not one of {', '.join(NORM_POLICIES)}")
         self.name = name
         self.norm_eval = norm_eval
         self.num_classes = num_classes
@@ -99,7 +113,7 @@ class ImageClassifier(nn.Module):
                 num_classes=num_classes,
             )
             self._mix = SeededMixup(mixup)
-        # Of shares of the classes, and of one class for each image.
+        # For targets with shares of several classes, and for one class per image.
         if loss == "bce":
             thresh = None if self._late_smoothing else target_thresh
             self.loss_of_shares = BinaryCrossEntropy(target_threshold=thresh)
@@ -139,42 +153,42 @@ class ImageClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """torch.device: that the model is on."""
+        """torch.device: of the model."""
         return self.pixel_mean.device
 
     def forward(self, batch: List[Dict[str, Any]]) -> Dict[str, torch.Tensor] | torch.Tensor:
         """
         Args:
-            batch (list[dict]): of each image ``image``, (3, H, W) of uint8, RGB, all of one size;
-                in training ``label``, a class index, and where it is mixed ``mix_seed``, see
-                :class:`rsb_d2.pretraining.mixing.SeededMixup`.
+            batch (list[dict]): for each image ``image``, an RGB uint8 tensor of shape (3, H, W),
+                all of one size; in training ``label``, a class index, and for mixing ``mix_seed``,
+                see :class:`SeededMixup`.
 
         Returns:
-            dict[str, Tensor] or Tensor: in training ``loss_cls``; in evaluation the scores, of
-            shape (N, classes): the network's outputs, before any sigmoid or softmax.
+            dict[str, Tensor] or Tensor: in training ``loss_cls``; in evaluation the scores of
+            shape (N, classes), before sigmoid or softmax.
         """
-        images = self.normalise(batch)
+        images = self.normalize(batch)
         if not self.training:
             return self.network(images)
         images, targets = self.mix(images, batch)
-        # In float32, of which a sum of a thousand classes has need.
+        # float32, because the loss sums over a thousand classes.
         return {"loss_cls": self._loss(self.network(images).float(), targets)}
 
-    def normalise(self, batch: List[Dict[str, Any]]) -> torch.Tensor:
-        """The images of a batch as the network takes them, but for mixing: (N, 3, H, W)."""
+    def normalize(self, batch: List[Dict[str, Any]]) -> torch.Tensor:
+        """Return the normalized images of a batch, of shape (N, 3, H, W), before mixing."""
         images = torch.stack([x["image"] for x in batch]).to(self.device, non_blocking=True)
         return images.to(self.pixel_mean.dtype).sub_(self.pixel_mean).div_(self.pixel_std)
 
     def mix(self, images: torch.Tensor, batch: List[Dict[str, Any]]) -> tuple:
-        """Mix the images of a batch that are to be mixed.
+        """Mix the images of a batch if it has seeds for that.
 
         Args:
-            images (Tensor): of :meth:`normalise`; may be changed.
+            images (Tensor): of :meth:`normalize`; changed in place.
             batch (list[dict]): as of :meth:`forward`.
 
         Returns:
-            Tensor, Tensor: the images, and (N, classes) the shares of the classes where they are
-            mixed, else (N,) the labels.
+            Tensor, Tensor: the images, and the targets: (N, classes) if mixed, otherwise the
+            labels, (N,).
         """
         labels = torch.tensor([x["label"] for x in batch], device=self.device)
         if self._mix is None or "mix_seed" not in batch[0]:
@@ -192,11 +206,11 @@ class ImageClassifier(nn.Module):
         return loss(scores, targets)
 
     def load_pretrained(self, *arguments: Any) -> LoadReport:
-        """Load weights of any known format; see :func:`.classifier_weights.load_classifier`."""
+        """Load weights of any known format; see :func:`load_classifier`."""
         return load_classifier(self, *arguments)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
-        """As ``nn.Module.train``; with ``norm_eval`` batch norm stays in evaluation mode."""
+        """Set the mode; with ``norm_eval``, batch norm stays in evaluation mode."""
         super().train(mode)
         if self.norm_eval:
             for module in self.network.modules():
@@ -213,7 +227,7 @@ def _create_network(
     name: str, num_classes: int, drop_path_rate: float, dropout: float
 ) -> nn.Module:
     check_model_name(name)
-    # What is 0 is not passed on: not every model of timm has it.
+    # 0 is not passed on, because not every model of timm has the argument.
     rates = {"drop_path_rate": drop_path_rate or None, "drop_rate": dropout or None}
     try:
         network = timm.create_model(name, pretrained=False, num_classes=num_classes, **rates)
@@ -224,3 +238,116 @@ def _create_network(
             raise
         raise UserError(f"{unknown[0]}: timm's {name} has none; write 0.0") from e
     return network
+
+
+# ---- weights ----
+
+
+def load_classifier(
+    model: nn.Module,
+    weights: StateDict,
+    source: str,
+    path: str = "",
+    complete: bool = False,
+) -> LoadReport:
+    """Load a state dict of any known format into an image classifier.
+
+    Args:
+        model (ImageClassifier): changed in place.
+        weights (dict[str, Tensor]): of :func:`read_checkpoint`; of a detector, the backbone is
+            loaded. The last layer stays as it is if it has another shape.
+        source (str): name of the weights in messages.
+        path (str): the local file, for the report.
+        complete (bool): require the last layer as well, as when a run is resumed.
+
+    Returns:
+        LoadReport
+
+    Raises:
+        UserError: as of :func:`rsb_d2.checkpoint.loading.load_weights`.
+    """
+    format = recognise(weights)
+    try:
+        converted = format.convert(weights)
+    except UserError as e:
+        raise UserError(f"{source}: {e}") from e
+    others = {}
+    if format.holds == DETECTOR:
+        converted, others = split_detector(converted)
+    last = tuple(f"{name}." for name in classifier_names(model.name))
+    network = model.network.state_dict()
+    body = {n: t for n, t in network.items() if not n.startswith(last)}
+    found = match_backbone(converted, body, model.name, format)
+    check_backbone(found, len(body), model.name, source, format)
+
+    report = LoadReport(source, path or source, format.name, (_PREFIX,))
+    fitting = dict(found.fitting)
+    unused = set(found.unused)
+    for name in (n for n in network if n.startswith(last)):
+        if name in converted and converted[name].shape == network[name].shape:
+            fitting[name] = converted[name]
+            unused.discard(name)
+            continue
+        report.initial.append(_PREFIX + name)
+        if name in converted:
+            shapes = tuple(converted[name].shape), tuple(network[name].shape)
+            report.other_shape.append((_PREFIX + name, *shapes))
+            unused.discard(name)
+            report.classes = len(converted[name]), len(network[name])
+    report.loaded = [_PREFIX + name for name in fitting]
+    report.unused = without_spare_counters([n for n in found.unused if n in unused])
+    report.unused += list(others)
+    if complete and report.initial:
+        raise UserError(incomplete(report))
+    model.network.load_state_dict(fitting, strict=False)
+    return report
+
+
+# ---- mixing ----
+
+
+class SeededMixup:
+    """timm's ``Mixup`` for groups of images in a batch, with a seed for each group.
+
+    Within a group, the first image is mixed with the last, the second with the last but one, and
+    so on, with the same parameters.
+    """
+
+    def __init__(self, mixup: Mixup):
+        """
+        Args:
+            mixup (timm.data.Mixup): in its mode ``"batch"``; it also smooths the labels.
+        """
+        self.mixup = mixup
+
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, seeds: Sequence[MixSeed]
+    ) -> torch.Tensor:
+        """
+        Args:
+            images (Tensor): (N, C, H, W), normalized; mixed in place.
+            labels (Tensor): (N,), class indices.
+            seeds (sequence of MixSeed): of each image; a group is an even number of neighbors with
+                the same seed.
+
+        Returns:
+            Tensor: (N, classes), smoothed targets.
+        """
+        targets, start = [], 0
+        for seed, group in groupby(seeds):
+            end = start + len(list(group))
+            with _numpy_seeded(seed):
+                targets.append(self.mixup(images[start:end], labels[start:end])[1])
+            start = end
+        return torch.cat(targets)
+
+
+@contextmanager
+def _numpy_seeded(seed: MixSeed) -> Iterator[None]:
+    """Seed NumPy's global state, from which timm draws, and restore it afterwards."""
+    before = np.random.get_state()
+    np.random.seed(np.random.SeedSequence(seed).generate_state(4))
+    try:
+        yield
+    finally:
+        np.random.set_state(before)

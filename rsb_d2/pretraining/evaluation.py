@@ -1,4 +1,4 @@
-"""Accuracy of an image classifier: top-1, top-5, and top-1 of each class."""
+"""Accuracy of an image classifier: top-1, top-5, and top-1 per class."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from ..files import whole_file
 logger = logging.getLogger(__name__)
 
 _TOP = 5
-# With more classes the accuracy of each goes to the file alone, not to metrics.json and the log.
+# With more classes, the accuracy per class is only in the file, not in metrics.json and the log.
 MAX_LOGGED_CLASSES = 100
 
 
@@ -26,7 +26,7 @@ class ClassificationEvaluator(DatasetEvaluator):
 
     Args:
         class_names (sequence of str): in the order of the scores.
-        output_dir (str): where ``classification.json`` is written; ``""`` writes none.
+        output_dir (str): folder for ``classification.json``; ``""`` for none.
     """
 
     def __init__(self, class_names: Sequence[str], output_dir: str = ""):
@@ -47,15 +47,15 @@ class ClassificationEvaluator(DatasetEvaluator):
         return [f"cls/{name}" for name in ("top1", "top5", *classes)]
 
     def reset(self):
-        # Of each class: images, those whose class comes first, those where it is of the first five.
+        # Rows, by class: images, those where it is predicted first, those where it is in the top 5.
         self._counts = torch.zeros(3, len(self.class_names), dtype=torch.int64)
 
     def process(self, inputs: List[Dict[str, Any]], outputs: torch.Tensor) -> None:
         """
         Args:
-            inputs (list[dict]): of each image its ``label``.
-            outputs (Tensor): (N, classes), scores. Of equal ones the first comes first; one that is
-                no number comes last.
+            inputs (list[dict]): ``label`` of each image.
+            outputs (Tensor): (N, classes), scores. Equal scores rank in the order of the classes,
+                NaN ranks last.
         """
         labels = torch.tensor([x["label"] for x in inputs])
         scores = outputs.detach().float().cpu().nan_to_num(nan=-torch.inf)
@@ -69,8 +69,8 @@ class ClassificationEvaluator(DatasetEvaluator):
         """
         Returns:
             dict or None: ``{"cls": {"top1": ..., "top5": ..., "top1-NAME": ...}}`` in percent of
-            the images of all processes, of up to 100 classes each by its name; in the main process
-            alone. A class without an image has NaN.
+            the images of all processes, with up to 100 classes by name; None in all but the main
+            process. A class without an image has NaN.
         """
         counts = comm.gather(self._counts)
         if not comm.is_main_process():

@@ -1,4 +1,4 @@
-"""The pictures of a pretraining: curves, images as the model sees them, and its predictions."""
+"""Pictures of a pretraining: curves, training images as the model sees them, and predictions."""
 
 import logging
 from typing import Sequence
@@ -17,20 +17,20 @@ from ..files import whole_file
 from ..utils import unwrap
 from ..visualization import Cell, image_grid
 from .data import build_train_loader
-from .data.timm_dataset import sources
-from .data.transforms import ClassificationMapper, build_transform
+from .data.loading import ClassificationMapper, build_transform
+from .data.timm_datasets import sources
 
 logger = logging.getLogger(__name__)
 
 _CELL = 128  # pixels of an image in a grid
 _COLUMNS = 8
 _RIGHT, _WRONG, _BLACK = (0, 128, 0), (192, 0, 0), (0, 0, 0)
-# A class of a smaller share is not named below a mixed image.
+# Classes with a smaller share are not named below a mixed image.
 _NAMED_SHARE = 0.01
 
 
 class ClassificationPictures(PictureWriter):
-    """Writes ``training_images.png`` at the beginning, ``predictions.png`` at the end, and curves.
+    """Writes ``training_images.png`` before the training, ``predictions.png`` after it, and curves.
 
     Args:
         cfg (CfgNode): of an image classifier.
@@ -54,10 +54,10 @@ def draw_training_images(cfg: CfgNode, model: nn.Module, path: str, num_images: 
 
     Args:
         cfg (CfgNode): of an image classifier.
-        model (nn.Module): an :class:`rsb_d2.modeling.ImageClassifier`, perhaps distributed.
+        model (nn.Module): an :class:`ImageClassifier`, which may be distributed.
         path (str): of the picture to write.
-        num_images (int): even; of a batch that is mixed, half from its front and half from its
-            back, the partners of those.
+        num_images (int): even; of a mixed batch, half are from its start and half are their
+            partners, from its end.
 
     Returns:
         str: ``path``.
@@ -66,7 +66,7 @@ def draw_training_images(cfg: CfgNode, model: nn.Module, path: str, num_images: 
     batch = build_train_loader(cfg).first_images(num_images)
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
     with torch.no_grad():
-        images, targets = model.mix(model.normalise(batch), batch)
+        images, targets = model.mix(model.normalize(batch), batch)
     pictures = images * model.pixel_std + model.pixel_mean
     cells = []
     for picture, target in zip(pictures, targets):
@@ -81,13 +81,13 @@ def draw_training_images(cfg: CfgNode, model: nn.Module, path: str, num_images: 
 
 
 def draw_predictions(cfg: CfgNode, model: nn.Module, path: str, num_images: int = 32) -> str:
-    """Draw a grid of test images, each with its class and with what the model says.
+    """Draw a grid of test images, each with its class and the model's prediction.
 
     Args:
         cfg (CfgNode): the images are spread evenly over ``DATASETS.TEST[0]``.
         model (nn.Module): an image classifier.
         path (str): of the picture to write.
-        num_images (int): how many images.
+        num_images (int): number of images.
 
     Returns:
         str: ``path``.

@@ -12,8 +12,8 @@ from ..modeling.resnets.spec import classifier_spec
 from .checks import check_classifier, check_data, try_network
 from .classifier import ImageClassifier
 from .data import build_test_loader, build_train_loader
-from .data.timm_dataset import sources
-from .data.transforms import ClassificationMapper, build_transform
+from .data.loading import ClassificationMapper, build_transform
+from .data.timm_datasets import sources
 from .pictures import ClassificationPictures
 
 

@@ -107,16 +107,16 @@ STOPS = [
     Case(
         "a file in its place",
         opts("DATASETS.IMAGE_FOLDER", "[['mine', 'train/emu/0.jpg'], ['mine_val', 'val']]"),
-        "mine: .*0.jpg: is no folder",
+        "mine: .*0.jpg: is not a folder",
     ),
     Case("no classes", remove(*(f"train/{n}" for n in CLASSES)), "has no folders; put the images"),
     Case(
         "images without classes",
         lambda d: add("train/1.jpg")(d) or remove(*(f"train/{n}" for n in CLASSES))(d),
-        "has no folders; .* the 1 files in it are of no class",
+        "has no folders; .* the 1 files in it have no class",
     ),
     Case("one class", remove(*(f"train/{n}" for n in CLASSES[1:])), r"one class only \(a cat\)"),
-    Case("an empty class", empty("train/emu"), r"1 of 3 classes have no image \(emu\); add some"),
+    Case("an empty class", empty("train/emu"), r"1 of 3 classes have no image \(emu\); add files"),
     Case("an empty class in val", empty("val/emu"), r"mine_val: .*1 of 3 .* no image \(emu\)"),
     Case("a class of texts", lambda d: empty("train/emu")(d) or add("train/emu/1.txt")(d), "emu"),
     Case(
@@ -126,7 +126,9 @@ STOPS = [
         "mine_val, .*val",
     ),
     Case("a class that train lacks", remove("train/emu"), r"in mine_val \(emu\) have no images in"),
-    Case("a broken link", link("train/emu/9.jpg", "nowhere"), r"1 image files .*emu/9.jpg\); mend"),
+    Case(
+        "a broken link", link("train/emu/9.jpg", "nowhere"), r"1 image files .*emu/9.jpg\); repair"
+    ),
     Case("an empty file in val", add("val/emu/9.jpg"), r"1 image files are empty \(emu/9.jpg\)"),
     Case(
         "another number of classes",
@@ -173,7 +175,9 @@ STOPS = [
     # Values.
     Case("an unknown model", opts("MODEL.TIMM.NAME", "resnet51"), "no model 'resnet51'; did you"),
     Case(
-        "frozen", opts("MODEL.BACKBONE.FREEZE_AT", "2"), "FREEZE_AT is 2, .* trains whole; write 0"
+        "frozen",
+        opts("MODEL.BACKBONE.FREEZE_AT", "2"),
+        "FREEZE_AT is 2, .* trains whole; write 0",
     ),
     Case("loss", opts("MODEL.CLASSIFIER.LOSS", "mse"), "LOSS is 'mse'; write bce or ce"),
     Case("policy", opts("INPUT.CLASSIFIER.AUTO_AUGMENT", "rend-m7"), "AUTO_AUGMENT is 'rend-m7'"),
@@ -207,7 +211,7 @@ STOPS = [
     Case(
         "a sampler of boxes",
         opts("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
-        "SAMPLER_TRAIN is .* has TrainingSampler alone",
+        "SAMPLER_TRAIN is .* has only TrainingSampler",
     ),
 ]
 

@@ -88,7 +88,7 @@ def test_what_is_mixed_is_the_same_in_any_number_of_processes_and_parts(
     model = ImageClassifier(whole_config).to(device)
 
     def mixed(batch):
-        images, targets = model.mix(model.normalise(batch), batch)
+        images, targets = model.mix(model.normalize(batch), batch)
         return sorted(zip(images.flatten(1).sum(1).tolist(), targets.tolist()))
 
     expected = [mixed(batch) for batch in take(whole_config)]

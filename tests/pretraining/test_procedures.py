@@ -17,8 +17,7 @@ from torchvision import transforms as T
 
 from rsb_d2.config.loading import load_config
 from rsb_d2.pretraining.classifier import ImageClassifier
-from rsb_d2.pretraining.data.loading import build_sampler, mix_group
-from rsb_d2.pretraining.data.transforms import build_transform
+from rsb_d2.pretraining.data.loading import build_sampler, build_transform, mix_group
 from rsb_d2.solver import build_optimizer
 from rsb_d2.solver.epochs import resolve_epochs
 from tests.helpers.paths import CONFIGS

@@ -1,8 +1,8 @@
-"""Data sets of images with one label each: what an image classifier is trained on."""
+"""Data sets of images with one label each, on which an image classifier is trained."""
 
-from .dataset import EVALUATOR_TYPE
-from .image_folder import register_image_folders
+from .datasets import EVALUATOR_TYPE
 from .loading import build_test_loader, build_train_loader
+from .registration import register_image_folders
 
 __all__ = [
     "EVALUATOR_TYPE",

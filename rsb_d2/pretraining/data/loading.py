@@ -1,6 +1,7 @@
-"""The loaders of images with one label each."""
+"""Loaders of images with one label each, with timm's transforms."""
 
-from typing import Iterator
+from functools import partial
+from typing import Any, Callable, Dict, Iterator
 
 import numpy as np
 import torch
@@ -8,32 +9,112 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.utils import comm
+from PIL import Image
+from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
 
 from ...data.catalog import registered
+from ...data.images import BadImageError, read_rgb
 from ...data.loader import TrainLoader
 from ...data.workers import WorkerLoader
 from ...errors import UserError
 from ...memory import is_pinned_for
-from .timm_dataset import sources
-from .transforms import ClassificationMapper, build_transform
+from .timm_datasets import TimmDataset, sources
+
+
+def build_transform(cfg: CfgNode, is_train: bool) -> Callable[[Image.Image], torch.Tensor]:
+    """Build timm's transform of one image.
+
+    Args:
+        cfg (CfgNode): ``INPUT.CLASSIFIER`` and ``MODEL.PIXEL_MEAN`` are read; the latter is the
+            color with which RandAugment fills.
+        is_train (bool): augment; otherwise only resize and crop.
+
+    Returns:
+        callable: from an RGB image to a uint8 tensor of shape (3, H, W); the model normalizes it.
+    """
+    keys = cfg.INPUT.CLASSIFIER
+    mean = tuple(value / 255 for value in cfg.MODEL.PIXEL_MEAN)
+    if not is_train:
+        return create_transform(
+            keys.TEST_SIZE,
+            is_training=False,
+            interpolation="bilinear" if keys.INTERPOLATION == "random" else keys.INTERPOLATION,
+            crop_pct=keys.TEST_CROP_RATIO,
+            mean=mean,
+            normalize=False,
+        )
+    return create_transform(
+        keys.TRAIN_SIZE,
+        is_training=True,
+        scale=tuple(keys.CROP_SCALE),
+        ratio=tuple(keys.CROP_RATIO),
+        hflip=keys.FLIP_PROB,
+        color_jitter=keys.COLOR_JITTER or None,
+        auto_augment=keys.AUTO_AUGMENT or None,
+        interpolation=keys.INTERPOLATION,
+        mean=mean,
+        normalize=False,
+    )
+
+
+class ClassificationMapper:
+    """Converts a record of a data set into an input of the classifier.
+
+    Args:
+        transform (callable): of :func:`build_transform`.
+        sources (dict[str, TimmDataset]): of :func:`.timm_datasets.sources`, for records without a
+            file of their own.
+    """
+
+    def __init__(
+        self,
+        transform: Callable[[Image.Image], torch.Tensor],
+        sources: Dict[str, TimmDataset] | None = None,
+    ):
+        self.transform = transform
+        self.sources = sources or {}
+
+    def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        """Read an image and transform it.
+
+        Args:
+            record (dict): with ``file_name``, and ``dataset`` and ``index`` if the image has no
+                file; not changed.
+
+        Returns:
+            dict: the record with ``image``, RGB, a uint8 tensor of shape (3, H, W).
+
+        Raises:
+            BadImageError: if the image cannot be used, see :func:`rsb_d2.data.images.read_rgb`.
+        """
+        open_file = None
+        if "index" in record:
+            open_file = partial(self.sources[record["dataset"]].open_image, record["index"])
+        image = read_rgb(record["file_name"], open_file)
+        try:
+            return {**record, "image": self.transform(image)}
+        except (ValueError, TypeError, OSError, ZeroDivisionError) as e:
+            size = f"{image.width} x {image.height}"
+            reason = f"it cannot be transformed ({type(e).__name__}, {e}), of {size} pixels"
+            raise BadImageError(record["file_name"], reason) from None
 
 
 class RepeatedSampler(Sampler):
-    """timm's ``RepeatAugSampler``, epoch after epoch, of a seed: each image several times in a row.
+    """timm's ``RepeatAugSampler`` for endless epochs, seeded: each image several times in a row.
 
-    An epoch has as many images as the data set, rounded down to a multiple of 256 where it has
-    more, as there.
+    As in timm, an epoch has as many images as the data set, rounded down to a multiple of 256 if
+    it has more.
 
     Args:
         num_images (int): of the data set.
-        num_repeats (int): how often each comes.
+        num_repeats (int): number of repeats of each image.
         seed (int): 0 or more.
     """
 
     def __init__(self, num_images: int, num_repeats: int, seed: int):
-        # One stream for all processes, which is shared out batch by batch.
+        # One stream for all processes, which share each batch.
         self._epoch = RepeatAugSampler(
             range(num_images), num_replicas=1, rank=0, num_repeats=num_repeats
         )
@@ -42,7 +123,7 @@ class RepeatedSampler(Sampler):
     def __iter__(self) -> Iterator[int]:
         number = 0
         while True:
-            # timm takes the number of the epoch for the seed of its order.
+            # timm uses the number of the epoch as the seed of its order.
             words = np.random.SeedSequence((self._seed, number)).generate_state(1)
             self._epoch.set_epoch(int(words[0]))
             yield from self._epoch
@@ -50,10 +131,10 @@ class RepeatedSampler(Sampler):
 
 
 def build_sampler(cfg: CfgNode, num_images: int, seed: int) -> Sampler:
-    """Build the endless stream of the indices to train on, the same in all processes.
+    """Build the endless stream of training indices, which is the same in all processes.
 
     Args:
-        cfg (CfgNode): its ``INPUT.CLASSIFIER.REPEATS`` and ``DATALOADER.SAMPLER_TRAIN``.
+        cfg (CfgNode): ``INPUT.CLASSIFIER.REPEATS`` and ``DATALOADER.SAMPLER_TRAIN`` are read.
         num_images (int): of the data.
         seed (int): of the order.
 
@@ -63,7 +144,7 @@ def build_sampler(cfg: CfgNode, num_images: int, seed: int) -> Sampler:
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; an image classifier "
-            "has TrainingSampler alone"
+            "has only TrainingSampler"
         )
     if cfg.INPUT.CLASSIFIER.REPEATS > 1:
         return RepeatedSampler(num_images, cfg.INPUT.CLASSIFIER.REPEATS, seed)
@@ -73,14 +154,14 @@ def build_sampler(cfg: CfgNode, num_images: int, seed: int) -> Sampler:
 
 
 def mix_group(cfg: CfgNode, batch_size: int) -> int:
-    """How many images of a batch share one draw of Mixup or CutMix; 0 if there is none.
+    """Return the number of images that share the parameters of Mixup or CutMix; 0 without mixing.
 
     Args:
-        cfg (CfgNode): its ``INPUT.CLASSIFIER`` and ``SOLVER.ACCUMULATE_STEPS``.
+        cfg (CfgNode): ``INPUT.CLASSIFIER`` and ``SOLVER.ACCUMULATE_STEPS`` are read.
         batch_size (int): of all processes together.
 
     Raises:
-        UserError: if the batch cannot be shared out so that what is mixed is computed together.
+        UserError: if the batch cannot be divided so that mixed images are in the same process.
     """
     keys, num_parts = cfg.INPUT.CLASSIFIER, cfg.SOLVER.ACCUMULATE_STEPS
     if not (keys.MIXUP_ALPHA or keys.CUTMIX_ALPHA):
@@ -89,12 +170,12 @@ def mix_group(cfg: CfgNode, batch_size: int) -> int:
     shared_by = 2 * comm.get_world_size() * num_parts
     if group % shared_by or batch_size % group:
         if group == batch_size:
-            what = f"the batch of {batch_size} images, SOLVER.IMS_PER_BATCH,"
+            number = f"the batch of {batch_size} images, SOLVER.IMS_PER_BATCH,"
         else:
-            what = f"INPUT.CLASSIFIER.MIX_GROUP {group}"
+            number = f"INPUT.CLASSIFIER.MIX_GROUP {group}"
         of_batch = "" if group == batch_size else f" and a divisor of the batch of {batch_size}"
         raise UserError(
-            f"images are mixed in pairs: {what} must be a multiple of {shared_by}, twice the "
+            f"images are mixed in pairs: {number} must be a multiple of {shared_by}, twice the "
             f"number of processes and of SOLVER.ACCUMULATE_STEPS {num_parts}{of_batch}"
         )
     return group
@@ -104,15 +185,15 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """Build the loader of an image classifier's training.
 
     Args:
-        cfg (CfgNode): its ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT.CLASSIFIER``, ``SEED``,
-            ``SOLVER.IMS_PER_BATCH`` and ``.ACCUMULATE_STEPS``.
+        cfg (CfgNode): ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT.CLASSIFIER``, ``SEED``,
+            ``SOLVER.IMS_PER_BATCH`` and ``.ACCUMULATE_STEPS`` are read.
 
     Returns:
-        TrainLoader: of batches of ``{"image", "label", "file_name", ...}``, with ``mix_seed``
-        where images are mixed.
+        TrainLoader: of batches of ``{"image", "label", "file_name", ...}``, with ``mix_seed`` if
+        images are mixed.
 
     Raises:
-        UserError: as :class:`TrainLoader`, :func:`build_sampler` and :func:`mix_group`.
+        UserError: of :class:`TrainLoader`, :func:`build_sampler` and :func:`mix_group`.
     """
     records = [record for name in cfg.DATASETS.TRAIN for record in registered(name)()]
     batch_size = cfg.SOLVER.IMS_PER_BATCH
@@ -132,10 +213,10 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> WorkerLoader:
-    """Build the loader of an evaluation: this process's share of the images, each once.
+    """Build the loader of an evaluation, with this process's share of the images.
 
     Args:
-        cfg (CfgNode): its ``INPUT.CLASSIFIER`` and ``DATALOADER.NUM_WORKERS``.
+        cfg (CfgNode): ``INPUT.CLASSIFIER`` and ``DATALOADER.NUM_WORKERS`` are read.
         dataset_name (str): a registered data set.
 
     Returns:
@@ -148,10 +229,10 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> WorkerLoader:
         batch_size=cfg.INPUT.CLASSIFIER.TEST_BATCH,
         sampler=InferenceSampler(len(records)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_same,
-        generator=torch.Generator(),  # the default one would take from the training's numbers
+        collate_fn=_identity,
+        generator=torch.Generator(),  # the default one would advance the training's random state
     )
 
 
-def _same(batch: list) -> list:
+def _identity(batch: list) -> list:
     return batch
