@@ -1,4 +1,4 @@
-"""Folders like fresh clones in which the commands of the pages run within seconds, offline."""
+"""The commands of the pages, and folders like fresh clones in which they run within seconds."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from typing import List, NamedTuple
 
 import yaml
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -17,10 +18,37 @@ from rsb_d2.checkpoint import zoo
 
 from .clips import make_clip
 from .fake_hub import add_to_cache, make_weights
-from .pages import find_blocks, read
 from .paths import CONFIGS, ROOT
 from .seeded_run import SMALL, make_seeded_config, make_seeded_model, make_seeded_run
 from .warm_python import warm_python
+
+PAGES = sorted(
+    str(p.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "packaging/*.md")
+    for p in ROOT.glob(pattern)
+)
+
+_FENCE = re.compile(r"^ *(`{3,}|~{3,}) *(\S*)[^\n]*\n(.*?)^ *\1 *$", re.M | re.S)
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+def find_blocks(page: str, *languages: str) -> List[Block]:
+    """Return the fenced code blocks of a page in order, of some languages or of all."""
+    found = [Block(m[2], m[3]) for m in _FENCE.finditer((ROOT / page).read_text())]
+    return [block for block in found if not languages or block.language in languages]
+
+
+def split_commands(block: str) -> List[str]:
+    """Return the commands of a shell block with joined lines; a script is one command."""
+    if block.startswith("#!"):
+        return [block]
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
 
 # Models, images and schedules of seconds, in the place of the configs' own.
 SECONDS = {
@@ -122,12 +150,15 @@ class Clones:
         make_clip(folder / "clip.mp4", num_frames=4)
         self._add_coco(folder, sample)
         self._add_own_data(folder, sample)
-        if "configs/pretrain" in read(page):
+        if "configs/pretrain" in (ROOT / page).read_text():
             for name in ("datasets/rsb_sample_objects", "flowers"):
                 make_sample_objects(str(folder / name), num_train=16, num_val=8, image_size=32)
-        if "train_net.py --config-file configs/frcnn_rsb_sample.yaml" not in read(page):
+        if (
+            "train_net.py --config-file configs/frcnn_rsb_sample.yaml"
+            not in (ROOT / page).read_text()
+        ):
             self._add_runs(folder)
-        for block in find_blocks(read(page), "yaml"):
+        for block in find_blocks(page, "yaml"):
             named = re.match(r"# (\S+\.yaml)\n", block.text)
             if not named:
                 continue
