@@ -60,20 +60,10 @@ def test_hidden_files_pipes_and_outputs(tmp_path):
     assert passed_over == ["._a.jpg", ".cache/", "pipe.jpg"]
 
 
-def test_a_link_to_a_hidden_folder_is_followed(tmp_path):
-    make(tmp_path, ".store/a.jpg")
-    (tmp_path / "images").symlink_to(".store")
-    assert listed(tmp_path)[0] == ["images/a.jpg"]
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.mpo", "a.tif", "a.webp", "x/a.b.png"])
-def test_names_of_images(name):
-    assert is_image_name(name)
-
-
-@pytest.mark.parametrize("name", ["a.heic", "a.h5", "a.pdf", "a.mpg", "a", ".jpg", "._a.jpg"])
-def test_names_of_other_files(name):
-    assert not is_image_name(name)
+def test_names_of_images():
+    names = ["a.jpg", "a.JPEG", "a.mpo", "a.tif", "a.webp", "x/a.b.png"]
+    others = ["a.heic", "a.h5", "a.pdf", "a.mpg", "a", ".jpg", "._a.jpg"]
+    assert list(filter(is_image_name, [*names, *others])) == names
 
 
 @pytest.fixture
@@ -109,12 +99,6 @@ def test_a_full_disk_below_torch(tmp_path, full_disk):
     with pytest.raises(UserError, match="cannot write .*a.pth: No space left"):
         save_torch(str(tmp_path / "a.pth"), {"a": torch.zeros(1_000_000)})
     assert os.listdir(tmp_path) == []
-
-
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="cannot write .*no/a: No such file"):
-        with whole_file(str(tmp_path / "no" / "a")):
-            pass
 
 
 @pytest.mark.parametrize(

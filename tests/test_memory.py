@@ -1,12 +1,16 @@
-"""Large allocations without new pages for each."""
+"""Memory that is reused after it is freed, and images that a GPU copies by itself."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
+from rsb_d2 import Trainer, memory
+from rsb_d2.memory import send_images
 from tests.helpers.paths import ROOT
+from tests.helpers.runs.resumable_run import make_config
 
 # The module by itself, as the package would import torch. A tensor's memory comes from the same
 # malloc as these bytes.
@@ -39,7 +43,34 @@ def test_freed_memory_is_reused():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    from rsb_d2 import memory
-
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     assert memory.reuse_freed_memory() is False
+
+
+OPTS = ["DATALOADER.NUM_WORKERS", "0", "SEED", "5"]
+
+
+def test_batches_of_the_loader_are_sent(run_folder, device):
+    plain = next(iter(Trainer.build_train_loader(make_config(run_folder, *OPTS))))
+    cfg = make_config(run_folder, *OPTS, "MODEL.DEVICE", device)
+    batch = next(iter(Trainer.build_train_loader(cfg)))
+    sent = send_images(batch, torch.device(device))
+    assert len(sent) == len(plain) == cfg.SOLVER.IMS_PER_BATCH
+    for expected, loaded, item in zip(plain, batch, sent):
+        assert loaded["image"].is_pinned() == (device == "cuda")
+        assert item["image"].device.type == device and item["image"].dtype == torch.uint8
+        assert torch.equal(item["image"].cpu(), expected["image"])
+        assert item["instances"] is loaded["instances"] and item.keys() == expected.keys()
+
+
+def test_what_is_sent_is_not_waited_for(monkeypatch):
+    """Of a GPU that is not there: pinned, unless it is or has left already, and copied behind."""
+    calls, image = [], torch.zeros(3, 2, 2, dtype=torch.uint8)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: calls.append("pin") or t)
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *args, **kw: calls.append((args, kw)) or t)
+    gpu = torch.device("cuda", 1)
+    item = {"image": image, "height": 2, "instances": "kept"}
+    assert send_images([item], gpu) == [item]
+    assert calls == ["pin", ((gpu,), {"non_blocking": True})]
+    calls.clear()
+    assert send_images([item], torch.device("cpu"))[0] is item and not calls

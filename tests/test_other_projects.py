@@ -120,14 +120,6 @@ def test_adding_twice_changes_nothing(caplog):
     assert cfg.dump() == before and not caplog.records
 
 
-def test_nothing_is_shared_between_configs():
-    first, second = get_cfg(), get_cfg()
-    for cfg in (first, second):
-        add_rsb_config(cfg)
-    first.MODEL.TIMM.OUT_FEATURES.append("res2")
-    assert second.MODEL.TIMM.OUT_FEATURES == []
-
-
 def test_a_value_in_place_of_a_node_is_an_error():
     cfg = get_cfg()
     cfg.INPUT.LSJ = True

@@ -3,14 +3,17 @@
 import copy
 import logging
 import math
+import os
+import pickle
+import traceback
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,9 +31,42 @@ from rsb_d2.solver.accumulation import check_accumulation
 from tests.helpers.data.loaders import make_loader
 from tests.helpers.devices import tolerance
 from tests.helpers.installed import IS_MAIN
-from tests.helpers.runs.forked import run_forked
 from tests.helpers.runs.switched_training import SwitchedTrainer, make_config
 from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
+
+
+def run_forked(function, folder, num_processes=2):
+    """Call a function in each of several processes of a job.
+
+    Args:
+        function (callable): takes the rank; what it returns is pickled.
+        folder (Path): a new one.
+        num_processes (int): of the job.
+
+    Returns:
+        list: what each has returned, by rank.
+    """
+    children = []
+    for rank in range(num_processes):
+        child = os.fork()
+        if child == 0:
+            _work(function, folder, rank, num_processes)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    assert not any(statuses), "".join(p.read_text() for p in folder.glob("error.*"))
+    return [pickle.loads((folder / f"result.{rank}").read_bytes()) for rank in range(num_processes)]
+
+
+def _work(function, folder, rank, num_processes):
+    try:
+        store = dist.FileStore(str(folder / "store"), num_processes)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=num_processes)
+        (folder / f"result.{rank}").write_bytes(pickle.dumps(function(rank)))
+        dist.barrier()
+    except BaseException:
+        (folder / f"error.{rank}").write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)
 
 
 class Classifier(nn.Module):

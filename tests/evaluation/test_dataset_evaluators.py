@@ -1,5 +1,6 @@
 """The evaluators of data sets other than COCO's, against their packages and definitions."""
 
+import copy
 import glob
 import importlib
 import importlib.util
@@ -8,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import (
     register_coco_panoptic_separated,
@@ -17,13 +19,55 @@ from detectron2.data.datasets import (
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from rsb_d2 import UserError
+from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.data.stock import packages
+from rsb_d2.evaluation import build_evaluator
 from rsb_d2.evaluation.build import older_numpy
 from tests.helpers.data import layouts
-from tests.helpers.data.evaluating import evaluate, jittered
+from tests.helpers.data.layouts import HEIGHT, WIDTH
+
+
+def evaluate(name, outputs, folder=None):
+    """Figures of outputs, a dict of what a model gives by the name of the image file."""
+    cfg = get_cfg()
+    add_rsb_config(cfg)
+    evaluator = build_evaluator(cfg, name, None if folder is None else str(folder))
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        # Some evaluators change what they are given.
+        evaluator.process([record], [copy.deepcopy(outputs[record["file_name"]])])
+    return evaluator.evaluate()
+
+
+def jittered(record, num_classes, seed, with_masks=True):
+    """Detections near the objects of a record, some of a wrong class, and some of nothing."""
+    rng = np.random.default_rng([seed, *record["file_name"].encode()[-12:]])
+    boxes, classes = [], []
+    for annotation in record["annotations"] * 2:
+        x0, y0, x1, y1 = annotation["bbox"]
+        if annotation["bbox_mode"] == 1:  # XYWH
+            x1, y1 = x0 + x1, y0 + y1
+        box = np.array([x0, y0, x1, y1]) + rng.normal(0, 2.5, 4)
+        if rng.random() < 0.15:
+            box = rng.uniform(0, 60, 4)
+            box[2:] += box[:2] + 5
+        boxes.append(box.clip(0, [WIDTH, HEIGHT] * 2))
+        is_wrong = rng.random() < 0.2
+        classes.append(rng.integers(num_classes) if is_wrong else annotation["category_id"])
+    found = Instances((HEIGHT, WIDTH))
+    found.pred_boxes = Boxes(torch.as_tensor(np.stack(boxes), dtype=torch.float32))
+    found.scores = torch.as_tensor(rng.uniform(0.05, 1, len(boxes)), dtype=torch.float32)
+    found.pred_classes = torch.as_tensor(np.array(classes, dtype=np.int64))
+    if with_masks:
+        masks = torch.zeros(len(boxes), HEIGHT, WIDTH, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, found.pred_boxes.tensor.round().int().tolist()):
+            mask[y0:y1, x0:x1] = True
+        found.pred_masks = masks
+    return {"instances": found}
+
 
 # ---- LVIS ----
 

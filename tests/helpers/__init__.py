@@ -18,13 +18,10 @@ chromium            a real browser for the HTML pages
 report_page         the data that a page of a report holds
 quick_training      trainings without what takes a second of each and is the same in all
 others              stand-ins for other Detectron2 projects: their names and keys
-host_program        a program: uses the package, and prints what that has changed around it
+host_program        a program: imports the package, and prints what that has changed around it
 kill_and_resume     a program: trains without a stop, and again with kills and resumes
-killed_job          a job of torchrun's whose processes are killed from outside
 two_processes       a program: what each of two processes does in the tests of several
-counted_reductions  what each of two processes does in tests of accumulation
-pages               what is written for people: its code blocks, commands, headings, links
-clone               folders like fresh clones, in which the commands of the pages run in seconds
+clone               the commands of the pages, and folders in which they run in seconds
 warm_python         a python for command lines that has imported torch and the package already
 
 data/bad_input      a little data set, ways of making something about it bad, what must come of it
@@ -34,7 +31,6 @@ data/http_server    a server on this machine that fails on demand
 data/coco_files     small annotation files, registered and evaluated
 data/fuzzing        examples at random, the same in every run
 data/layouts        small data in the layouts of COCO, LVIS, VOC, Cityscapes and ADE20k
-data/evaluating     made-up outputs of a model on a registered data set, and their evaluation
 data/label_files    data sets in the formats of other tools
 data/loaders        a training loader of made-up records
 
@@ -46,8 +42,6 @@ runs/sample_run         a small run of the sample config
 runs/resumable_run      a small training that is stopped and goes on
 runs/scripted_training  a small training whose evaluations are scripted
 runs/switched_training  a short training with the switches for speed
-runs/forked             several processes of one job, forks of this one
-runs/left_behind         a job, and the processes that it leaves behind
 runs/without_rsb_d2     a process that has Detectron2 and not this project, and runs packages
 runs/lazy_script        a program: the steps of Detectron2's script for LazyConfigs
 

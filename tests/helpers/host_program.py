@@ -1,10 +1,6 @@
-"""A program: uses the package, and prints what that has changed in the process.
+"""A program that imports every module of the package and prints what that has changed.
 
-    python tests/helpers/host_program.py import   every module
-    python tests/helpers/host_program.py use FOLDER   a training, an evaluation and predictions
-
-What the package imports of others is imported before, so that what they change does not count.
-FOLDER has a little of the sample data in ``sample``.
+Modules of other packages are imported first, so that their changes do not count.
 """
 
 import ast
@@ -31,27 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 # Whose functions, classes and values nobody else may replace.
 OTHERS = (
-    *(
-        "detectron2",
-        "fvcore",
-        "iopath",
-        "yacs",
-        "yaml",
-        "timm",
-        "torchvision",
-        "numpy",
-        "cv2",
-        "PIL",
-    ),
-    *(
-        "matplotlib",
-        "pycocotools",
-        "hotcoco",
-        "lvis",
-        "logging",
-        "warnings",
-        "multiprocessing",
-    ),
+    *("detectron2", "fvcore", "iopath", "yacs", "yaml", "timm", "torchvision", "numpy", "cv2"),
+    *("PIL", "matplotlib", "pycocotools", "hotcoco", "lvis", "logging", "warnings"),
+    "multiprocessing",
 )
 calls = []  # of what leaves no trace
 
@@ -163,40 +141,15 @@ def import_all():
             importlib.import_module(module.name)
 
 
-def use(folder):
-    from rsb_d2 import Trainer, optimize_for_inference
-    from rsb_d2.addons.predict.pipeline import Options, predict_files
-    from rsb_d2.predictor import Predictor
-    from tests.helpers.runs.scripted_training import make_config
-
-    opts = ["SOLVER.MAX_ITER", "2", "TEST.VAL_LOSS", "True", "DATALOADER.NUM_WORKERS", "1"]
-    cfg = make_config(folder / "sample", *opts, "OUTPUT_DIR", str(folder / "run"))
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    optimize_for_inference(trainer.model)
-    cfg.MODEL.WEIGHTS = str(folder / "run" / "model_final.pth")
-    images = [(str(p), p.stem) for p in sorted((folder / "sample" / "val").iterdir())]
-    options = Options(batch_size=1, workers=1)
-    predict_files(Predictor.from_config(cfg), images, str(folder / "predicted"), options)
-
-
-def main(what, *arguments):
+def main():
     for path in sorted((ROOT / "rsb_d2").rglob("*.py")):
         for name in imports_at_the_top(path):
             with suppress(ImportError):
                 importlib.import_module(name)
-    if what == "use":
-        from detectron2.utils.logger import setup_logger
-
-        import_all()
-        # What Detectron2 and torch themselves do in a training.
-        importlib.import_module("torch.utils.tensorboard")
-        setup_logger()
     before = state()
     for module, name in ((os, "register_at_fork"), (gc, "freeze"), (signal, "signal")):
         record_calls(module, name)
-    import_all() if what == "import" else use(Path(*arguments))
+    import_all()
     after = state()
     modules = [name for name in sys.modules if name.split(".")[0] == "rsb_d2"]
     changed = [name for name in before if before[name] != after.get(name)]
@@ -204,4 +157,4 @@ def main(what, *arguments):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -83,28 +83,6 @@ def test_each_start_and_seed_once(program, tmp_path, capsys):
     assert left == {"model_final.pth"}
 
 
-def test_the_procedures_have_equal_work(program, tmp_path):
-    program.call("--output", tmp_path, "--seeds", 1, "--rates", "0.05", "--pretrain-iterations", 60)
-    control, ours = (
-        next(c for c in program.trained if os.path.basename(c.OUTPUT_DIR) == f"pretraining_{n}_1")
-        for n in ("2015", "a3")
-    )
-    for key in ("MODEL.TIMM", "DATASETS", "SEED"):
-        values = [cfg for cfg in (control, ours)]
-        for part in key.split("."):
-            values = [value[part] for value in values]
-        assert values[0] == values[1], key
-    assert control.SOLVER.MAX_ITER == ours.SOLVER.MAX_ITER == 60
-    assert control.SOLVER.IMS_PER_BATCH == ours.SOLVER.IMS_PER_BATCH
-    assert control.SOLVER.STEPS == (20, 40) and ours.SOLVER.WARMUP_ITERS == 6
-    assert control.SOLVER.OPTIMIZER == "SGD" and control.SOLVER.MOMENTUM == 0.9
-    assert (control.MODEL.CLASSIFIER.LOSS, ours.MODEL.CLASSIFIER.LOSS) == ("ce", "bce")
-    sizes = [
-        (c.INPUT.CLASSIFIER.TRAIN_SIZE, c.INPUT.CLASSIFIER.CROP_SCALE) for c in (control, ours)
-    ]
-    assert sizes[0] == sizes[1]
-
-
 def test_it_goes_on_where_it_was_stopped(program, tmp_path, monkeypatch):
     whole, train = tmp_path / "m", program.train
 

@@ -91,15 +91,3 @@ def test_eval_only_with_the_optimized_model_gives_the_same_detections(run_folder
     ]
     distance = np.abs(as_rows[0][:, None] - as_rows[1][None]).max(axis=2)
     assert np.mean(distance.min(axis=0) < 0.01) > 0.99
-
-
-@pytest.mark.slow
-def test_a_mistake_on_the_command_line_says_so_in_a_line(run_folder):
-    result = run(
-        run_folder, *SMALL, "MODEL.TIMM.NAMES", "resnet18", "OUTPUT_DIR", str(run_folder / "none")
-    )
-    assert result.returncode not in (0, None)
-    assert "Traceback" not in result.stderr
-    assert "MODEL.TIMM.NAMES; did you mean MODEL.TIMM.NAME" in result.stderr
-    assert len(result.stderr.strip().splitlines()[-1]) < 300
-    assert not (run_folder / "none").exists()
