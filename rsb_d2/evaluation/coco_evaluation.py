@@ -265,19 +265,12 @@ def evaluate_detections(
                 ],
             }
         )
-        # Without a box, the area is that of the mask, as in pycocotools.
-        keys = ("score", "segmentation") if task == "segm" else ("score", "bbox", task)
-        found = objects.load_res(
-            [
-                {
-                    "image_id": images[r["image_id"]],
-                    "category_id": categories[r["category_id"]],
-                    **{key: r[key] for key in keys if key in r},
-                }
-                for r in results
-                if r["image_id"] in evaluated_images and r["category_id"] in categories
-            ]
-        )
+        results = [
+            r
+            for r in results
+            if r["image_id"] in evaluated_images and r["category_id"] in categories
+        ]
+        found = _load_results(objects, results, task, images, categories)
         evaluated = hotcoco.COCOeval(objects, found, task)
         if max_dets is not None:
             evaluated.params.max_dets = sorted(max_dets)
@@ -295,6 +288,36 @@ def evaluate_detections(
             logger.info("\n".join(evaluated.summary_lines()))
         curves = {key: np.asarray(evaluated.eval[key]) for key in Figures.CURVES}
     return Figures(np.asarray(evaluated.stats), curves)
+
+
+def _load_results(
+    objects: hotcoco.COCO,
+    results: List[Dict[str, Any]],
+    task: str,
+    images: Dict[Any, int],
+    categories: Dict[Any, int],
+) -> hotcoco.COCO:
+    """Hand results to hotcoco without a generic copy, which took a third of an evaluation."""
+    if task == "bbox":
+        rows = [
+            (images[r["image_id"]], *r["bbox"], r["score"], categories[r["category_id"]])
+            for r in results
+        ]
+        return objects.load_res(np.array(rows, dtype=float).reshape(-1, 7))
+    key = "segmentation" if task == "segm" else task
+    entries = [
+        {
+            "image_id": images[r["image_id"]],
+            "category_id": categories[r["category_id"]],
+            "score": r["score"],
+            key: r[key],
+        }
+        for r in results
+    ]
+    if task == "keypoints":
+        for entry, r in zip(entries, results):
+            entry["bbox"] = r["bbox"]
+    return objects.load_res(entries)  # without a box, the area is the mask's, as in pycocotools
 
 
 class Figures(NamedTuple):
