@@ -1,102 +1,63 @@
-"""Start-up: importing the package and building Faster R-CNN, in fresh interpreters.
+"""Start-up: importing the package and building Faster R-CNN, each in a new process.
 
 Stock is Detectron2's own import, config and backbone; ours is `import rsb_d2` and the model of
-configs/frcnn_rsb_1x.yaml without weights. Both are built on the CPU. The processor's seconds are
-what other programs disturb less than the clock.
+configs/frcnn_rsb_1x.yaml, on the CPU and without weights.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-import time
-from typing import Any, Dict
+from pathlib import Path
+from typing import Dict, List
 
-from .timing import summarise
+from .harness import Different, Prepared
 
-_COMMON = """
-import json, time
-start, cpu_start = time.perf_counter(), time.process_time()
-{imports}
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
-imported, cpu_imported = time.perf_counter(), time.process_time()
-cfg = get_cfg()
-{config}
-cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
-model = build_model(cfg)
-built, cpu_built = time.perf_counter(), time.process_time()
-weights = {{n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}}
-numbers = sum(t.numel() for t in weights.values())
-cpu = [cpu_imported - cpu_start, cpu_built - cpu_imported]
-print(json.dumps([imported - start, built - imported, *cpu, numbers]))
-"""
-_CODE = {
-    "stock": _COMMON.format(
-        imports="import detectron2.model_zoo",
-        config=(
-            "cfg.merge_from_file(detectron2.model_zoo.get_config_file("
-            "'COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml'))"
-        ),
-    ),
-    "ours": _COMMON.format(
-        imports="import rsb_d2",
-        config=(
-            "rsb_d2.add_rsb_config(cfg)\n"
-            "cfg.merge_from_file(rsb_d2.model_zoo.get_config_file('frcnn_rsb_1x.yaml'))"
-        ),
-    ),
+_IMPORT = {"stock": "import detectron2.model_zoo, detectron2.modeling", "ours": "import rsb_d2"}
+_CONFIG = {
+    "stock": """
+from detectron2 import model_zoo
+cfg = model_zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+""",
+    "ours": """
+cfg = rsb_d2.model_zoo.get_config("frcnn_rsb_1x.yaml")
+""",
 }
-_WHAT = ["whole process", "import", "build", "import, processor", "build, processor"]
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_BUILD = """
+from detectron2.modeling import build_model
+cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
+weights = build_model(cfg).state_dict()
+print(sum(t.numel() for name, t in weights.items() if not name.endswith("num_batches_tracked")))
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``tools/benchmark.py startup`` has no options of its own."""
+    pass
 
 
-def run(args: argparse.Namespace) -> Dict[str, Any]:
-    """Start both in turn.
-
-    Args:
-        args (Namespace): with ``runs``.
-
-    Returns:
-        dict: as :mod:`benchmarks.report` describes it.
-    """
-    for name in _CODE:
-        _start(name)  # so that both find their files in the system's cache
-    found = {name: [] for name in _CODE}
-    for _ in range(args.runs):
-        for name in _CODE:
-            found[name].append(_start(name))
-    rows = [
-        {"what": what, **{name: summarise([v[i] for v in found[name]]) for name in _CODE}}
-        for i, what in enumerate(_WHAT)
-    ]
-    numbers = {name: found[name][0][-1] for name in _CODE}
-    return {
-        "title": "Start-up: import and building Faster R-CNN, ResNet-50 and FPN",
-        "settings": {"runs": args.runs},
-        "comparison": {
-            "passed": len(set(numbers.values())) == 1,
-            "text": f"weights of the models built, stock and ours: {list(numbers.values())}",
-        },
-        "rows": rows,
-    }
+def contenders(args: argparse.Namespace) -> List[str]:
+    return list(_IMPORT)
 
 
-def _start(name: str) -> tuple:
-    paths = [_ROOT, os.environ.get("PYTHONPATH", "")]
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _CODE[name]],
+def prepare(args: argparse.Namespace, name: str) -> Prepared:
+    build = _IMPORT[name] + _CONFIG[name] + _BUILD
+    calls = {"import": lambda: _run(_IMPORT[name]), "import and build": lambda: _run(build)}
+    return Prepared(calls, lambda: int(_run(build)))
+
+
+def _run(code: str) -> str:
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-    )
-    whole = time.perf_counter() - start
-    if done.returncode:
-        raise RuntimeError(f"starting {name} failed:\n{done.stderr}")
-    return (whole, *json.loads(done.stdout.splitlines()[-1]))
+        check=True,
+    ).stdout
+
+
+def check(args: argparse.Namespace, results: Dict[str, int]) -> str:
+    text = f"weights of the models, stock and ours: {results['stock']:,} and {results['ours']:,}"
+    if len(set(results.values())) != 1:
+        raise Different(text)
+    return text

@@ -18,7 +18,7 @@ from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from benchmarks.profiling import peak_memory
+from benchmarks.harness import peak_memory
 from rsb_d2.addons.predict.files import find_images
 from rsb_d2.addons.predict.pipeline import Options, predict_files
 from rsb_d2.addons.predict.processes import join_processes

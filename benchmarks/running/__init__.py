@@ -1,1 +1,0 @@
-"""Measurements of whole runs: a training with its hooks and data, predictions, exported files."""
