@@ -1,8 +1,7 @@
-"""Shared parts of all pictures: class colors, sizes, text as it is written, grids of images.
+"""Drawing that all pictures share: colors, sizes, text in any script, annotations, grids of images.
 
-Class names and file names are a user's text, in any script, and are never markup. Matplotlib and
-Pillow draw a box for a character that their font does not have; here each character gets a font
-that is installed and has it.
+Class names and file names are never interpreted as markup. Matplotlib and Pillow draw a box for a
+character that their font does not have; here, each character gets an installed font that has it.
 """
 
 import functools
@@ -28,9 +27,9 @@ from pycocotools import mask as mask_util
 
 logger = logging.getLogger(__name__)
 
-Color = Tuple[int, int, int]  # RGB in 0 ... 255
+Color = Tuple[int, int, int]  # RGB in 0 to 255
 
-# One for each class, in turn.
+# The colors of the classes, in turn.
 PALETTE = [
     tuple(round(255 * c) for c in matplotlib.colormaps["tab10"](i)[:3])
     for i in (0, 1, 2, 3, 4, 6, 8, 9)
@@ -38,49 +37,33 @@ PALETTE = [
 
 # Of a JPEG, in pixels: JPEG_MAX_DIMENSION of https://github.com/libjpeg-turbo/libjpeg-turbo.
 LONGEST_SIDE = 65_500
+MAX_PIXELS = 20_000_000  # of a grid of images
 
-# Of a grid of images, whatever their sizes are.
-MAX_PIXELS = 20_000_000
+_MIN_SIDE = 16  # of a drawn image, in pixels; masks and boxes vanish on a smaller one
+_MAX_LABELS = 60  # of an image; more labels would cover each other and the image
 
-# An image is drawn with at least this many pixels on each side, or masks and boxes vanish.
-_MIN_SIDE = 16
-# Of one image; more labels than this cover one another and the image.
-_MAX_LABELS = 60
-
-# It comes with matplotlib.
+# DejaVu Sans comes with matplotlib.
 _BASE_FONT = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-# In the base font: stands for a character that no font has.
-_BOX = "\N{WHITE SQUARE}"
-_UNASSIGNED = 0xD0000  # of Unicode's code points; a font has it if it has all of them
-_PACKAGES = {  # of Debian and Ubuntu, by how the Unicode names of the characters begin
-    "CJK": "fonts-noto-cjk",
-    "HANGUL": "fonts-noto-cjk",
-    "HIRAGANA": "fonts-noto-cjk",
-    "KATAKANA": "fonts-noto-cjk",
-    "IDEOGRAPHIC": "fonts-noto-cjk",
-    "FULLWIDTH": "fonts-noto-cjk",
-    "HALFWIDTH": "fonts-noto-cjk",
-}
+_BOX = "\N{WHITE SQUARE}"  # replaces a character that no font has
+_UNASSIGNED = 0xD0000  # a code point that only fallback fonts have, which show boxes for all
+# First words of the Unicode names of characters in the package fonts-noto-cjk.
+_CJK = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH")
 
 
 def class_colors(num_classes: int) -> List[Color]:
-    """Return a color for each class; after the last color of the palette comes the first.
-
-    Args:
-        num_classes (int): 0 or more.
-    """
+    """Return a color for each class; the palette repeats."""
     return [PALETTE[i % len(PALETTE)] for i in range(num_classes)]
 
 
 def readable_scale(image: np.ndarray, short_side: int = 320) -> float:
-    """The factor that makes labels on a small image readable, and a picture one that JPEG holds.
+    """Return the factor that makes labels on a small image readable.
 
     Args:
         image (ndarray): of shape (H, W, ...).
-        short_side (int): pixels that the shorter side should at least have.
+        short_side (int): minimum of the shorter side after scaling, in pixels.
 
     Returns:
-        float: 1 or more; less for a long image, so that no side is longer than 65,500 pixels.
+        float: 1 or more; less for a long image, so that no side exceeds JPEG's 65,500 pixels.
     """
     sides = image.shape[:2]
     return min(max(1.0, short_side / min(sides)), LONGEST_SIDE / max(sides))
@@ -94,7 +77,7 @@ def drawn_size(height: int, width: int, max_height: int, max_width: int) -> Tupl
 
     Args:
         height, width (int): of the image.
-        max_height, max_width (int): of the drawn one; 16 or more.
+        max_height, max_width (int): of the drawn image; 16 or more.
     """
     scale = max(1.0, 320 / min(height, width))
     scale = min(scale, max_height / height, max_width / width)
@@ -107,8 +90,8 @@ def drawn_size(height: int, width: int, max_height: int, max_width: int) -> Tupl
 def drawable(text: str) -> str:
     """Return text in one line, with a box for each character that no installed font has.
 
-    Characters without a shape, such as joiners, are left out where no font has them. Warns once
-    for each package of fonts that would have the characters.
+    Characters without a shape, such as joiners, are left out if no font has them. A warning, once
+    for each, names the packages of fonts that have the missing characters.
     """
     text = "".join(" " if c.isspace() else c for c in str(text))
     fonts = _fonts_of(text)
@@ -120,11 +103,11 @@ def _is_shapeless(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf") or is_variation_selector
 
 
-_font_of: Dict[str, str | None] = {}  # paths, by character; None where no font has it
+_font_of: Dict[str, str | None] = {}  # paths of fonts by character; None if no font has it
 
 
 def _fonts_of(text: Iterable[str]) -> Dict[str, str | None]:
-    """Return the path of a font for each character; None for one that no installed font has."""
+    """Return the path of a font for each character; None if no installed font has it."""
     missing = set(text) - _font_of.keys()
 
     def take(path: str) -> None:
@@ -134,31 +117,30 @@ def _fonts_of(text: Iterable[str]) -> Dict[str, str | None]:
 
     for path in dict.fromkeys((_BASE_FONT, *filter(None, _font_of.values()))):
         take(path)
-    paths = sorted(_installed_fonts(), key=_rank) if missing else []
-    while missing and paths:
-        path = max(paths, key=lambda path: len(_characters_in(path, missing)))
-        paths.remove(path)
-        if not _characters_in(path, missing):
-            break
-        take(path)
+    if missing:
+        # Matplotlib's list is stored in a file and lacks fonts that were installed later.
+        paths = {
+            *font_manager.findSystemFonts(),
+            *(e.fname for e in font_manager.fontManager.ttflist),
+        }
+        paths = sorted(paths, key=_rank)
+        while missing:
+            path = max(paths, key=lambda path: len(_characters_in(path, missing)))
+            if not _characters_in(path, missing):
+                break
+            take(path)
     _font_of.update(dict.fromkeys(missing))
     _warn_of({c for c in missing if unicodedata.category(c)[0] != "C" and not _is_shapeless(c)})
     return _font_of
 
 
-def _installed_fonts() -> Set[str]:
-    # Matplotlib keeps its list in a file, where fonts that were installed later are missing.
-    return {*font_manager.findSystemFonts(), *(e.fname for e in font_manager.fontManager.ttflist)}
-
-
 def _open(path: str) -> FT2Font | None:
+    """Open a font; None for damaged ones, bitmaps such as colored emoji, and fallback fonts."""
     try:
         font = FT2Font(path)
-    except (OSError, RuntimeError):  # damaged, or of a kind that FreeType does not know
+    except (OSError, RuntimeError):
         return None
-    # Not those of bitmaps, as of colored emoji, nor those that have boxes for all of Unicode.
-    is_real = font.scalable and not font.get_char_index(_UNASSIGNED)
-    return font if is_real else None
+    return font if font.scalable and not font.get_char_index(_UNASSIGNED) else None
 
 
 def _characters_in(path: str, characters: Set[str]) -> Set[str]:
@@ -167,7 +149,7 @@ def _characters_in(path: str, characters: Set[str]) -> Set[str]:
 
 
 def _rank(path: str) -> tuple:
-    """Sort regular fonts without serifs first."""
+    """Return a key that sorts regular fonts without serifs first."""
     font = _open(path)
     if font is None:
         return (True,)
@@ -180,18 +162,17 @@ _warned_of: Set[str] = set()
 
 
 def _warn_of(characters: Set[str]) -> None:
-    packages: Dict[str, List[str]] = {}
+    packages: Dict[str, str] = {}  # of Debian and Ubuntu
     for c in sorted(characters):
-        name = unicodedata.name(c, "")
-        package = _PACKAGES.get(name.replace("-", " ").split(" ")[0])
-        if package is None:
-            package = "fonts-symbola" if unicodedata.category(c)[0] == "S" else "fonts-noto-core"
-        packages.setdefault(package, []).append(c)
-    for package, those in packages.items():
+        package = "fonts-symbola" if unicodedata.category(c)[0] == "S" else "fonts-noto-core"
+        if unicodedata.name(c, "").replace("-", " ").split(" ")[0] in _CJK:
+            package = "fonts-noto-cjk"
+        packages[package] = packages.get(package, "") + c
+    for package, missing in packages.items():
         if package in _warned_of:
             continue
         _warned_of.add(package)
-        shown = "".join(those[:10]) + (" ..." if len(those) > 10 else "")
+        shown = missing[:10] + (" ..." if len(missing) > 10 else "")
         logger.warning(
             f"No installed font has {shown}: pictures show boxes "
             f"instead. Install a font that does (apt-get install {package}), or copy one to "
@@ -200,11 +181,10 @@ def _warn_of(characters: Set[str]) -> None:
 
 
 def make_plain(figure: Figure) -> None:
-    """Let matplotlib draw a figure's text as it is: no formulas, no TeX, fonts that have it.
+    """Let matplotlib draw all text of a figure literally, in fonts that have its characters.
 
     Args:
-        figure (Figure): complete, but for being saved. The labels of its ticks must be
-            :func:`drawable`.
+        figure (Figure): ready to be saved. The labels of its ticks must be :func:`drawable`.
     """
     for text in figure.findobj(Text):
         _make_plain(text, text.get_text())
@@ -216,7 +196,7 @@ def _make_plain(artist: Text, text: str) -> None:
 
 
 def _families(text: str) -> List[str]:
-    """Return the font families for a text, in the order in which matplotlib looks into them."""
+    """Return the font families for a text, in the order in which matplotlib tries them."""
     fonts = _fonts_of(text)
     paths = dict.fromkeys((_BASE_FONT, *filter(None, (fonts[c] for c in text))))
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
@@ -235,7 +215,7 @@ def text_mask(text: str, size: int) -> np.ndarray:
         size (int): of the font, in pixels.
 
     Returns:
-        ndarray: (H, W), float32: 0 for no ink to 1, with a small margin.
+        ndarray: (H, W), float32, 0 for no ink to 1, with a small margin.
     """
     text = drawable(text)
     fonts = _fonts_of(text)
@@ -264,17 +244,16 @@ def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 class PlainVisualizer(Visualizer):
-    """Detectron2's visualizer, with text as it is and the exact colors of the classes.
+    """Detectron2's visualizer with literal text, and with exactly the colors of the classes.
 
-    It takes what :func:`resized` returns. Many objects in one image are drawn without labels.
+    Images with many objects get no labels. :func:`resized` makes the input.
+
+    Args:
+        image (ndarray): RGB, (H, W, 3), uint8.
+        metadata (Metadata): ``thing_classes``, ``thing_colors`` and so on.
     """
 
     def __init__(self, image: np.ndarray, metadata: Any):
-        """
-        Args:
-            image (ndarray): RGB, (H, W, 3), uint8.
-            metadata (Metadata): its ``thing_classes``, ``thing_colors`` and so on.
-        """
         super().__init__(image, metadata, instance_mode=ColorMode.SEGMENTATION)
 
     def overlay_instances(self, *, labels=None, **kwargs):
@@ -299,13 +278,12 @@ def resized(
     Args:
         image (ndarray): RGB, (H, W, 3), uint8.
         record (dict): in Detectron2's format; not changed. Only the keys ``"annotations"`` and
-            ``"sem_seg"``, an array (H, W), are used. Masks and keypoints may be missing in some
-            of the annotations.
+            ``"sem_seg"``, an array (H, W), are used. Some annotations may lack masks or keypoints.
         size (tuple[int, int]): height and width of the result.
 
     Returns:
         tuple[ndarray, dict]: the image, and a record for ``Visualizer.draw_dataset_dict``, which
-        needs masks, and keypoints, in all annotations or in none.
+        expects masks, and keypoints, in all annotations or in none.
     """
     transform = T.ResizeTransform(*image.shape[:2], *size)
     found = record.get("annotations") or []
@@ -336,7 +314,7 @@ def _resized_box(annotation: Dict[str, Any], transform: T.ResizeTransform) -> Di
 
 
 def _resized_mask(mask: Any, transform: T.ResizeTransform) -> Any:
-    """Return polygons or an RLE; no polygon for no mask."""
+    """Return polygons or an RLE; an empty list for no mask."""
     if isinstance(mask, list):
         polygons = [np.asarray(p, dtype=np.float64).reshape(-1) for p in mask]
         polygons = [p.reshape(-1, 2) for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
@@ -363,7 +341,7 @@ def _resized_keypoints(keypoints: Any, transform: T.ResizeTransform) -> np.ndarr
 
 # ---- grids ----
 
-Cell = Tuple[np.ndarray, str, Color]  # an RGB image, its text, and the color of that
+Cell = Tuple[np.ndarray, str, Color]  # an RGB image, its caption, and the color of the caption
 
 
 def image_grid(
@@ -375,15 +353,15 @@ def image_grid(
     text_below: bool = False,
     group: int = 0,
 ) -> np.ndarray:
-    """Lay out images on white, each with a line of text that is made to fit.
+    """Lay out images on white, each with a caption of one line that is made to fit.
 
     Args:
         cells (sequence of Cell): row by row. Each gets as much space as the largest image.
-        columns (int): how many images beside one another.
+        columns (int): number of images in a row.
         margin (int): pixels around a cell.
         text_size (int): of the font, in pixels.
-        text_below (bool): whether the text is below its image instead of above.
-        group (int): how many cells of a row belong together; 0 for all.
+        text_below (bool): whether the caption is below the image instead of above.
+        group (int): number of cells of a row that belong together; 0 for all.
 
     Returns:
         ndarray: RGB, (H, W, 3), uint8.
@@ -411,7 +389,7 @@ def image_grid(
 
 
 def _write(region: np.ndarray, text: str, size: int, color: Color) -> None:
-    """Write one line of text into a part of an image, in smaller letters if it is long."""
+    """Write one line of text into a part of an image, with a smaller font if it is long."""
     ink = text_mask(text, size)
     if ink.shape[1] > region.shape[1]:
         ink = text_mask(text, max(size * region.shape[1] // ink.shape[1], size * 2 // 3))

@@ -1,4 +1,4 @@
-"""Text of any script, sizes, annotations and grids of the pictures."""
+"""Text in any script, sizes, annotations and grids of the pictures."""
 
 import logging
 import warnings
@@ -12,8 +12,8 @@ from detectron2.structures import BoxMode
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rsb_d2 import visualization
 from rsb_d2.visualization import (
-    MAX_PIXELS,
     PlainVisualizer,
     drawable,
     drawn_size,
@@ -29,43 +29,34 @@ FORMULAS = ["$$", "$1_$5", r"$\frac{", "$a_b$", "_hidden", "100 % %s {x}", "<b>"
 
 
 def draw(texts):
-    """Pixels of a figure with the texts in all places; an error if matplotlib warns."""
+    """Draw a figure with the texts in all places; an error if matplotlib warns."""
     figure = Figure(figsize=(4, 4), layout="constrained")
     axes = figure.subplots()
     figure.suptitle(texts[0])
     for text in texts:
         axes.plot([0, 1], label=text)
         axes.text(0.5, 0.5, text)
-    axes.set_title(texts[0])
-    axes.set_xlabel(texts[-1])
     axes.set_xticks(range(len(texts)), map(drawable, texts))
     axes.legend(axes.lines, texts)
     make_plain(figure)
-    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        canvas.draw()
-    return figure, np.asarray(canvas.buffer_rgba())
+        FigureCanvasAgg(figure).draw()
+    return figure.axes[0]
 
 
-def test_text_is_no_formula():
+def test_text_is_literal():
     with matplotlib.rc_context({"text.parse_math": True}):
-        figure, _ = draw(FORMULAS)
-    assert [t.get_text() for t in figure.axes[0].texts] == FORMULAS
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == FORMULAS
-    shown = [t.get_text() for t in figure.axes[0].get_xticklabels()]
-    assert shown == FORMULAS
-
-
-@pytest.mark.parametrize("text", FORMULAS)
-def test_class_names_on_images_are_no_formulas(text):
+        axes = draw(FORMULAS)
+    for texts in (axes.texts, axes.get_legend().get_texts(), axes.get_xticklabels()):
+        assert [t.get_text() for t in texts] == FORMULAS
     visualizer = PlainVisualizer(np.zeros((60, 80, 3), np.uint8), Metadata())
-    visualizer.overlay_instances(boxes=[[10, 10, 40, 40]], labels=[text])
+    visualizer.overlay_instances(boxes=[[10, 10, 40, 40]] * len(FORMULAS), labels=FORMULAS)
     assert visualizer.output.get_image().shape == (60, 80, 3)
-    assert visualizer.output.ax.texts[0].get_text() == text
+    assert {t.get_text() for t in visualizer.output.ax.texts} == set(FORMULAS)
 
 
-def test_without_a_font_there_are_boxes_and_one_warning(monkeypatch, caplog):
+def test_boxes_and_one_warning_without_a_font(monkeypatch, caplog):
     use_only(monkeypatch)
     with caplog.at_level(logging.WARNING):
         assert drawable(f"{CHINESE} 1") == "□□ 1"
@@ -82,45 +73,38 @@ def test_without_a_font_there_are_boxes_and_one_warning(monkeypatch, caplog):
     assert "fonts-symbola" in caplog.text and "fonts-noto-core" in caplog.text
 
 
-def test_a_font_that_has_the_characters_is_used(monkeypatch, caplog, tmp_path):
+def test_an_installed_font_with_the_characters_is_used(monkeypatch, caplog, tmp_path):
     without = text_mask("a", 40)
     chinese = make_font(tmp_path / "a.ttf", CHINESE, "Squares")
     korean = make_font(tmp_path / "b.ttf", KOREAN, "Other squares")
     (tmp_path / "damaged.ttf").write_bytes(b"\0\1\0\0")
     use_only(monkeypatch, str(tmp_path / "damaged.ttf"), chinese, korean)
-    with caplog.at_level(logging.WARNING):
-        for text in (CHINESE, KOREAN, CHINESE + KOREAN):
-            assert drawable(text) == text
-            # Each character is a black square of the font's size; margins are white.
-            mask = text_mask(text, 40)
-            assert mask.sum() == pytest.approx(40 * 40 * len(text), rel=0.02)
-        mixed = text_mask(f"a{CHINESE[0]}", 40)
-        assert mixed.sum() == pytest.approx(40 * 40 + without.sum(), rel=0.05)
-        # In a figure: a square of 30 points, at 100 pixels an inch.
-        figure = Figure(figsize=(3, 3), dpi=100)
-        figure.text(0.3, 0.3, CHINESE[0], size=30)
-        make_plain(figure)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        black = (np.asarray(canvas.buffer_rgba())[:, :, :3] < 10).all(axis=-1).sum()
-        assert black == pytest.approx((30 / 72 * 100) ** 2, rel=0.1)
+    for text in (CHINESE, KOREAN, CHINESE + KOREAN):
+        assert drawable(text) == text
+        # Each character is a black square of the font's size; margins are white.
+        assert text_mask(text, 40).sum() == pytest.approx(40 * 40 * len(text), rel=0.02)
+    mixed = text_mask(f"a{CHINESE[0]}", 40)
+    assert mixed.sum() == pytest.approx(40 * 40 + without.sum(), rel=0.05)
+    # In a figure: a square of 30 points, at 100 pixels an inch.
+    figure = Figure(figsize=(3, 3), dpi=100)
+    figure.text(0.3, 0.3, CHINESE[0], size=30)
+    make_plain(figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    black = (np.asarray(canvas.buffer_rgba())[:, :, :3] < 10).all(axis=-1).sum()
+    assert black == pytest.approx((30 / 72 * 100) ** 2, rel=0.1)
     assert caplog.records == []
 
 
-def test_a_font_of_boxes_for_all_of_unicode_does_not_count(monkeypatch, tmp_path):
-    fallback = make_font(tmp_path / "a.ttf", CHINESE + "\U000d0000")
+def test_choice_of_fonts(monkeypatch, tmp_path):
+    fallback = make_font(tmp_path / "0.ttf", CHINESE + "\U000d0000")  # boxes for all of Unicode
     use_only(monkeypatch, fallback)
     assert drawable(CHINESE) == "□□"
-
-
-def test_regular_fonts_come_before_bold_ones(monkeypatch, tmp_path):
     bold = make_font(tmp_path / "a.ttf", CHINESE + KOREAN, "A", "Bold")
     regular = make_font(tmp_path / "b.ttf", CHINESE + KOREAN, "B")
     serif = make_font(tmp_path / "c.ttf", CHINESE + KOREAN, "A Serif")
-    use_only(monkeypatch, bold, regular, serif)
+    use_only(monkeypatch, bold, regular, serif, fallback)
     drawable(CHINESE)
-    from rsb_d2 import visualization
-
     assert visualization._font_of[CHINESE[0]] == regular
 
 
@@ -128,7 +112,7 @@ def test_regular_fonts_come_before_bold_ones(monkeypatch, tmp_path):
     "text, shown",
     [("a\nb\tc", "a b c"), ("\udce9", "□"), ("a\u200db\ufe0f", None), ("\x00a", "a"), ("", "")],
 )
-def test_what_cannot_be_drawn(monkeypatch, text, shown):
+def test_characters_that_cannot_be_drawn(monkeypatch, text, shown):
     use_only(monkeypatch)
     got = drawable(text)
     assert got == shown or shown is None and set(got) - {"\u200d", "\ufe0f"} == {"a", "b"}
@@ -140,9 +124,7 @@ def test_what_cannot_be_drawn(monkeypatch, text, shown):
     [
         ((480, 640), (1000, 1000), (480, 640)),
         ((80, 100), (1000, 1000), (320, 400)),  # enlarged to 320 pixels
-        ((3000, 4000), (1000, 1000), (750, 1000)),
         ((3000, 4000), (300, 388), (291, 388)),
-        ((1, 1), (1000, 1000), (320, 320)),
         ((1, 5000), (1000, 1000), (16, 1000)),
         ((70000, 3), (300, 388), (300, 16)),
     ],
@@ -166,21 +148,14 @@ RLE = mask_util.encode(np.asfortranarray(np.pad(np.ones((20, 30), np.uint8), [(1
 )
 def test_annotations_that_some_objects_lack(mask):
     image = np.zeros((40, 80, 3), np.uint8)
+    small = dict(bbox=[0, 0, 8, 4], bbox_mode=BoxMode.XYXY_ABS, category_id=1)
     objects = [
         dict(bbox=[40, 10, 30, 20], bbox_mode=BoxMode.XYWH_ABS, category_id=0, segmentation=mask),
-        dict(bbox=[0, 0, 8, 4], bbox_mode=BoxMode.XYXY_ABS, category_id=1, keypoints=[8, 4, 2]),
-        dict(
-            bbox=[0, 0, 8, 4],
-            bbox_mode=BoxMode.XYXY_ABS,
-            category_id=1,
-            segmentation=[],
-            keypoints=[2, 4, 2, 0, 0, 0],
-            iscrowd=1,
-        ),
+        dict(small, keypoints=[8, 4, 2]),
+        dict(small, segmentation=[], keypoints=[2, 4, 2, 0, 0, 0], iscrowd=1),
     ]
     sem_seg = np.arange(40 * 80).reshape(40, 80) // 1600  # 0 above, 1 below
-    record = dict(annotations=objects, sem_seg=sem_seg)
-    drawn, got = resized(image, record, (20, 40))
+    drawn, got = resized(image, dict(annotations=objects, sem_seg=sem_seg), (20, 40))
     assert drawn.shape == (20, 40, 3) and objects[0]["bbox"] == [40, 10, 30, 20]
     boxes = [a["bbox"].tolist() for a in got["annotations"]]
     assert boxes == [[20, 5, 35, 15], [0, 0, 4, 2], [0, 0, 4, 2]]
@@ -201,7 +176,7 @@ def test_annotations_that_some_objects_lack(mask):
     assert picture[40, 80, 0] == 255  # the keypoint
 
 
-def test_rotated_boxes_and_no_objects():
+def test_rotated_boxes_many_objects_and_none():
     image = np.zeros((40, 80, 3), np.uint8)
     rotated = dict(bbox=[20, 20, 10, 6, 0], bbox_mode=BoxMode.XYWHA_ABS, category_id=0)
     image, got = resized(image, dict(annotations=[rotated]), (80, 160))
@@ -210,10 +185,7 @@ def test_rotated_boxes_and_no_objects():
     assert visualizer.draw_dataset_dict(got).get_image().any()
     for record in ({}, dict(annotations=[]), dict(annotations=None)):
         assert resized(image, record, (16, 16))[1] == {"annotations": []}
-
-
-def test_many_objects_are_drawn_without_labels():
-    visualizer = PlainVisualizer(np.zeros((60, 80, 3), np.uint8), Metadata())
+    visualizer = PlainVisualizer(image, Metadata())
     visualizer.overlay_instances(boxes=[[1, 1, 9, 9]] * 200, labels=["a"] * 200)
     assert not visualizer.output.ax.texts
 
@@ -229,7 +201,3 @@ def test_grid():
     assert caption[..., 1].min() < 60 and caption[..., 0].min() > 240  # red on white
     below = image_grid(cells, columns=2, margin=6, text_size=10, text_below=True)
     assert (below[6:56, 6:86] == 10).all()
-
-
-def test_limit_of_pixels():
-    assert MAX_PIXELS == 20_000_000

@@ -63,7 +63,7 @@ def _summary(page: dict) -> str:
             line += "".join(f" {share:8.1%}" for share in stats.get("cover", [[]])[0])
         lines.append(line)
     if page["config"]:
-        lines.append("IoU t: share of the boxes whose best anchor has IoU t or more")
+        lines.append("IoU t: share of the boxes whose best anchor has an IoU of t or more")
     return "\n".join(lines + [f"note: {note}" for note in page["notes"]])
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Explain an evaluation: one HTML page from a data set and a results file.
+"""Report on an evaluation: one HTML page from a data set and a results file.
 
 tools/report.py --config-file configs/frcnn_rsb_sample.yaml \\
     --results output/frcnn_rsb_sample/inference/coco_instances_results.json

@@ -12,7 +12,7 @@ from detectron2.evaluation import inference_context
 from PIL import Image
 from torch import nn
 
-from ..engine.pictures.detections import PictureWriter
+from ..engine.pictures import PictureWriter
 from ..files import whole_file
 from ..utils import unwrap
 from ..visualization import Cell, image_grid

@@ -8,7 +8,7 @@ import pytest
 from detectron2.utils import events
 from torch.utils.tensorboard import SummaryWriter
 
-from rsb_d2.engine.pictures import detections
+from rsb_d2.engine import pictures
 from tests.helpers.runs.scripted_training import ScriptedTrainer, make_config, train
 
 
@@ -21,8 +21,8 @@ def fail(*args, **kwargs):
 
 
 FAILING = {
-    "curves": (detections, "draw_curves", "curves.png"),
-    "detections": (detections, "draw_detections", "detections.png"),
+    "curves": (pictures, "draw_curves", "curves.png"),
+    "detections": (pictures, "draw_detections", "detections.png"),
     "TensorBoard": (SummaryWriter, "add_scalar", "TensorboardXWriter"),
     "metrics.json at the end": (events.JSONWriter, "close", "JSONWriter"),
     "the log": (events.CommonMetricPrinter, "write", "CommonMetricPrinter"),

@@ -1,8 +1,7 @@
-"""The pictures of a run, from metrics and a model of which the content is known."""
+"""The pictures of a run, drawn from known metrics and by a model with known detections."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,56 +15,116 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rsb_d2 import UserError, add_rsb_config
-from rsb_d2.engine.pictures import curves, draw_curves, draw_detections, read_metrics
+from rsb_d2.engine import pictures
+from rsb_d2.engine.pictures import draw_curves, draw_detections, read_metrics
 from rsb_d2.visualization import MAX_PIXELS
 
 
 @pytest.fixture(autouse=True)
-def drawn_as_for_a_user(monkeypatch):
-    monkeypatch.setattr(curves, "Figure", Figure)
+def full_figures(monkeypatch):
+    monkeypatch.setattr(pictures, "Figure", Figure)
 
 
-def write_metrics(folder, lines):
-    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+# ---- curves ----
 
 
-def test_of_an_iteration_that_was_run_again_the_last_value_counts(tmp_path):
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """Draw the curves of metrics; returns the picture, and each panel's title and lines by name."""
+    figures = []
+
+    class KeptFigure(Figure):
+        def savefig(self, *args, **kwargs):
+            figures.append(self)
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr(pictures, "Figure", KeptFigure)
+
+    def call(lines, *test_sets):
+        (tmp_path / "metrics.json").write_text("".join(json.dumps(li) + "\n" for li in lines))
+        picture = cv2.imread(draw_curves(str(tmp_path), test_sets))
+        assert picture.shape == (400, 1500, 3)
+        panels = [
+            (axes.get_ylabel(), {line.get_label(): line for line in axes.lines})
+            for axes in figures[-1].axes
+        ]
+        return picture, panels
+
+    call.figures = figures
+    return call
+
+
+def test_losses_rate_and_ap_are_drawn(draw):
+    lines = [{"iteration": i, "lr": 0.1, "total_loss": 3 - i} for i in (0, 1, 2)]
+    plain, _ = draw(lines)
+    with_ap, _ = draw([{**line, "bbox/AP": 30 * line["iteration"]} for line in lines])
+    assert (plain[:, 1000:] != with_ap[:, 1000:]).any()
+
+
+def test_validation_losses_share_the_colors_of_the_training_losses(draw):
     lines = [
-        {"iteration": 19, "total_loss": 2.0, "lr": 0.1},
-        {"iteration": 39, "total_loss": 1.0},
-        {"iteration": 39, "total_loss": 1.5, "bbox/AP": 10.0},
+        {"iteration": i, "total_loss": 3 - i / 50, "loss_cls": 1.0, "lr": 0.1}
+        | ({"val_total_loss": 3.2 - i / 70, "val_loss_cls": 1.1} if i % 40 == 39 else {})
+        for i in range(19, 120, 20)
     ]
-    write_metrics(tmp_path, lines)
-    assert read_metrics(str(tmp_path)) == {
-        "total_loss": {19: 2.0, 39: 1.5},
-        "lr": {19: 0.1},
-        "bbox/AP": {39: 10.0},
-    }
+    _, ((_, drawn), _, _) = draw(lines)
+    assert list(drawn["val_total_loss"].get_xdata()) == [39, 79, 119]
+    assert same_color(drawn["val_total_loss"].get_color(), drawn["total_loss"].get_color())
+    assert drawn["val_total_loss"].get_linestyle() == "--"
 
 
-def test_curves_show_losses_rate_and_ap(tmp_path):
-    write_metrics(tmp_path, [{"iteration": i, "lr": 0.1, "total_loss": 3 - i} for i in (0, 1, 2)])
-    plain = cv2.imread(draw_curves(str(tmp_path)))
-    write_metrics(
-        tmp_path,
-        [{"iteration": i, "lr": 0.1, "total_loss": 3 - i, "bbox/AP": 30 * i} for i in (0, 1, 2)],
+def test_names_of_classes_and_data_sets_are_not_interpreted(draw):
+    of_one = {"bbox/AP": 3.0, "bbox/AP-blossom": 1.0, "bbox/AP-x/AP": 2.0, "ema/bbox/AP": 4.0}
+    losses = {"total_loss": 1.0, "val_total_loss": 1.0}
+    _, ((_, in_first), _, (title, in_third)) = draw([{"iteration": 9, **losses, **of_one}], "loss")
+    assert set(in_first) == set(losses) and set(in_third) == {"bbox/AP", "ema/bbox/AP"}
+    assert title == "AP (%)" and in_third["ema/bbox/AP"].get_linestyle() == "--"
+
+    names = ("_val_loss_PQ", "loss_PQ", "a/loss")
+    of_several = {f"{before}{name}/bbox/AP": 5.0 for before in ("", "ema/") for name in names}
+    _, ((_, in_first), _, (title, in_third)) = draw(
+        [{"iteration": 9, **losses, **of_several}], *names
     )
-    with_ap = cv2.imread(draw_curves(str(tmp_path)))
-    third = plain.shape[1] * 2 // 3
-    assert plain.shape == with_ap.shape == (400, 1500, 3)
-    assert (plain[:, third:] != with_ap[:, third:]).any()
+    assert set(in_first) == set(losses) and set(in_third) == set(of_several)
+    assert title == "AP (%)"
+    dashed = {name for name, line in in_third.items() if line.get_linestyle() == "--"}
+    assert dashed == {name for name in of_several if name.startswith("ema/")}
+    # Matplotlib leaves out names with an underscore by default.
+    legend = draw.figures[-1].axes[2].get_legend()
+    assert {t.get_text() for t in legend.get_texts()} == set(of_several)
+
+
+def test_unusual_metrics(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    lines = [
+        {"iteration": 19, "total_loss": nan, "lr": 0.1, "bbox/AP": nan, "_val/bbox/AP": nan},
+        {"iteration": 39, "total_loss": 1.0, "lr": inf, "bbox/AP-$$": 1.0, "_$_$/bbox/AP": 10.0},
+        {"iteration": 39, "total_loss": 1.5},  # again, after a resume
+        {"a line without an iteration": 1},
+    ]
+    text = "\n".join(map(json.dumps, lines))
+    # A process was killed while writing; the next one continued in the same line.
+    (tmp_path / "metrics.json").write_text(text + '\n{"iteration": 59, "to{"iteration": 59}\n')
+    metrics = read_metrics(str(tmp_path))
+    assert metrics["total_loss"].keys() == {19, 39} and metrics["total_loss"][39] == 1.5
+    assert metrics["_$_$/bbox/AP"] == {39: 10.0}
+    assert cv2.imread(draw_curves(str(tmp_path), ["_val", "_$_$"])) is not None
+
+
+# ---- detections ----
 
 
 class OneBox(torch.nn.Module):
-    """Finds one box of class 0, the same in each image, with a given score."""
+    """Detects one box of class 0, the same in each image, with a given score."""
 
     def __init__(self, score):
         super().__init__()
-        self.score = score
+        self.score, self.sizes = score, []
 
     def forward(self, inputs):
-        # Of the size that is asked for, as a detector does; the files have 80 pixels and more.
+        # At the requested size, as a detector does; the files have 80 pixels and more.
         height, width = inputs[0]["height"], inputs[0]["width"]
+        self.sizes.append((height, width))
         instances = Instances((height, width))
         instances.pred_boxes = Boxes(torch.tensor([[10.0, 10.0, 60.0, 50.0]]))
         instances.pred_boxes.scale(min(height, width) / 80, min(height, width) / 80)
@@ -96,20 +155,31 @@ def cfg(tmp_path):
     MetadataCatalog.remove(name)
 
 
-def test_detections_stand_beside_the_truth(cfg, tmp_path):
-    path = str(tmp_path / "detections.png")
+@pytest.fixture
+def detections(cfg, tmp_path):
+    """Draw the detections of a model; returns the picture."""
+
+    def call(model, **kwargs):
+        return cv2.imread(draw_detections(cfg, model, str(tmp_path / "detections.png"), **kwargs))
+
+    return call
+
+
+def change_records(cfg, change):
+    name = cfg.DATASETS.TEST[0]
+    records = change(DatasetCatalog.get(name))
+    DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: records)
+
+
+def test_detections_next_to_the_truth(detections):
     model = OneBox(0.9).train()
-    np.random.seed(0)  # of the visualizer's colours
-    assert draw_detections(cfg, model, path) == path
-    assert model.training  # as it was
-    found = cv2.imread(path)
+    found = detections(model)
+    assert model.training  # as before
     # Two columns of pairs; images of 80 x 100 and 100 x 80 are drawn four times as large.
     title, margin, side = 28, 8, 400
     assert found.shape == (2 * (side + title + margin) + margin, 2 * (2 * (side + 8) + 8), 3)
-
-    np.random.seed(0)
-    draw_detections(cfg, OneBox(0.1), path)
-    missed = cv2.imread(path)
+    missed = detections(OneBox(0.1))
     half = found.shape[1] // 4
     assert (found[:436, :half] == missed[:436, :half]).all()  # the first image's truth
     changed = np.argwhere((found[:436, half : 2 * half] != missed[:436, half : 2 * half]).any(-1))
@@ -120,125 +190,27 @@ def test_detections_stand_beside_the_truth(cfg, tmp_path):
     assert abs(bottom - (4 * 50 + margin + title)) <= 16 and top >= margin + title
 
 
-@pytest.fixture
-def draw(tmp_path, monkeypatch):
-    """Draw the curves of metrics; returns for each panel its title and its lines by name."""
-    drawn = SimpleNamespace()
-
-    class KeptFigure(Figure):
-        def savefig(self, *args, **kwargs):
-            drawn.axes = self.axes
-            super().savefig(*args, **kwargs)
-
-    monkeypatch.setattr(curves, "Figure", KeptFigure)
-
-    def call(lines, *test_sets):
-        write_metrics(tmp_path, lines)
-        draw_curves(str(tmp_path), test_sets)
-        return [
-            (axes.get_ylabel(), {line.get_label(): line for line in axes.lines})
-            for axes in drawn.axes
-        ]
-
-    return call
-
-
-def test_validation_losses_are_drawn_with_those_of_training(draw):
-    lines = [
-        {"iteration": i, "total_loss": 3 - i / 50, "loss_cls": 1.0, "lr": 0.1}
-        | ({"val_total_loss": 3.2 - i / 70, "val_loss_cls": 1.1} if i % 40 == 39 else {})
-        for i in range(19, 120, 20)
-    ]
-    (_, drawn), _, _ = draw(lines)
-    assert list(drawn["val_total_loss"].get_xdata()) == [39, 79, 119]
-    assert same_color(drawn["val_total_loss"].get_color(), drawn["total_loss"].get_color())
-    assert drawn["val_total_loss"].get_linestyle() == "--"
-
-
-def test_names_of_classes_and_data_sets_decide_nothing_in_the_curves(draw):
-    of_one = {"bbox/AP": 3.0, "bbox/AP-blossom": 1.0, "bbox/AP-x/AP": 2.0, "ema/bbox/AP": 4.0}
-    losses = {"total_loss": 1.0, "val_total_loss": 1.0}
-    (_, in_first), _, (title, in_third) = draw([{"iteration": 9, **losses, **of_one}], "loss")
-    assert set(in_first) == set(losses) and set(in_third) == {"bbox/AP", "ema/bbox/AP"}
-    assert title == "AP (%)" and in_third["ema/bbox/AP"].get_linestyle() == "--"
-
-    names = ("val_loss_PQ", "loss_PQ", "a/loss")
-    of_several = {f"{before}{name}/bbox/AP": 5.0 for before in ("", "ema/") for name in names}
-    lines = [{"iteration": 9, **losses, **of_several}]
-    (_, in_first), _, (title, in_third) = draw(lines, *names)
-    assert set(in_first) == set(losses) and set(in_third) == set(of_several)
-    assert title == "AP (%)"
-    dashed = {name for name, line in in_third.items() if line.get_linestyle() == "--"}
-    assert dashed == {name for name in of_several if name.startswith("ema/")}
-
-
-def test_curves_of_odd_metrics(tmp_path):
-    nan, inf = float("nan"), float("inf")
-    lines = [
-        {"iteration": 19, "total_loss": nan, "lr": 0.1, "bbox/AP": nan, "_val/bbox/AP": nan},
-        {"iteration": 39, "total_loss": 1.0, "lr": inf, "bbox/AP-$$": 1.0, "_$_$/bbox/AP": 10.0},
-        {"a line without an iteration": 1},
-    ]
-    text = "\n".join(map(json.dumps, lines))
-    # A process was killed while it wrote; the next one went on in the same line.
-    (tmp_path / "metrics.json").write_text(text + '\n{"iteration": 59, "to{"iteration": 59}\n')
-    assert read_metrics(str(tmp_path))["total_loss"].keys() == {19, 39}
-    picture = cv2.imread(draw_curves(str(tmp_path), ["_val", "_$_$"]))
-    assert picture.shape == (400, 1500, 3)
-
-
-def test_names_with_an_underscore_are_in_the_legend(tmp_path, monkeypatch):
-    lines = [{"iteration": i, "_a/bbox/AP": 1.0, "b/bbox/AP": 2.0} for i in (1, 2)]
-    write_metrics(tmp_path, lines)
-    figures = []
-    monkeypatch.setattr(curves, "make_plain", figures.append)
-    draw_curves(str(tmp_path), ["_a", "b"])
-    legend = figures[0].axes[2].get_legend()
-    assert [t.get_text() for t in legend.get_texts()] == ["_a/bbox/AP", "b/bbox/AP"]
-
-
-def change_records(cfg, change):
-    name = cfg.DATASETS.TEST[0]
-    records = change(DatasetCatalog.get(name))
-    DatasetCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: records)
-
-
-def test_the_picture_is_bounded_whatever_the_images_are(cfg, tmp_path):
+def test_large_images_are_drawn_smaller(cfg, tmp_path, detections):
     path = str(tmp_path / "large.jpg")
     cv2.imwrite(path, np.full((1500, 2000, 3), 90, np.uint8))
     box = {"bbox": [200, 300, 900, 600], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
     record = dict(file_name=path, height=1500, width=2000, annotations=[box])
     change_records(cfg, lambda _: [dict(record, image_id=i) for i in range(8)])
     cfg.INPUT.MIN_SIZE_TEST = 64
-    sizes = []
-
-    class Detector(OneBox):
-        def forward(self, inputs):
-            sizes.append((inputs[0]["height"], inputs[0]["width"]))
-            return super().forward(inputs)
-
-    picture = cv2.imread(draw_detections(cfg, Detector(0.9), str(tmp_path / "a.png")))
-    # 8 x 2 images of 3 million pixels are 48 million.
-    assert 8e6 < picture.shape[0] * picture.shape[1] <= MAX_PIXELS
-    assert sizes == [(750, 1000)] * 8  # masks are not made at full size
-    # The first image's truth: gray, with its box at half the size, in the class's color.
+    model = OneBox(0.9)
+    picture = detections(model)
+    # 8 x 2 images of 3 million pixels would be 48 million.
+    assert 8e6 < picture.shape[0] * picture.shape[1] <= MAX_PIXELS == 20_000_000
+    assert model.sizes == [(750, 1000)] * 8  # masks are not made at full size
+    # The first image's truth: gray, with its box at half the size, in the color of the class.
     truth = picture[8 + 28 : 8 + 28 + 750, 8 : 8 + 1000]
     marked = np.argwhere(np.abs(truth.astype(int) - 90).max(axis=-1) > 30)
     assert marked.min(axis=0).tolist() == pytest.approx([150, 100], abs=4)
     assert marked.max(axis=0).tolist() == pytest.approx([450, 550], abs=4)
 
 
-def test_more_images_are_drawn_smaller(cfg, tmp_path):
-    change_records(cfg, lambda records: records * 40)
-    cfg.INPUT.MIN_SIZE_TEST = 32
-    model = OneBox(0.1)
-    picture = cv2.imread(draw_detections(cfg, model, str(tmp_path / "a.png"), num_images=120))
-    assert 8e6 < picture.shape[0] * picture.shape[1] <= MAX_PIXELS
-
-
 @pytest.mark.parametrize("masks, keypoints", [(False, False), (True, True)])
-def test_objects_of_which_some_have_masks_or_keypoints(cfg, tmp_path, masks, keypoints):
+def test_only_some_objects_have_masks_or_keypoints(cfg, detections, masks, keypoints):
     def change(records):
         first, second, third = records
         box = first["annotations"][0]
@@ -252,34 +224,25 @@ def test_objects_of_which_some_have_masks_or_keypoints(cfg, tmp_path, masks, key
     cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON = masks, keypoints
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST
     MetadataCatalog.get(cfg.DATASETS.TEST[0]).set(keypoint_names=["a", "b"], keypoint_flip_map=[])
-    picture = cv2.imread(draw_detections(cfg, OneBox(0.1), str(tmp_path / "a.png")))
+    picture = detections(OneBox(0.1))
     red = (picture[:, :, 2] == 255) & (picture[:, :, 1] == 0)
     assert red.any() == keypoints
 
 
-@pytest.mark.parametrize("name", ["$$", "$1_$5", r"$\frac{$", "汽车", "<b>", "", "a\nb", "\udce9"])
-def test_class_names_are_no_markup(cfg, tmp_path, name):
-    MetadataCatalog.remove(cfg.DATASETS.TEST[0])
-    MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes = [name]
-    cfg.INPUT.MIN_SIZE_TEST = 32
-    path = draw_detections(cfg, OneBox(0.9), str(tmp_path / "a.png"), num_images=1)
-    assert cv2.imread(path) is not None
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (3000, 2)])
-@pytest.mark.parametrize("mode", ["L", "RGBA", "I;16"])
-def test_images_of_odd_shapes_and_modes(cfg, tmp_path, size, mode):
+@pytest.mark.parametrize("size, mode", [((1, 1), "L"), ((1, 5000), "RGBA"), ((3000, 2), "I;16")])
+def test_unusual_shapes_modes_and_names(cfg, tmp_path, detections, size, mode):
     path = str(tmp_path / "odd.png")
     Image.new(mode, size[::-1]).save(path)
     box = {"bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
     record = dict(file_name=path, image_id=1, height=size[0], width=size[1], annotations=[box])
     change_records(cfg, lambda _: [record])
+    MetadataCatalog.remove(cfg.DATASETS.TEST[0])
+    MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes = ["$1_$5\n汽车 \udce9"]
     cfg.INPUT.MIN_SIZE_TEST = 0
-    picture = cv2.imread(draw_detections(cfg, OneBox(0.9), str(tmp_path / "a.png")))
-    assert max(picture.shape) < 2100
+    assert max(detections(OneBox(0.9)).shape) < 2100
 
 
-def test_dataset_dicts_of_a_script(cfg, tmp_path):
+def test_dataset_dicts_of_a_script(cfg, detections):
     def change(records):
         box = dict(
             bbox=np.array([20, 20, 30, 30]),
@@ -287,28 +250,26 @@ def test_dataset_dicts_of_a_script(cfg, tmp_path):
             category_id=np.int64(0),
             segmentation=np.ones((80, 100), bool),
         )
-        without_box = dict(box, bbox=None)
         return tuple(
-            dict(record, file_name=Path(record["file_name"]), annotations=[box, without_box])
-            for record in records[::2]
+            dict(r, file_name=Path(r["file_name"]), annotations=[box, dict(box, bbox=None)])
+            for r in records[::2]
         )
 
     change_records(cfg, change)
     cfg.MODEL.MASK_ON = True
-    picture = cv2.imread(draw_detections(cfg, OneBox(0.1), str(tmp_path / "a.png")))
-    truth = picture[36 : 36 + 320, 8 : 8 + 400]
+    truth = detections(OneBox(0.1))[36 : 36 + 320, 8 : 8 + 400]
     assert (np.abs(truth.astype(int) - 128).max(axis=-1) > 20).mean() > 0.9  # the mask is on it
 
 
 class Segmenter(torch.nn.Module):
-    """Finds that everything is of class 1."""
+    """Predicts class 1 everywhere."""
 
     def forward(self, inputs):
         height, width = inputs[0]["height"], inputs[0]["width"]
         return [{"sem_seg": torch.tensor([0.0, 1.0])[:, None, None].expand(2, height, width)}]
 
 
-def test_semantic_segmentation_of_large_images(cfg, tmp_path):
+def test_semantic_segmentation_of_large_images(cfg, tmp_path, detections):
     labels = np.zeros((1200, 1600), np.uint8)
     labels[:, 800:] = 1
     labels[:100] = 255  # ignored
@@ -323,15 +284,14 @@ def test_semantic_segmentation_of_large_images(cfg, tmp_path):
         stuff_classes=["$a", "b$"], stuff_colors=[(0, 0, 200), (200, 0, 0)]
     )
     cfg.INPUT.MIN_SIZE_TEST = 64
-    picture = cv2.imread(draw_detections(cfg, Segmenter(), str(tmp_path / "a.png")))
-    truth = picture[36 : 36 + 750, 8 : 8 + 1000]
+    truth = detections(Segmenter())[36 : 36 + 750, 8 : 8 + 1000]
     # At half of the colors, in BGR.
     assert truth[700, 250].tolist() == pytest.approx([100, 0, 0], abs=2)
     assert truth[700, 750].tolist() == pytest.approx([0, 0, 100], abs=2)
     assert not truth[30, 500].any()
 
 
-def test_a_data_set_without_images_is_named(cfg, tmp_path):
+def test_a_data_set_without_images_is_reported(cfg, tmp_path):
     change_records(cfg, lambda _: [])
     with pytest.raises(UserError, match=cfg.DATASETS.TEST[0]):
         draw_detections(cfg, OneBox(0.9), str(tmp_path / "a.png"))

@@ -7,7 +7,7 @@ import detectron2.engine.defaults
 from detectron2.config import CfgNode
 from matplotlib.figure import Figure
 
-from rsb_d2.engine.pictures import curves
+from rsb_d2.engine import pictures
 
 _by_yaml = detectron2.engine.defaults._try_get_key
 
@@ -36,6 +36,6 @@ def quick_training():
     """
     with (
         patch.object(detectron2.engine.defaults, "_try_get_key", _look_up),
-        patch.object(curves, "Figure", Sketch),
+        patch.object(pictures, "Figure", Sketch),
     ):
         yield

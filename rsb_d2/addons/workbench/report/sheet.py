@@ -67,7 +67,9 @@ def _draw_charts(source: Source, boxes: Boxes) -> np.ndarray:
     figure.suptitle(f"{source.name}: {num_objects} objects in {num_images} images", fontsize=15)
     axes = figure.subplots(2, 2)
     _draw_counts(axes[0, 0], source.class_names, boxes.label)
-    _draw_histogram(axes[0, 1], boxes.size, SIZE_EDGES, "box size: root of the area (pixels)")
+    _draw_histogram(
+        axes[0, 1], boxes.size, SIZE_EDGES, "box size: square root of the area (pixels)"
+    )
     low, high = axes[0, 1].get_xlim()
     for edge in (32, 96):
         if low < edge < high:

@@ -13,6 +13,6 @@ def shared_browser():
 
 @pytest.fixture
 def browser(shared_browser):
-    """A tab in which a test opens its page, with nothing in the console yet."""
+    """A tab, with an empty console."""
     shared_browser.console()
     return shared_browser

@@ -22,7 +22,7 @@ const oddities = Object.keys(data.oddities);
 const number = (v) => (v >= 100 ? v.toFixed(0) : v.toFixed(1));
 const ratioText = (v) => v.toFixed(2);
 
-// Far apart on the colour circle for neighbouring classes.
+// Hues of neighboring classes are far apart.
 const colorOf = (k) => `hsl(${Math.round((k * 137.5 + 210) % 360)}, 70%, 38%)`;
 
 function renderBar() {
@@ -50,7 +50,7 @@ function renderTable() {
   const whole = { format: count };
   const columns = [
     { name: "class" }, { name: "objects", ...whole }, { name: "images", ...whole },
-    { name: "median size", title: "root of the area, in pixels", format: number },
+    { name: "median size", title: "square root of the area, in pixels", format: number },
     { name: "height / width", title: "median", format: ratioText },
   ];
   if (data.config) {
@@ -82,7 +82,7 @@ function renderCounts() {
   }, (point) => chooseClass(point.customdata));
 }
 
-// A histogram over edges that grow by a factor.
+// A histogram with edges on a logarithmic scale.
 function renderHistogram(id, counts, edges, ticks, title, lines = []) {
   const logs = edges.map(Math.log2);
   const used = counts.map((n, i) => (n ? i : null)).filter((i) => i !== null);
@@ -152,7 +152,7 @@ function renderGallery() {
       element("figcaption", {}, element("span", { title: image.file }, image.file),
         element("span", {}, `${image.w} × ${image.h}, ${plural(image.truth.length, "object")}`)));
   });
-  if (!cards.length) cards.push(element("p", { class: "empty" }, "No image here has this."));
+  if (!cards.length) cards.push(element("p", { class: "empty" }, "No image on this page matches."));
   byId("gallery").replaceChildren(...cards);
   byId("more").hidden = images.length <= state.shown;
 }

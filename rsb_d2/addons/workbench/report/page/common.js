@@ -1,4 +1,4 @@
-// What both pages use: elements, charts, tables and shapes over images.
+// Shared by both pages: elements, charts, tables and shapes over images.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -28,7 +28,7 @@ const sum = (values) => values.reduce((a, b) => a + b, 0);
 
 // ---- charts ----
 
-// Text for Plotly, which takes it for markup, and for a template in hovertemplate.
+// Escapes text for Plotly, which interprets markup, and templates in hovertemplate.
 const plain = (text) => text.replace(/[&<>%]/g, (c) => `&#${c.charCodeAt(0)};`);
 
 const FONT = getComputedStyle(document.documentElement).fontFamily;
@@ -63,7 +63,7 @@ function draw(id, traces, layout, onClick) {
 
 // ---- tables ----
 
-// rows: [{ key, name, values, all }]; columns: [{ name, title, format }], the first is the name's.
+// rows: [{ key, name, values, all }]; columns: [{ name, title, format }], first the one of names.
 function drawTable(node, columns, rows, sort, chosen, onSort, onRow) {
   const value = (row) => (sort.column === 0 ? row.name : row.values[sort.column - 1]);
   const order = (a, b) => {
@@ -94,7 +94,7 @@ function drawTable(node, columns, rows, sort, chosen, onSort, onRow) {
 
 // ---- images ----
 
-const MAX_LABELS = 10; // more would cover one another; then only the hovered shape says its name
+const MAX_LABELS = 10; // more would cover each other; a name is then shown only on hovering
 
 // shapes: [{ box, path, color, dash, label, title, faint }]
 function drawImage(image, shapes) {
@@ -122,7 +122,7 @@ function drawImage(image, shapes) {
     if (shape.box) {
       const [x, y, w, h] = shape.box;
       const size = { x, y, width: Math.max(w, 0), height: Math.max(h, 0), class: "shape" };
-      // White below, so that it is seen on any image.
+      // White below, to be visible on any image.
       group.append(svgElement("rect", {
         ...size, fill: "none", stroke: "#fff", "stroke-opacity": 0.65, "stroke-width": 3.5,
       }));
@@ -139,7 +139,7 @@ function drawImage(image, shapes) {
   return svg;
 }
 
-// Each label above its box, or where no other is yet.
+// Places each label above its box, or where there is no other label.
 function placeLabels(svg, image, labels, size) {
   const taken = [];
   for (const { shape, x, y } of labels) {

@@ -62,7 +62,7 @@ function renderTiles() {
 
 function renderTable() {
   const whole = { format: count };
-  const share = { format: percent, share: true, missing: "there is no such object" };
+  const share = { format: percent, share: true, missing: "no such object" };
   const columns = [
     { name: "class" },
     ...data.figures.map((name, i) => ({ name, title: FIGURE_TITLES[i], ...share })),
@@ -258,7 +258,7 @@ function renderConfusion() {
 
 // ---- images ----
 
-// What an image shows now: which detections count, which objects they find, and its F1.
+// The detections of an image that count with the current choice, their objects, and its F1.
 function judge(image) {
   const ofClass = (c) => state.cls === null || c === state.cls;
   const found = image.found.filter((d) => d.s >= state.score).map((d) => ({
@@ -286,7 +286,7 @@ function renderGallery() {
   judged.sort((a, b) => sign * (a.f1 - b.f1) || (sign > 0 ? b.fp + b.fn - a.fp - a.fn : b.tp - a.tp));
   const cards = judged.slice(0, state.shown).map(drawPair);
   if (!cards.length) {
-    const none = data.images.length ? "No image here has this." : "There are no images on this page.";
+    const none = data.images.length ? "No image on this page matches." : "This page has no images.";
     cards.push(element("p", { class: "empty" }, none));
   }
   byId("gallery").replaceChildren(...cards);
