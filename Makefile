@@ -10,6 +10,7 @@ demo: install
 
 # Train the detector only, from scratch.
 demo-scratch: install
+	$(PY) tools/sample_data.py pictures
 	$(PY) train_net.py --config-file configs/frcnn_rsb_sample.yaml
 
 test: install lint

@@ -186,7 +186,7 @@ def share_found(expected: List[Instances], found: List[Instances]) -> float:
 def _compare_ap(args: argparse.Namespace) -> str:
     """Compare the AP on the sample val split in a lower precision with that in float32."""
     cfg = load_predict_config("frcnn_rsb_sample", args.weights, device=args.device)
-    make_sample_data(cfg.DATASETS.SAMPLE_DATA)
+    make_sample_data("datasets/rsb_sample")
     register_coco_json(cfg, eval_only=True)
     model, _ = load_detector(cfg)
     name = cfg.DATASETS.TEST[0]

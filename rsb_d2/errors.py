@@ -33,3 +33,8 @@ def first(values: Iterable[Any], count: int = 5) -> str:
 def first_ids(ids: List[int]) -> str:
     """Return the first ids as text for a message: "first ids: 3, 5, 8, 9, 12, ..."."""
     return f"first ids: {first(ids)}" if len(ids) > 5 else f"ids: {first(ids)}"
+
+
+def how_to_make(path: str) -> str:
+    """Return how to make a missing file of the sample data, for the end of a message, or ""."""
+    return "; `python tools/sample_data.py` makes it" if "datasets/rsb_sample" in path else ""

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Run the complete procedure on sample data: pretrain a ResNet-50, train a Faster R-CNN, evaluate.
+"""Make sample data, pretrain a ResNet-50 on it, then train and evaluate a Faster R-CNN.
 
-Runs and prints two train_net.py commands. Without a GPU, and if the processor does not support
-bfloat16, the pretraining is shorter.
+Runs and prints three commands. Without a GPU, and if the processor does not support bfloat16, the
+pretraining is shorter.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch  # noqa: E402
 
 from rsb_d2.config.check_device import cpu_has_bfloat16  # noqa: E402
 
+DATA = ["tools/sample_data.py"]
 WEIGHTS = "output/resnet50_rsb_sample/model_final.pth"
 DETECTOR = ["configs/frcnn_rsb_sample.yaml", "MODEL.WEIGHTS", WEIGHTS]
 # In float32 an iteration takes about twice as long: fewer iterations, evaluated only at the end.
@@ -36,8 +37,8 @@ def main() -> int:
             flush=True,
         )
         pretraining, detector = pretraining + SHORTER, detector + AT_THE_END
-    for config, *options in (pretraining, detector):
-        command = ["train_net.py", "--config-file", config, *options]
+    trainings = [["train_net.py", "--config-file", *words] for words in (pretraining, detector)]
+    for command in (DATA, *trainings):
         print(f"\n=== {shlex.join(['python', *command])}\n", flush=True)
         start = time.monotonic()
         status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode

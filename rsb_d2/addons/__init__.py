@@ -3,12 +3,11 @@
 Importing this package imports none of them: it registers what the core may call.
 """
 
-from ..extensions import ACCELERATION, DATASET_SOURCES, STORAGES
+from ..extensions import ACCELERATION, STORAGES
 
 ACCELERATION.register(
     "optimize_for_inference", "rsb_d2.addons.accelerate.optimize.optimize_for_inference"
 )
 ACCELERATION.register("pool_channels_last", "rsb_d2.addons.accelerate.roi_align.pool_channels_last")
-DATASET_SOURCES.register("sample", "rsb_d2.addons.workbench.sample.make_configured")
 STORAGES.register("tar", "rsb_d2.addons.storage.TarStorage")
 STORAGES.register("remote", "rsb_d2.addons.storage.RemoteStorage")

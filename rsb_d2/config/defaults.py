@@ -10,6 +10,10 @@ from ..registration import register_waiting
 
 logger = logging.getLogger(__name__)
 
+# Keys of earlier versions, which are in the config.yaml of their runs; yacs ignores them there with
+# a warning. tools/sample_data.py now makes the sample data.
+_REMOVED_KEYS = ("DATASETS.SAMPLE_DATA", "DATASETS.SAMPLE_OBJECTS")
+
 
 def add_rsb_config(cfg: CN) -> None:
     """Add this project's keys, with their defaults, to a Detectron2 config.
@@ -28,6 +32,9 @@ def add_rsb_config(cfg: CN) -> None:
         UserError: if another project has a value where this one has a node with keys.
     """
     register_waiting()
+    for key in _REMOVED_KEYS:
+        if not cfg.key_is_deprecated(key):
+            cfg.register_deprecated_key(key)
     kept: List[str] = []
     if _add(cfg, _defaults(), "", kept) and kept:
         logger.warning(f"Keys that another project has set stay as they are: {', '.join(kept)}.")
@@ -251,12 +258,6 @@ def _defaults() -> CN:
     # Size, in 10^9 bytes, of the copies that are kept of images from https:// or a bucket, in the
     # same folder; those used longest ago go first. 0 keeps none.
     cfg.DATASETS.IMAGE_CACHE_GB = 10
-    # Folder of the sample data, made there when it is missing; "" makes none. Its annotations are
-    # then named in DATASETS.COCO_JSON like anybody's.
-    cfg.DATASETS.SAMPLE_DATA = ""
-    # The same of the sample data's single objects, one folder a class: what to pretrain on. Its
-    # folders train and val are then named in DATASETS.IMAGE_FOLDER.
-    cfg.DATASETS.SAMPLE_OBJECTS = ""
     # Names of the classes in the order of the model's outputs, and their category ids in the
     # annotation file. train_net.py fills them in from the data, so that OUTPUT_DIR/config.yaml
     # says what a model's classes are where the data is not.

@@ -6,9 +6,7 @@ from typing import Any, Tuple
 from detectron2.config import CfgNode
 
 # Keys of DATASETS that hold a path, or a list of paths ...
-_PATHS_OF_DATASETS = (
-    *("CACHE", "SAMPLE_DATA", "SAMPLE_OBJECTS", "PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST"),
-)
+_PATHS_OF_DATASETS = ("CACHE", "PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST")
 # ... and those that hold lists of entries, with the places of the paths in an entry.
 _PATHS_IN_ENTRIES = {"COCO_JSON": (1, 2), "IMAGE_FOLDER": (1,), "TIMM": (2,)}
 

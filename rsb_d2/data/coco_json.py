@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..errors import UserError, first
+from ..errors import UserError, first, how_to_make
 from ..files import escape_address
 from ..registration import architecture_name
 from .cache.annotation_cache import CHECKED, CHECKED_WITH_MASKS, AnnotationSource, cache_folder
@@ -242,7 +242,7 @@ def _size_and_time(path: str) -> Tuple[int, int]:
     try:
         stat = os.stat(PathManager.get_local_path(path))
     except FileNotFoundError:
-        raise UserError("there is no such annotation file") from None
+        raise UserError(f"there is no such annotation file{how_to_make(path)}") from None
     except OSError as e:
         raise UserError(f"cannot be read: {e}") from None
     return stat.st_size, stat.st_mtime_ns

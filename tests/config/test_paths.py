@@ -34,8 +34,6 @@ KEYS = {
     "DATASETS.IMAGE_FOLDER": [["~name", "~/folder"]],
     "DATASETS.TIMM": [["~name", "~hfds/x", "~/root", "~split"]],
     "DATASETS.CACHE": "~/cache",
-    "DATASETS.SAMPLE_DATA": "~/sample",
-    "DATASETS.SAMPLE_OBJECTS": "~/objects",
     "DATASETS.PROPOSAL_FILES_TRAIN": ("~/p.pkl", "~/q.pkl"),
     "DATASETS.PROPOSAL_FILES_TEST": ("~/p.pkl",),
 }
@@ -61,7 +59,7 @@ def test_every_path_of_the_config_is_in_the_table_above():
     """No key that looks like a path by its default or its comment is left out."""
     cfg = get_cfg()
     add_rsb_config(cfg)
-    words = ("DIR", "FILE", "PATH", "WEIGHTS", "FOLDER", "JSON", "CACHE", "ROOT", "SAMPLE_")
+    words = ("DIR", "FILE", "PATH", "WEIGHTS", "FOLDER", "JSON", "CACHE", "ROOT")
     flat = [f"{n}.{k}" for n in ("DATASETS", "MODEL", "INPUT", "TEST") for k in cfg[n]]
     flat += [k for k in cfg if "." not in k]
     named = {key for key in flat if any(w in key.split(".")[-1] for w in words)}
@@ -74,7 +72,7 @@ def test_a_run_with_all_of_its_files_at_home(home, sample_data, monkeypatch):
     sets = str([["at_home", "~/annotations/val.json", "~/val"]])
     (home / "config.yaml").write_text(
         f"_BASE_: {CONFIGS / 'frcnn_rsb_sample.yaml'}\nOUTPUT_DIR: ~/runs/a\n"
-        f"DATASETS: {{SAMPLE_DATA: '', COCO_JSON: {sets}, TRAIN: [at_home], TEST: [at_home]}}\n"
+        f"DATASETS: {{COCO_JSON: {sets}, TRAIN: [at_home], TEST: [at_home]}}\n"
         "MODEL: {DEVICE: cpu, TIMM: {NAME: resnet10t}}\n"
     )
     cfg = setup(default_argument_parser().parse_args(["--config-file", "~/config.yaml"]))

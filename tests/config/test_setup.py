@@ -1,11 +1,8 @@
 """From the command line to a checked config and an output folder."""
 
 import errno
-import functools
-import importlib
 import logging
 import os
-import shutil
 import tempfile
 from types import SimpleNamespace
 
@@ -13,7 +10,6 @@ import pytest
 from detectron2.engine import default_argument_parser
 
 from rsb_d2 import UserError
-from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.config.setup import setup
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.data.bad_input import Case, check_stop, opts
@@ -140,23 +136,6 @@ def test_output_dir_that_cannot_be_written(run_folder, monkeypatch):
     (run_folder / "a_file").write_text("")
     with pytest.raises(UserError, match="OUTPUT_DIR: cannot write to a_file/output"):
         call_setup(run_folder, monkeypatch, "OUTPUT_DIR", "a_file/output")
-
-
-def test_sample_data_is_made_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    module = importlib.import_module("rsb_d2.addons.workbench.sample")
-    few = functools.partial(make_sample_data, num_train=4, num_val=2)
-    monkeypatch.setattr(module, "make_sample_data", few)
-    args = default_argument_parser().parse_args(["--config-file", CONFIG])
-    cfg = setup(args)
-    assert sorted(os.listdir("datasets/rsb_sample")) == [
-        "annotations",
-        "sample.json",
-        "train",
-        "val",
-    ]
-    assert cfg.is_frozen()
-    shutil.rmtree("datasets")
 
 
 def test_a_log_on_a_full_disk_says_nothing_about_it(run_folder, monkeypatch, tmp_path, capfd):

@@ -33,6 +33,7 @@ NOT_RUN = {
     r"python train_net\.py .*SOLVER\.MAX_ITER \d{5}": "takes days",
     r"python train_net\.py --config-file configs/pretrain/\w+_rsb_a\d": "needs ImageNet",
     r"python tools/(benchmark|miniature)\.py": "takes long; tests/benchmarks runs the measurements",
+    r"python tools/sample_data\.py": "takes long; every folder has a few images of the sample data",
 }
 NOT_SHELL = ("", "yaml", "bibtex")
 # In the README: commands that take longest and have tests of their own.

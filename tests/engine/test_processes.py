@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(
 # two processes is that over one.
 FIXED = [
     *("--config-file", str(ROOT / "configs" / "frcnn_rsb_sample.yaml")),
-    *("DATASETS.SAMPLE_DATA", "", "MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM_EVAL", "True"),
+    *("MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM_EVAL", "True"),
     *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
     *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20"),
     *("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", "0", "MODEL.RPN.NMS_THRESH", "1.0"),

@@ -19,7 +19,7 @@ from tests.helpers.paths import CONFIGS, ROOT
 from tests.helpers.runs.resumable_run import load, make_config
 
 LONG = [
-    *("DATASETS.SAMPLE_DATA", "", "MODEL.TIMM.NAME", "resnet10t", "SOLVER.IMS_PER_BATCH", "2"),
+    *("MODEL.TIMM.NAME", "resnet10t", "SOLVER.IMS_PER_BATCH", "2"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.MAX_ITER", "100000"),
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
     *("SOLVER.CHECKPOINT_PERIOD", "100000", "TEST.EVAL_PERIOD", "0", "SOLVER.OPTIMIZER", "SGD"),

@@ -161,7 +161,7 @@ def test_an_evaluation_leaves_the_config_of_the_run(run_folder, kept_run, output
     data = run_folder / "datasets" / "rsb_sample"
     sets = [["val", f"{data}/annotations/val.json", f"{data}/val"]]
     words = ["--config-file", str(CONFIGS / "frcnn_rsb_sample.yaml"), "--eval-only"]
-    words += ["DATASETS.SAMPLE_DATA", "", "DATASETS.COCO_JSON", str(sets), "MODEL.DEVICE", "cpu"]
+    words += ["DATASETS.COCO_JSON", str(sets), "MODEL.DEVICE", "cpu"]
     words += ["DATASETS.TEST", "('val',)", "MODEL.TIMM.NAME", "resnet10t"]
     words += ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(output)]
     before = names_in(output)

@@ -53,7 +53,6 @@ def split_commands(block: str) -> List[str]:
 # Models, images and schedules of seconds, in the place of the configs' own.
 SECONDS = {
     "MODEL": {"TIMM": {"NAME": "resnet18"}, "FPN": {"OUT_CHANNELS": 32}, "DEVICE": "cpu"},
-    "DATASETS": {"SAMPLE_DATA": ""},  # which is there, and has a few images only
     "SOLVER": {"MAX_ITER": 3, "IMS_PER_BATCH": 8, "WARMUP_ITERS": 1, "STEPS": []},
     "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64},
     "DATALOADER": {"NUM_WORKERS": 0},
@@ -61,7 +60,6 @@ SECONDS = {
 # The same of a pretraining.
 PRETRAINING_SECONDS = {
     "MODEL": {"TIMM": {"NAME": "resnet18"}, "DEVICE": "cpu", "CLASSIFIER": {"NUM_CLASSES": 4}},
-    "DATASETS": {"SAMPLE_OBJECTS": ""},
     "SOLVER": {"MAX_ITER": 3, "WARMUP_ITERS": 0, "IMS_PER_BATCH": 8, "AMP": {"ENABLED": False}},
     "INPUT": {"CLASSIFIER": {"TRAIN_SIZE": 32, "TEST_SIZE": 32}},
     "DATALOADER": {"NUM_WORKERS": 0},

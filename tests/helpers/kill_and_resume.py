@@ -27,14 +27,14 @@ from rsb_d2.pretraining.evaluation import ClassificationEvaluator
 ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = [
-    *("DATASETS.SAMPLE_DATA", "", "MODEL.TIMM.NAME", "resnet10t", "MODEL.FPN.OUT_CHANNELS", "32"),
+    *("MODEL.TIMM.NAME", "resnet10t", "MODEL.FPN.OUT_CHANNELS", "32"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.001", "SOLVER.WARMUP_ITERS", "4"),
     *("INPUT.MIN_SIZE_TRAIN", "(64, 72, 80)", "INPUT.MIN_SIZE_TEST", "64"),
     *("INPUT.CROP.ENABLED", "True", "TEST.VAL_LOSS", "True"),
 ]
 SMALL_PRETRAINING = [
-    *("DATASETS.SAMPLE_OBJECTS", "", "MODEL.TIMM.NAME", "resnet10t"),
+    *("MODEL.TIMM.NAME", "resnet10t"),
     *(
         "INPUT.CLASSIFIER.REPEATS",
         "3",

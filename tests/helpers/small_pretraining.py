@@ -20,7 +20,7 @@ def options(data, *opts):
     """``KEY VALUE`` pairs that make any config of a pretraining small."""
     folders = [[f"rsb_objects_{split}", f"{data}/{split}"] for split in ("train", "val")]
     return [
-        *("DATASETS.SAMPLE_OBJECTS", "", "DATASETS.IMAGE_FOLDER", str(folders)),
+        *("DATASETS.IMAGE_FOLDER", str(folders)),
         *("DATASETS.TRAIN", "('rsb_objects_train',)", "DATASETS.TEST", "('rsb_objects_val',)"),
         *("MODEL.CLASSIFIER.NUM_CLASSES", "4", "MODEL.TIMM.NAME", "resnet18"),
         *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SOLVER.AMP.ENABLED", "False"),

@@ -31,7 +31,6 @@ SMALL = [
     *("MODEL.RETINANET.NUM_CLASSES", len(CLASS_NAMES)),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),  # what is not trained detects something, too
     *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
-    *("DATASETS.SAMPLE_DATA", ""),
     *("DATALOADER.NUM_WORKERS", 0),
     *("INPUT.MIN_SIZE_TRAIN", (64,)),
     *("INPUT.MIN_SIZE_TEST", 64),

@@ -24,7 +24,7 @@ from tests.helpers.paths import CONFIGS
 WIDTH, HEIGHT = 60, 40
 CLASSES = ["a cat", "dög", "emu"]
 BASE = [
-    *("DATASETS.SAMPLE_OBJECTS", "", "OUTPUT_DIR", "output", "MODEL.DEVICE", "cpu"),
+    *("OUTPUT_DIR", "output", "MODEL.DEVICE", "cpu"),
     *("DATASETS.IMAGE_FOLDER", "[['mine', 'train'], ['mine_val', 'val']]"),
     *("DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine_val',)"),
     *("MODEL.TIMM.NAME", "resnet10t", "MODEL.CLASSIFIER.NUM_CLASSES", "3"),

@@ -38,10 +38,10 @@ def run(monkeypatch):
 
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_pretraining_then_the_detector_from_it(run, capsys, bfloat16):
-    status, commands = run(bfloat16, 0, 0)
-    assert status == 0
+    status, (data, *trainings) = run(bfloat16, 0, 0, 0)
+    assert status == 0 and data == [sys.executable, "tools/sample_data.py"]
     cfgs = []
-    for python, program, flag, config, *opts in commands:
+    for python, program, flag, config, *opts in trainings:
         assert (python, program, flag) == (sys.executable, "train_net.py", "--config-file")
         cfgs.append(load_config(str(ROOT / config), opts))
     pretraining, detector = cfgs
@@ -58,5 +58,5 @@ def test_pretraining_then_the_detector_from_it(run, capsys, bfloat16):
 
 
 def test_a_failed_training_ends_it(run):
-    status, commands = run(True, 3)
-    assert status == 3 and len(commands) == 1
+    status, commands = run(True, 0, 3)
+    assert status == 3 and len(commands) == 2

@@ -135,7 +135,7 @@ def test_real_trainings(tmp_path):
             "MODEL: {DEVICE: cpu, TIMM: {NAME: resnet18}, FPN: {OUT_CHANNELS: 32}}\n"
             "INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}\n"
             "SOLVER: {IMS_PER_BATCH: 2}\n"
-            f"DATASETS:\n  SAMPLE_DATA: ''\n  COCO_JSON:\n"
+            "DATASETS:\n  COCO_JSON:\n"
             f"    - [rsb_sample_train, {data}/a/annotations/train.json, {data}/a/train]\n"
             f"    - [rsb_sample_val, {data}/a/annotations/val.json, {data}/a/val]\n",
         ),
@@ -145,7 +145,7 @@ def test_real_trainings(tmp_path):
     classifier = (
         "MODEL: {DEVICE: cpu, TIMM: {NAME: resnet18}}\n"
         "INPUT: {CLASSIFIER: {TRAIN_SIZE: 32, TEST_SIZE: 32}}\nSOLVER: {IMS_PER_BATCH: 8}\n"
-        f"DATASETS:\n  SAMPLE_OBJECTS: ''\n  IMAGE_FOLDER:\n"
+        "DATASETS:\n  IMAGE_FOLDER:\n"
         f"    - [rsb_objects_train, {data}/b/train]\n    - [rsb_objects_val, {data}/b/val]\n"
     )
     lines = ["import sys; sys.argv[0] = 'miniature.py'", "import miniature as m"]

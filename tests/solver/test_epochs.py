@@ -86,7 +86,7 @@ def run_setup(data, output, *opts, eval_only=False):
                 *("--config-file", str(CONFIGS / "frcnn_rsb_sample.yaml")),
                 *(["--eval-only"] if eval_only else []),
                 *("MODEL.TIMM.NAME", "resnet18", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(output)),
-                *("DATASETS.SAMPLE_DATA", "", "DATASETS.COCO_JSON", str(sets)),
+                *("DATASETS.COCO_JSON", str(sets)),
                 *("DATASETS.TRAIN", "('epochs_train',)", "DATASETS.TEST", "('epochs_val',)"),
                 *("SOLVER.IMS_PER_BATCH", "4", *opts),
             ]

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, NamedTuple
 from detectron2.data import MetadataCatalog
 
 from ...data.images import is_image_name
-from ...errors import UserError, first, printable
+from ...errors import UserError, first, how_to_make, printable
 from ...files import files_below, listing_error
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,9 @@ def list_image_folder(folder: str) -> ImageFolder:
             image, or if a file cannot be opened. The message does not name the folder.
     """
     if not os.path.isdir(folder):
-        exists = os.path.exists(folder)
-        raise UserError("is not a folder" if exists else "there is no such folder")
+        if os.path.exists(folder):
+            raise UserError("is not a folder")
+        raise UserError(f"there is no such folder{how_to_make(folder)}")
     reason = listing_error(folder)
     if reason:
         raise UserError(f"{printable(folder)} cannot be listed: {reason}")

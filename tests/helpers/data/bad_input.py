@@ -17,7 +17,7 @@ IMAGES = ("a picture.jpg", "ärger 画像.jpg", "third.jpg", "4.jpg")
 SMALL = [
     *("DATASETS.COCO_JSON", "[['mine', 'train.json', 'train'], ['mine_val', 'val.json', 'val']]"),
     *("DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine_val',)"),
-    *("DATASETS.SAMPLE_DATA", "", "MODEL.ROI_HEADS.NUM_CLASSES", "2", "MODEL.DEVICE", "cpu"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "2", "MODEL.DEVICE", "cpu"),
     *("MODEL.TIMM.NAME", "resnet18", "MODEL.WEIGHTS", "", "OUTPUT_DIR", "output"),
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32", "SEED", "1"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0"),

@@ -9,7 +9,6 @@ from tests.helpers.paths import ROOT
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")
 # A small run of the sample config on a little sample data that is already there.
 SMALL = [
-    *("DATASETS.SAMPLE_DATA", ""),
     *("MODEL.TIMM.NAME", "resnet10t"),
     *("MODEL.FPN.OUT_CHANNELS", "32"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "32"),

@@ -25,7 +25,6 @@ from ....errors import UserError, printable
 from ....evaluation.results import read_dataset_name
 from ....extensions import TASKS
 from ....registration import architecture_name
-from ..sample import make_configured
 
 # Loggers whose warnings go onto the page: registration, and Detectron2's reader.
 _LOGGERS = ("rsb_d2.data", "detectron2.data.datasets.coco")
@@ -250,7 +249,6 @@ def open_dataset(
             raise UserError(f"--images: there is no folder {args.images}")
         with_masks = bool(with_masks) and _file_has_masks(args.annotations)
         return open_files(args.annotations, args.images, with_masks=with_masks), cfg
-    make_configured(cfg)
     name = _choose_dataset(args.dataset, cfg.DATASETS[split], split, results_file)
     if with_masks:
         files = {entry[0]: entry[1] for entry in cfg.DATASETS.COCO_JSON if len(entry) == 3}

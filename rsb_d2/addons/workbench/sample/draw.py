@@ -1,4 +1,4 @@
-"""One picture of the sample data: shapes of varied size, colour and texture that overlap."""
+"""One picture of the sample data: overlapping shapes of varied size, color and texture."""
 
 import colorsys
 from typing import List, NamedTuple, Tuple
@@ -8,9 +8,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 _MAX_OBJECTS = 4
-_MIN_VISIBLE = 0.6  # part of an object that others must leave visible, so that it can be told
+_MIN_VISIBLE = 0.6  # part of an object that must stay visible, so that it can be recognized
 _OBJECT_SIZES = (0.25, 0.65)  # diameter, relative to the shorter side of the image
-_MIN_CONTRAST = 80  # between an object and what is behind it: distance of mean colours in RGB
+_MIN_CONTRAST = 80  # between an object and its background: distance of mean colors in RGB
 _SUPERSAMPLING = 4  # for smooth edges
 
 Window = Tuple[slice, slice]  # rows and columns of a picture
@@ -21,9 +21,9 @@ class Shape(NamedTuple):
 
     Args:
         class_index (int): index into ``CLASS_NAMES``.
-        polygon (np.ndarray): (N, 2) corners as x, y in pixels, with what others hide.
-        mask (np.ndarray): (H, W) of bool, with what others hide.
-        visible (np.ndarray): (H, W) of bool, without it.
+        polygon (np.ndarray): (N, 2) corners as x, y in pixels, including hidden parts.
+        mask (np.ndarray): (H, W) of bool, including hidden parts.
+        visible (np.ndarray): (H, W) of bool, without hidden parts.
     """
 
     class_index: int
@@ -36,12 +36,12 @@ def draw_picture(rng: np.random.Generator, image_size: int) -> Tuple[np.ndarray,
     """Draw a picture.
 
     Args:
-        rng (np.random.Generator): what everything is drawn from.
+        rng (np.random.Generator): the only source of randomness.
         image_size (int): longer side in pixels.
 
     Returns:
         np.ndarray: (H, W, 3) of uint8, RGB.
-        List[Shape]: 1 ... 4 objects, from back to front.
+        List[Shape]: 1 to 4 objects, from back to front.
     """
     short = image_size * 3 // 4
     size = [(image_size, image_size), (short, image_size), (image_size, short)][rng.integers(3)]
@@ -64,7 +64,7 @@ def _place_shapes(rng: np.random.Generator, size: Tuple[int, int]) -> List[Shape
             break
         front = _random_shape(rng, size)
         behind = [s._replace(visible=s.visible & ~front.mask) for s in shapes]
-        if all(map(_can_be_told, behind)):
+        if all(map(_is_recognizable, behind)):
             shapes = [*behind, front]
     return shapes
 
@@ -82,8 +82,8 @@ def _random_shape(rng: np.random.Generator, size: Tuple[int, int]) -> Shape:
     return Shape(class_index, polygon, mask, visible=mask)
 
 
-def _can_be_told(shape: Shape) -> bool:
-    """Whether enough of an object is visible, and polygons can say which part (no holes)."""
+def _is_recognizable(shape: Shape) -> bool:
+    """Return whether enough of an object is visible, without holes, which polygons cannot have."""
     if shape.visible.sum() < _MIN_VISIBLE * shape.mask.sum():
         return False
     _, hierarchy = cv2.findContours(
@@ -93,14 +93,14 @@ def _can_be_told(shape: Shape) -> bool:
 
 
 def _around(polygon: np.ndarray, size: Tuple[int, int]) -> Window:
-    """Return the pixels outside of which a polygon covers none."""
+    """Return a window that contains all pixels that a polygon touches."""
     low = np.maximum(np.floor(polygon.min(axis=0)).astype(int) - 1, 0)
     high = np.minimum(np.ceil(polygon.max(axis=0)).astype(int) + 2, size[::-1])
     return slice(low[1], high[1]), slice(low[0], high[0])
 
 
 def _smooth_mask(polygon: np.ndarray, window: Window) -> np.ndarray:
-    """Return how much of each pixel of a window a polygon covers: 0 ... 1."""
+    """Return the share of each pixel of a window that a polygon covers, from 0 to 1."""
     rows, columns = window
     height, width = rows.stop - rows.start, columns.stop - columns.start
     fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), dtype=np.uint8)
@@ -110,11 +110,11 @@ def _smooth_mask(polygon: np.ndarray, window: Window) -> np.ndarray:
     return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) / 255.0
 
 
-# ---- colours and textures ----
+# ---- colors and textures ----
 
 
 def _background(rng: np.random.Generator, size: Tuple[int, int]) -> np.ndarray:
-    """Return dull clouds under a faint pattern: (H, W, 3) in 0 ... 255."""
+    """Return dull clouds under a faint pattern: (H, W, 3), from 0 to 255."""
     gray = rng.uniform(70, 190)
     clouds = gray + rng.normal(0, 10, (4, 4, 1)) + rng.normal(0, 6, (4, 4, 3))
     clouds = cv2.resize(clouds, size[::-1], interpolation=cv2.INTER_CUBIC)
@@ -130,19 +130,19 @@ def _paint(
     shape: Shape,
     behind: np.ndarray,
 ) -> np.ndarray:
-    """Return two textured colours, of a window, that are told from the mean colour behind."""
+    """Return a window of two colors with a texture that contrast with the mean color behind."""
     for _ in range(50):
-        colour = _random_colour(rng)
-        # Bright colours go with a darker one, dark colours with a brighter one.
-        other = colour * 0.8 if colour.mean() > 110 else colour + 0.25 * (255 - colour)
-        if min(np.linalg.norm(c - behind) for c in (colour, other)) >= _MIN_CONTRAST:
+        color = _random_color(rng)
+        # Bright colors go with a darker one, dark colors with a brighter one.
+        other = color * 0.8 if color.mean() > 110 else color + 0.25 * (255 - color)
+        if min(np.linalg.norm(c - behind) for c in (color, other)) >= _MIN_CONTRAST:
             break
     diameter = np.ptp(shape.polygon, axis=0).max()
     pattern = _pattern(rng, size, window, period=max(5.0, diameter * rng.uniform(0.15, 0.3)))
-    return colour + (other - colour) * pattern[..., None]
+    return color + (other - color) * pattern[..., None]
 
 
-def _random_colour(rng: np.random.Generator) -> np.ndarray:
+def _random_color(rng: np.random.Generator) -> np.ndarray:
     hue, saturation, value = rng.uniform([0, 0.6, 0.5], [1, 1, 1])
     return 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
@@ -150,7 +150,7 @@ def _random_colour(rng: np.random.Generator) -> np.ndarray:
 def _pattern(
     rng: np.random.Generator, size: Tuple[int, int], window: Window, period: float
 ) -> np.ndarray:
-    """Return a window of a pattern of a random kind, ``period`` in pixels: 0 ... 1."""
+    """Return a window of a random kind of pattern, from 0 to 1; ``period`` is in pixels."""
     kind = rng.choice(["plain", "gradient", "stripes", "dots"])
     y, x = np.ogrid[window]
     if kind == "plain":
@@ -162,7 +162,7 @@ def _pattern(
 
     u = along(x, y)
     v = 2 * np.pi * (y * np.cos(angle) - x * np.sin(angle)) / period
-    if kind == "gradient":  # its ends lie in corners of the whole picture
+    if kind == "gradient":  # ends in corners of the picture
         ends = along(np.array([0, size[1] - 1]), np.array([[0], [size[0] - 1]]))
         return (u - ends.min()) / (ends.max() - ends.min())
     waves = {
@@ -187,8 +187,8 @@ def _star() -> np.ndarray:
     return corners
 
 
-# Corners of each class, at a distance of 1 or less from the centre. None has a hole, which a
-# polygon could not say.
+# Corners of each class, at a distance of 1 or less from the center. None has a hole, which a
+# polygon cannot have.
 _OUTLINES = {
     "circle": _arc(0, 2 * np.pi, 37)[:-1],
     "square": _arc(np.pi / 4, 2 * np.pi + np.pi / 4, 5)[:-1],

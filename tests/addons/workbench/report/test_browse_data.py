@@ -42,7 +42,7 @@ def browse(folder):
 def page(folder):
     """The page and the sheet, made from a config."""
     output = folder / "page.html"
-    words = ["--config-file", CONFIG, "--output", output, "--opts", "DATASETS.SAMPLE_DATA", ""]
+    words = ["--config-file", CONFIG, "--output", output, "--opts"]
     with catalogs_kept("rsb_sample_train", "rsb_sample_val"):
         status, out, err = call_tool("browse_data", folder, *words, "MODEL.TIMM.NAME", "resnet18")
     assert status == 0, err
@@ -152,7 +152,7 @@ def test_unusual_data_is_reported(browse, folder):
 
 
 def test_an_error_that_would_stop_a_training_is_shown(browse):
-    small = ["MODEL.TIMM.NAME", "resnet18", "DATASETS.SAMPLE_DATA", ""]
+    small = ["MODEL.TIMM.NAME", "resnet18"]
     overrides = [*small, "MODEL.ROI_HEADS.NUM_CLASSES", "55"]
     status, out, _ = browse("--config-file", CONFIG, "--num-images", "0", "--opts", *overrides)
     assert status == 0 and "Training would stop: MODEL.ROI_HEADS.NUM_CLASSES is 55" in out

@@ -63,7 +63,7 @@ def page(folder):
     output = folder / "new" / "page.html"
     words = ["--output", output, "--config-file", CONFIG, "--results", "masks.json"]
     with catalogs_kept("rsb_sample_train", "rsb_sample_val"):
-        status, _, err = call_tool("report", folder, *words, "--opts", "DATASETS.SAMPLE_DATA", "")
+        status, _, err = call_tool("report", folder, *words)
     assert status == 0, err
     assert list(output.parent.iterdir()) == [output]
     return output, read_data(output)
