@@ -1,5 +1,6 @@
-"""SIGTERM and SIGINT: a checkpoint, an exit status, and signals of forked processes."""
+"""Signals and the ends of processes: a checkpoint, an exit status, and no process left behind."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+import uuid
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,145 @@ from rsb_d2.engine.signals import SignalWatch
 from tests.helpers.paths import CONFIGS, ROOT
 from tests.helpers.runs.resumable_run import load, make_config
 
+MARK = "RSB_TEST_JOB"
+
+
+class Job:
+    """A program whose processes are known by a variable of their environment.
+
+    Args:
+        command (list): of the program.
+        log (Path): gets what it writes.
+        folder (Path): working directory.
+        environment (dict[str, str]): in addition to this process's.
+    """
+
+    def __init__(self, command, log, folder, **environment):
+        self._mark = uuid.uuid4().hex
+        self._log = log
+        with open(log, "w") as f:
+            self.process = subprocess.Popen(
+                list(map(str, command)),
+                cwd=folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment, MARK: self._mark},
+                stdout=f,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pid in self.left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def text(self):
+        return self._log.read_text()
+
+    def left(self):
+        """The processes of the job that run, by their ids."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                is_ours = f"{MARK}={self._mark}\0".encode() in (folder / "environ").read_bytes()
+                if is_ours and "\nState:\tZ" not in (folder / "status").read_text():
+                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    found[int(folder.name)] = command[:200]
+        return found
+
+    def wait_for(self, text):
+        self.wait(lambda: text in self.text() or self.process.poll() is not None)
+        assert text in self.text(), self.text()[-3000:]
+
+    def end(self, number=None, *, group=False):
+        """Send a signal, if one is given; returns the exit status when no process is left."""
+        if number is not None:
+            (os.killpg if group else os.kill)(self.process.pid, number)
+        self.wait(lambda: self.process.poll() is not None)
+        self.wait(lambda: not self.left())
+        assert not self.left(), self.text()[-3000:]
+        return self.process.returncode
+
+    def wait(self, is_done, seconds=900):
+        end = time.monotonic() + seconds
+        while not is_done() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert is_done(), (self.left(), self.text()[-3000:])
+
+
+# Of the package the one module, as the package would take seconds to import. The loader belongs to
+# the module, so it is there until Python ends. The pool and the other loader are of the user's own.
+LOADING = f"""
+import multiprocessing, sys
+sys.path.insert(0, {str(ROOT / "rsb_d2" / "data")!r})
+from torch.utils.data import DataLoader
+from workers import WorkerLoader
+
+if __name__ == "__main__":
+    ending = sys.argv[1]
+    multiprocessing.set_forkserver_preload(["torch.utils.data"])
+    images = iter(WorkerLoader(range(10**6), batch_size=None, num_workers=2))
+    assert [int(next(images)) for _ in range(4)] == [0, 1, 2, 3]
+    if ending in ("normal", "error"):
+        own = iter(DataLoader(range(10**6), num_workers=1))
+        assert int(next(own)) == 0
+    with multiprocessing.Pool(1) as pool:  # which it ends by SIGTERM
+        assert pool.map(abs, [-1]) == [1]
+    pool.join()
+    print("running", flush=True)
+    if ending == "error":
+        raise RuntimeError("as meant")
+    while ending != "normal":
+        next(images)
+"""
+
+# Python imports it before the program.
+SITECUSTOMIZE = """
+import multiprocessing, os
+multiprocessing.set_start_method(os.environ["START_METHOD"])
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts a program with a start method."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(SITECUSTOMIZE)
+
+    def start(method, program, *arguments, folder=tmp_path):
+        command = [sys.executable, "-W", "ignore", program, *arguments]
+        path = f"{site}:{ROOT}"
+        environment = {"PYTHONPATH": path, "START_METHOD": method, "CUDA_VISIBLE_DEVICES": ""}
+        return Job(command, tmp_path / "log", folder, **environment)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "method, ending",
+    [
+        *(("forkserver", "error"), ("forkserver", "SIGKILL")),
+        *(pytest.param(m, "SIGTERM", marks=pytest.mark.slow) for m in ("fork", "spawn")),
+    ],
+)
+def test_workers_end_with_the_process_that_they_load_for(start, tmp_path, method, ending):
+    (tmp_path / "loading.py").write_text(LOADING)
+    with start(method, tmp_path / "loading.py", ending) as job:
+        if ending in ("normal", "error"):
+            assert job.end() == int(ending == "error")
+            assert ("as meant" in job.text()) == (ending == "error")
+            return
+        job.wait_for("running")
+        assert len(job.left()) >= 3
+        number = getattr(signal, ending)
+        assert job.end(number, group=ending == "SIGTERM") == -number
+
+
+CONFIG = CONFIGS / "frcnn_rsb_sample.yaml"
 LONG = [
     *("MODEL.TIMM.NAME", "resnet10t", "SOLVER.IMS_PER_BATCH", "2"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.MAX_ITER", "100000"),
@@ -26,49 +167,19 @@ LONG = [
 ]
 
 
-def start(folder, output, *opts, launcher=()):
-    program = [*(launcher or [sys.executable]), str(ROOT / "train_net.py")]
-    config = ["--config-file", str(CONFIGS / "frcnn_rsb_sample.yaml")]
-    with open(f"{output}.log", "w") as log:
-        return subprocess.Popen(
-            [*program, *config, *opts, *LONG, "OUTPUT_DIR", str(output)],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def wait_for(text, output, process, timeout=120):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        log = Path(f"{output}.log").read_text()
-        if text in log:
-            return
-        assert process.poll() is None, log[-3000:]
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError(f"{text!r} is not in the log: {log[-3000:]}")
-
-
 @pytest.mark.parametrize(
     "number, status",
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
 )
 def test_a_signal_ends_the_run_with_a_checkpoint(run_folder, tmp_path, number, status):
     output = tmp_path / "run"
-    process = start(run_folder, output, "DATALOADER.NUM_WORKERS", "2")
-    try:
-        wait_for("Starting training", output, process)
-        wait_for("iter: 19", output, process)
-        os.killpg(process.pid, number)  # the loader's workers get it as well, as from Ctrl-C
-        assert process.wait(timeout=120) == status
-    finally:
-        process.kill()
-    log = Path(f"{output}.log").read_text()
+    command = [sys.executable, ROOT / "train_net.py", "--config-file", CONFIG, *LONG]
+    command += ["DATALOADER.NUM_WORKERS", "2", "OUTPUT_DIR", output]
+    with Job(command, tmp_path / "log", run_folder, CUDA_VISIBLE_DEVICES="") as job:
+        job.wait_for("iter: 19")
+        assert job.end(number, group=True) == status  # the workers get it as well, as from Ctrl-C
+        log = job.text()
     assert "Traceback" not in log
-    assert "Stopped by a signal after" in log
     newest = load(find_newest_complete(str(output)))
     assert newest["iteration"] + 1 == int(re.search(r"signal after (\d+) iter", log)[1])
     assert newest["trainer"]["data"]["num_images"] == 2 * (newest["iteration"] + 1)

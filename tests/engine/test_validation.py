@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage, get_event_storage
@@ -17,7 +16,6 @@ from torch import nn
 
 from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data
 from rsb_d2.config.check_best_metric import check_best_metric
-from rsb_d2.data import register_coco_json
 from rsb_d2.data.random_state import random_state_kept
 from rsb_d2.engine.validation import (
     EarlyStopping,
@@ -27,6 +25,7 @@ from rsb_d2.engine.validation import (
     loss_mode,
     validation_losses,
 )
+from tests.engine.test_train_step import run_forked
 from tests.helpers.devices import reproducible
 from tests.helpers.runs.scripted_training import (
     CLASS_IDS,
@@ -111,40 +110,31 @@ def test_loss_mode_leaves_nothing_to_chance():
     assert all(m.training for m in model.modules())
 
 
-def _losses_in_a_process(rank, num_processes, port, cfg, results):
-    torch.distributed.init_process_group(
-        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_processes
-    )
-    register_coco_json(cfg)
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    losses = validation_losses(model, build_validation_loader(cfg))
-    # The main process alone has evaluated; all of them stop.
-    history = MetricHistory(f"{cfg.OUTPUT_DIR}/best.json", "bbox/AP")
-    hook = EarlyStopping(1, 2, history)
-    hook.trainer = SimpleNamespace(iter=2, max_iter=10, save_checkpoint=lambda name: None)
-    if rank == 0:
-        for done in (1, 2):
-            history.add(done, 5.0)
-    hook.after_step()
-    if rank == 0:
-        history.add(3, 5.0)
-    with pytest.raises(StopTraining):
-        hook.after_step()
-    results[rank] = losses
-
-
-@pytest.mark.slow
 def test_several_processes_get_the_mean_over_all_images_and_stop_together(sample_data, tmp_path):
     cfg = make_config(sample_data, "OUTPUT_DIR", str(tmp_path))
-    torch.manual_seed(0)
-    expected = validation_losses(build_model(cfg), build_validation_loader(cfg))
-    with mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        port = 20000 + random.SystemRandom().randrange(20000)
-        mp.spawn(_losses_in_a_process, (2, port, cfg, results), nprocs=2)
-        assert results[0] == results[1]
-        assert results[0] == pytest.approx(expected, rel=1e-5)
+
+    def compute_losses():
+        torch.manual_seed(0)
+        return validation_losses(build_model(cfg), build_validation_loader(cfg))
+
+    def work(rank):
+        # Only the main process evaluates; all processes stop.
+        history = MetricHistory(f"{tmp_path}/best.json", "bbox/AP")
+        hook = EarlyStopping(1, 2, history)
+        hook.trainer = SimpleNamespace(iter=2, max_iter=10, save_checkpoint=lambda name: None)
+        stops = []
+        for values in ((1, 2), (3,)):
+            for done in values if rank == 0 else ():
+                history.add(done, 5.0)
+            try:
+                hook.after_step()
+                stops.append(False)
+            except StopTraining:
+                stops.append(True)
+        return compute_losses(), stops
+
+    of_0, of_1 = run_forked(work, tmp_path)
+    assert of_0 == of_1 == (pytest.approx(compute_losses(), rel=1e-5), [False, True])
 
 
 @pytest.mark.parametrize("norm", ["BN", pytest.param("FrozenBN", marks=pytest.mark.slow)])
