@@ -12,9 +12,8 @@ from typing import Any, Dict, List
 import torch
 
 from rsb_d2.addons.accelerate import optimize_for_inference
-from rsb_d2.addons.export.contract import input_contract
-from rsb_d2.addons.export.formats import ONNX, OPENVINO, format_of
-from rsb_d2.addons.export.running import run_model
+from rsb_d2.addons.export.export import input_contract
+from rsb_d2.addons.export.files import ONNX, OPENVINO, format_of, run_model
 from rsb_d2.data.class_names import ClassNames
 from rsb_d2.errors import UserError
 from rsb_d2.memory import reuse_freed_memory

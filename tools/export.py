@@ -25,10 +25,15 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from _program import make_parser, report_user_errors
 
 from rsb_d2 import UserError
-from rsb_d2.addons.export.export import Exported, check_output, export_detector
-from rsb_d2.addons.export.formats import NO_TORCHSCRIPT
-from rsb_d2.addons.export.images import comparison_images, read_size
-from rsb_d2.addons.export.plain import Package, check_folder, export_package
+from rsb_d2.addons.export.export import (
+    Exported,
+    check_output,
+    comparison_images,
+    export_detector,
+    read_size,
+)
+from rsb_d2.addons.export.files import NO_TORCHSCRIPT
+from rsb_d2.addons.export.package import Package, check_folder, export_package
 from rsb_d2.predictor import load_detector, load_predict_config
 
 FORMATS = ("detectron2", "openvino")

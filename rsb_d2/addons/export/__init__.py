@@ -4,19 +4,19 @@ Uses ``addons.predict`` to find images and ``addons.workbench`` for a sample ima
 """
 
 from .comparison import Detections, Difference, compare
-from .contract import input_contract
-from .dataflow import make_dataflow
-from .export import Exported, export_detector
-from .openvino_ir import run_openvino
-from .running import run_onnx, run_torch_export
-from .traceable import make_traceable
+from .export import Exported, export_detector, input_contract
+from .files import run_onnx, run_openvino, run_torch_export
+from .package import Package, export_package
+from .traceable import make_dataflow, make_traceable
 
 __all__ = [
     "Detections",
     "Difference",
     "Exported",
+    "Package",
     "compare",
     "export_detector",
+    "export_package",
     "input_contract",
     "make_dataflow",
     "make_traceable",

@@ -1,14 +1,22 @@
-"""Whether two lists of detections of one image are the same."""
+"""Comparing the detections of two models in one image."""
 
 from dataclasses import dataclass
-from typing import List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
+import torch
 
 from ...errors import UserError
 
 BOX_TOLERANCE = 0.1  # pixels
 SCORE_TOLERANCE = 1e-3  # also of a mask's probabilities
+_PACKAGE_BOX = 1e-3  # pixels of the image, also of keypoints; of packages for Detectron2
+_PACKAGE_SCORE = 1e-5
+# Where a mask's probability is 1/2 to the last digits, rounding decides; of a mask's pixels.
+_PACKAGE_MASK = 1e-3
+_FEW_PIXELS = 2
+
+Outputs = Dict[str, Any]
 
 
 @dataclass
@@ -131,3 +139,68 @@ def _pair(
         else:
             lonely.append(i)
     return pairs, lonely, np.flatnonzero(free).tolist()
+
+
+def compare_outputs(
+    expected: Outputs, found: Outputs, score_threshold: float, max_detections: int
+) -> Difference:
+    """Compare what two models found in one image.
+
+    Args:
+        expected (dict): what a detector of Detectron2 returns for an image, of the model.
+        found (dict): of the package.
+        score_threshold (float): below which the two leave out detections.
+        max_detections (int): of which the two keep the best.
+
+    Returns:
+        Difference: its ``mask`` is the largest share of a mask's pixels, or of a segmentation's.
+
+    Raises:
+        UserError: if scores differ by more than 1e-5, boxes or keypoints by more than 1e-3 pixels,
+            masks or segmentations by more than 1/1000 of their pixels, or detections are missing.
+    """
+    instances, others = expected["instances"], found["instances"]
+    pairs = []
+    difference = compare(
+        _detections(instances),
+        _detections(others),
+        score_threshold,
+        max_detections,
+        _PACKAGE_BOX,
+        _PACKAGE_SCORE,
+        pairs,
+    )
+    for i, j in pairs:
+        one, other = instances[i], others[j]
+        if one.has("pred_masks"):
+            share = _share(one.pred_masks[0], other.pred_masks[0])
+            difference.mask = max(difference.mask, share)
+        if one.has("pred_keypoints"):
+            apart = (one.pred_keypoints - other.pred_keypoints).abs()[0, :, :2].max()
+            difference.box = max(difference.box, float(apart))
+    difference.mask = max(difference.mask, _segmentation_share(expected, found))
+    if difference.box > _PACKAGE_BOX:
+        raise UserError(f"a keypoint is {difference.box:.2g} pixels off")
+    if difference.mask > _PACKAGE_MASK:
+        raise UserError(f"{difference.mask:.2%} of the pixels of a mask or segmentation differ")
+    return difference
+
+
+def _detections(instances) -> Detections:
+    return Detections(
+        instances.pred_boxes.tensor.numpy(),
+        instances.scores.numpy(),
+        instances.pred_classes.numpy(),
+    )
+
+
+def _share(one: torch.Tensor, other: torch.Tensor) -> float:
+    count = int((one != other).sum())
+    return count / max(int((one | other).sum()), 1) if count > _FEW_PIXELS else 0.0
+
+
+def _segmentation_share(expected: Outputs, found: Outputs) -> float:
+    if "sem_seg" not in expected:
+        return 0.0
+    one, other = (np.asarray(o["sem_seg"].argmax(dim=0)) for o in (expected, found))
+    return float((one != other).mean())

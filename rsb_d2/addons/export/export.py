@@ -1,25 +1,42 @@
-"""From a detector to a file that has been run, and found to compute the same."""
+"""From a detector to a file that has been run and computes the same results."""
 
+import json
+import logging
 import os
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Dict, List, Tuple
 
+import detectron2
 import numpy as np
+import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from PIL import Image
 from torch import nn
 
+from ...data import register_coco_json
 from ...data.class_names import ClassNames
+from ...data.images import BadImageError, read_image
 from ...errors import UserError, is_utf8
 from ...files import whole_file
 from ...predictor import Predictor
+from ..predict.files import find_images
+from ..workbench.sample.draw import draw_picture
 from .comparison import Detections, Difference, compare
-from .contract import input_contract, pad_color
-from .dataflow import make_dataflow, smallest_side
-from .formats import format_of
-from .images import fit
-from .running import Detector, on_cpu, run_model
+from .files import Detector, format_of, on_cpu, run_model
+from .traceable import make_dataflow, smallest_side
+
+logger = logging.getLogger(__name__)
+
+# Shorter sides are not tested.
+MIN_SIDE = 32
+
+_NUM_IMAGES = 4
+
+
+# ---- exporting ----
 
 
 @dataclass
@@ -168,3 +185,159 @@ def _compare_all(
                 f"{width} x {height}: {e}"
             ) from None
     return total
+
+
+# ---- the metadata of a file ----
+
+
+def input_contract(
+    cfg: CfgNode, classes: ClassNames, size: Tuple[int, int] | None = None
+) -> Dict[str, str]:
+    """The metadata of an exported file.
+
+    Args:
+        cfg (CfgNode): of the model.
+        classes (ClassNames): of the model.
+        size (tuple[int, int] or None): height and width, of a file that takes no others.
+
+    Returns:
+        dict[str, str]: as ``docs/deployment.md`` describes it.
+
+    Raises:
+        UserError: if the model does not take images of three channels.
+    """
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; only RGB and BGR can be exported")
+    contract = {
+        "input_layout": "height, width, channel",
+        "input_dtype": "uint8",
+        "input_channels": cfg.INPUT.FORMAT,
+        "input_normalization": "inside the model",
+        **(_free_size(cfg) if size is None else _fixed_size(cfg, size)),
+        "resize_filter": "bilinear, as of Pillow, before the model",
+        "boxes": "x0, y0, x1, y1 in pixels of the input",
+        "classes": "index into class_names",
+        "class_names": json.dumps(classes.names, ensure_ascii=False),
+        "class_ids": json.dumps(classes.ids),
+        "score_threshold": repr(score_threshold(cfg)),
+        "max_detections": str(cfg.TEST.DETECTIONS_PER_IMAGE),
+        "architecture": cfg.MODEL.META_ARCHITECTURE,
+        "made_by": f"rsb_d2, Detectron2 {detectron2.__version__}, torch {torch.__version__}",
+    }
+    if cfg.MODEL.MASK_ON and not _is_retinanet(cfg):
+        contract["masks"] = "probabilities in the box, to be pasted; see docs/deployment.md"
+    return contract
+
+
+def pad_color(cfg: CfgNode) -> Tuple[int, ...]:
+    """The color that normalising makes nearly 0, which is what Detectron2 pads with.
+
+    Args:
+        cfg (CfgNode): of the model.
+
+    Returns:
+        tuple[int, ...]: in 0 ... 255, channels as in ``INPUT.FORMAT``.
+    """
+    return tuple(min(max(round(mean), 0), 255) for mean in cfg.MODEL.PIXEL_MEAN)
+
+
+def _free_size(cfg: CfgNode) -> Dict[str, str]:
+    return {
+        "input_min_side": str(MIN_SIDE),
+        "resize_short_side": str(cfg.INPUT.MIN_SIZE_TEST),
+        "resize_long_side_max": str(cfg.INPUT.MAX_SIZE_TEST),
+    }
+
+
+def _fixed_size(cfg: CfgNode, size: Tuple[int, int]) -> Dict[str, str]:
+    return {
+        "input_height": str(size[0]),
+        "input_width": str(size[1]),
+        "pad_color": json.dumps(pad_color(cfg)),
+    }
+
+
+def score_threshold(cfg: CfgNode) -> float:
+    """The lowest score of a detection, of the kind of model that a config has."""
+    node = cfg.MODEL.RETINANET if _is_retinanet(cfg) else cfg.MODEL.ROI_HEADS
+    return float(node.SCORE_THRESH_TEST)
+
+
+def _is_retinanet(cfg: CfgNode) -> bool:
+    return "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
+
+
+# ---- images to compare on ----
+
+
+def comparison_images(cfg: CfgNode, inputs: List[str]) -> List[np.ndarray]:
+    """Read images that a user names, or else the first of the test data, or else draw some.
+
+    Args:
+        cfg (CfgNode): its ``DATASETS`` and ``INPUT.FORMAT``.
+        inputs (list[str]): images, folders and globs; may be empty.
+
+    Returns:
+        list[ndarray]: uint8 (H, W, 3), channels as in ``INPUT.FORMAT``.
+
+    Raises:
+        UserError: if one that is named cannot be read; one of the test data is left out instead,
+            with a warning.
+    """
+    images = []
+    for path in [path for path, _ in find_images(inputs)] if inputs else _test_images(cfg):
+        try:
+            images.append(np.ascontiguousarray(read_image(path, cfg.INPUT.FORMAT)))
+        except BadImageError as e:
+            if inputs:
+                raise UserError(f"--images: cannot read {e.path}: {e.reason}") from None
+            logger.warning(f"Not compared on {e.path}: {e.reason}")
+    if images:
+        return images
+    pictures = [draw_picture(np.random.default_rng(i), 640)[0] for i in range(_NUM_IMAGES)]
+    return pictures if cfg.INPUT.FORMAT == "RGB" else [p[:, :, ::-1] for p in pictures]
+
+
+def read_size(text: str) -> Tuple[int, int] | None:
+    """Height and width in pixels of ``--image-size``; none if it is empty.
+
+    Raises:
+        UserError: if it is not of the form 640x853, or a side is too short.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not match:
+        raise UserError(f"--image-size is {text!r}; write height x width, as 640x853")
+    size = int(match.group(1)), int(match.group(2))
+    if min(size) < MIN_SIDE:
+        raise UserError(f"--image-size is {text}; a side must have {MIN_SIDE} pixels or more")
+    return size
+
+
+def fit(image: np.ndarray, size: Tuple[int, int], color: Tuple[int, ...]) -> np.ndarray:
+    """Put an image, as large as it goes, into the upper left corner of a canvas.
+
+    Args:
+        image (ndarray): uint8 (H, W, 3).
+        size (tuple[int, int]): height and width of the canvas.
+        color (tuple[int, ...]): of the rest of it.
+
+    Returns:
+        ndarray: uint8, of ``size``.
+    """
+    height, width = size
+    factor = min(height / image.shape[0], width / image.shape[1])
+    sides = [max(1, int(side * factor + 0.5)) for side in image.shape[1::-1]]
+    canvas = Image.new("RGB", (width, height), color)
+    canvas.paste(Image.fromarray(image).resize(sides, Image.Resampling.BILINEAR))
+    return np.array(canvas)
+
+
+def _test_images(cfg: CfgNode) -> List[str]:
+    try:
+        register_coco_json(cfg, eval_only=True)
+        records = DatasetCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else []
+    except (UserError, OSError, KeyError):
+        return []  # the data need not be where the model is exported
+    return [r["file_name"] for r in records[:_NUM_IMAGES] if os.path.isfile(r["file_name"])]

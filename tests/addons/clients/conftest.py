@@ -9,7 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
-from rsb_d2.addons.export.plain import export_package
+from rsb_d2.addons.export.package import export_package
 from rsb_d2.addons.predict.bgr_predictor import BGRPredictor
 from rsb_d2.addons.workbench.sample.draw import draw_picture
 from rsb_d2.predictor import Predictor

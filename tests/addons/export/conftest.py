@@ -25,3 +25,13 @@ def exported(tmp_path_factory):
         return done[kind, suffix]
 
     return export
+
+
+@pytest.fixture(scope="session")
+def fixed_openvino(tmp_path_factory):
+    """A model, and its files of one size for OpenVINO."""
+    pytest.importorskip("openvino")
+    cfg = make_seeded_config("faster", *THRESHOLD)
+    model = make_seeded_model(cfg)
+    path = str(tmp_path_factory.mktemp("openvino") / "m.xml")
+    return model, export_detector(cfg, model, NAMES, path, pictures(), (100, 170))

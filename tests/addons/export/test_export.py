@@ -1,88 +1,87 @@
-"""Exported files compute what the model does, and none is written that does not."""
+"""Exported files compute what the model does, and a file that does not is not written."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling.roi_heads import StandardROIHeads
 from PIL import Image
 
 from rsb_d2 import UserError
 from rsb_d2.addons.export import (
     Detections,
     compare,
+    export,
     export_detector,
-    images,
+    make_dataflow,
     run_onnx,
+    run_openvino,
     run_torch_export,
 )
-from rsb_d2.addons.export.export import check_output
-from rsb_d2.addons.export.images import comparison_images
-from rsb_d2.addons.export.running import run_model
+from rsb_d2.addons.export.export import check_output, comparison_images, fit, read_size
+from rsb_d2.addons.export.files import Format, run_model
 from rsb_d2.predictor import load_detector, load_predict_config
-from tests.helpers.models.exporting import (
-    NAMES,
-    THRESHOLD,
-    pictures,
-    small,
-)
-from tests.helpers.runs.programs import call_tool
+from tests.helpers.models.exporting import NAMES, THRESHOLD, pictures, small
+from tests.helpers.runs.programs import call_tool, load_tool
 from tests.helpers.seeded_run import make_seeded_config, make_seeded_model, make_seeded_run
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
+SIZE = (100, 170)
+SLOW_KINDS = [pytest.param(k, marks=pytest.mark.slow) for k in ("mask", "cascade", "retinanet")]
 
-@pytest.mark.parametrize(
-    "kind",
-    ["faster", *(pytest.param(k, marks=pytest.mark.slow) for k in ("mask", "retinanet"))],
-)
-def test_onnx_computes_what_the_model_does(exported, kind):
+
+def random_image(seed, size):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+# ---- ONNX ----
+
+
+@pytest.mark.parametrize("kind", ["faster", *SLOW_KINDS])
+def test_onnx_file_equals_the_model(exported, kind):
+    """In onnxruntime and in OpenVINO; sides that are padded, and multiples of 32."""
     model, result = exported(kind)
     assert len(set(result.sizes)) >= 3
-    assert result.difference.detections >= 10
-    assert result.difference.box < 0.1 and result.difference.score < 1e-3
-    onnx, torch_model = run_onnx(result.path), run_model(model)
-    total = 0
-    for seed, size in enumerate([(32, 32), (33, 250), (301, 77), (160, 224)]):
-        rng = np.random.default_rng(seed)
-        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        expected = torch_model(image)
-        difference = compare(expected, onnx(image), 0.3, 100)
-        assert difference.box < 1e-2 and difference.score < 1e-4 and difference.mask < 1e-4
-        assert (expected.masks is not None) == (kind == "mask")
-        total += difference.detections
-    assert total >= 20  # a comparison of nothing proves nothing
-
-
-@pytest.mark.slow
-def test_cascade_mask_rcnn_is_exported_too(exported):
-    _, result = exported("cascade")
     assert result.difference.detections >= 5
+    assert result.difference.box < 0.1 and result.difference.score < 1e-3
+    torch_model, runtimes = run_model(model), [run_onnx(result.path)]
+    try:
+        runtimes.append(run_openvino(result.path))
+    except UserError:  # not installed
+        pass
+    for run in runtimes:
+        total = 0
+        for seed, size in enumerate([(32, 32), (33, 250), (301, 77), (160, 224)]):
+            image = random_image(seed, size)
+            expected = torch_model(image)
+            difference = compare(expected, run(image), 0.3, 100)
+            assert difference.box < 1e-2 and difference.score < 1e-4 and difference.mask < 1e-4
+            assert (expected.masks is not None) == (kind in ("mask", "cascade"))
+            total += difference.detections
+        assert total >= 20  # a comparison of nothing proves nothing
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(k, marks=pytest.mark.slow) for k in ("faster", "mask", "cascade", "retinanet")],
-)
-def test_torch_export_computes_what_the_model_does(exported, kind):
-    model, result = exported(kind, "pt2")
-    assert result.difference.detections >= 5 and len(set(result.sizes)) >= 3
-    min_side = 129 if kind == "retinanet" else 65
-    assert result.contract["input_min_side"] == str(min_side)
-    program, torch_model = run_torch_export(result.path), run_model(model)
-    total = 0
-    for seed, size in enumerate([(min_side, min_side), (min_side + 1, 257), (301, 160)]):
-        image = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-        expected = torch_model(image)
-        difference = compare(expected, program(image), 0.3, 100)
-        assert difference.box < 1e-3 and difference.score < 1e-5 and difference.mask < 1e-5
-        assert (expected.masks is not None) == (kind in ("mask", "cascade"))
-        total += difference.detections
-    assert total >= 20
-    about = {"metadata.json": ""}
-    torch.export.load(result.path, extra_files=about)
-    assert json.loads(about["metadata.json"]) == result.contract
+@pytest.mark.slow  # the same by OpenVINO's format below
+def test_onnx_with_a_fixed_size(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    cfg = make_seeded_config("faster", *THRESHOLD)
+    model = make_seeded_model(cfg)
+    path = str(tmp_path / "model.onnx")
+    result = export_detector(cfg, model, NAMES, path, pictures(1), SIZE)
+    session = runtime.InferenceSession(path)
+    assert session.get_inputs()[0].shape == [*SIZE, 3]
+    contract = session.get_modelmeta().custom_metadata_map
+    assert contract == result.contract
+    assert (contract["input_height"], contract["input_width"]) == ("100", "170")
+    assert json.loads(contract["pad_color"]) == [124, 116, 104]  # the mean of ImageNet
+    assert not {"resize_short_side", "input_min_side"} & set(contract)
+    image = random_image(5, SIZE)
+    assert compare(run_model(model)(image), run_onnx(path)(image), 0.3, 100).detections >= 5
 
 
 @pytest.mark.parametrize("kind", ["faster", pytest.param("retinanet", marks=pytest.mark.slow)])
@@ -113,30 +112,118 @@ def test_a_model_is_exported_from_where_it_is(tmp_path, device):
     assert model.device.type == torch.device(device).type
 
 
-# ---- mistakes ----
+# ---- OpenVINO ----
 
 
-def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
-    cfg = make_seeded_config("faster", *THRESHOLD)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["faster", "mask", "cascade", "retinanet"])
+def test_openvino_file_equals_the_model(exported, kind):
+    pytest.importorskip("openvino")
+    model, result = exported(kind, "xml")
+    assert len(set(result.sizes)) >= 3
+    image = random_image(6, (33, 250))
+    found = run_openvino(result.path)(image)
+    assert compare(run_model(model)(image), found, 0.3, 100).detections >= 5
+
+
+@pytest.mark.slow
+def test_openvino_file_with_a_fixed_size(fixed_openvino):
+    openvino = pytest.importorskip("openvino")
+    model, result = fixed_openvino
+    assert [os.path.basename(file) for file in result.files] == ["m.xml", "m.bin"]
+    assert sorted(os.listdir(os.path.dirname(result.path))) == ["m.bin", "m.xml"]
+    assert set(result.sizes) == {SIZE} and result.difference.detections >= 10
+    read = openvino.Core().read_model(result.path)
+    assert list(read.input().shape) == [*SIZE, 3]
+    about = {key: value.value for key, value in read.get_rt_info()["framework"].items()}
+    assert about == result.contract
+    assert [o.any_name for o in read.outputs] == ["boxes", "scores", "classes"]
+    weights = sum(p.numel() * 4 for p in model.parameters())  # in float32
+    assert os.path.getsize(result.files[1]) > 0.6 * weights  # residual branches of 0 are one
+    image = random_image(5, SIZE)
+    difference = compare(run_model(model)(image), run_openvino(result.path)(image), 0.3, 100)
+    assert difference.detections >= 5 and difference.box < 1e-2 and difference.score < 1e-4
+
+
+# ---- torch.export ----
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow) for k in ("faster", "mask", "cascade", "retinanet")],
+)
+def test_torch_export_file_equals_the_model(exported, kind):
+    model, result = exported(kind, "pt2")
+    assert result.difference.detections >= 5 and len(set(result.sizes)) >= 3
+    min_side = 129 if kind == "retinanet" else 65
+    assert result.contract["input_min_side"] == str(min_side)
+    program, torch_model = run_torch_export(result.path), run_model(model)
+    total = 0
+    for seed, size in enumerate([(min_side, min_side), (min_side + 1, 257), (301, 160)]):
+        image = random_image(seed, size)
+        expected = torch_model(image)
+        difference = compare(expected, program(image), 0.3, 100)
+        assert difference.box < 1e-3 and difference.score < 1e-5 and difference.mask < 1e-5
+        assert (expected.masks is not None) == (kind in ("mask", "cascade"))
+        total += difference.detections
+    assert total >= 20
+    about = {"metadata.json": ""}
+    torch.export.load(result.path, extra_files=about)
+    assert json.loads(about["metadata.json"]) == result.contract
+
+
+@pytest.mark.parametrize("kind", ["faster", "mask", "cascade", "stock cascade", "retinanet"])
+@pytest.mark.parametrize("threshold", ["0.3", "1.0"])
+def test_dataflow_equals_detectron2s_inference(kind, threshold):
+    opts = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", threshold]
+    opts += ["MODEL.RETINANET.SCORE_THRESH_TEST", threshold]
+    if kind.startswith("stock"):
+        opts += ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"]
+    model = make_seeded_model(make_seeded_config(kind.split()[-1], *opts)).requires_grad_(False)
+    expected, dataflow = run_model(model), make_dataflow(model)
+    for image in pictures(2, 160):
+        found = Detections(*(o.numpy() for o in dataflow(torch.from_numpy(image))))
+        difference = compare(expected(image), found, float(threshold), 100)
+        assert difference.box < 1e-3 and difference.score < 1e-5 and difference.mask < 1e-5
+        assert (difference.detections >= 3) == (threshold == "0.3")
+
+
+def test_torch_export_refuses_small_images_and_other_heads(tmp_path):
+    cfg = make_seeded_config("retinanet", *THRESHOLD)  # whose images get 96 pixels, of 129
     model = make_seeded_model(cfg)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"an earlier one")
-    from rsb_d2.addons.export import export
+    with pytest.raises(UserError, match="resized to 96 x 96, .* of 129 pixels or more"):
+        export_detector(cfg, model, NAMES, str(tmp_path / "m.pt2"), [np.zeros((9, 9, 3), np.uint8)])
 
-    right = export.run_model(model)
+    class OtherHeads(StandardROIHeads):
+        pass
 
-    def slightly_wrong(_):
-        def run(image):
-            found = right(image)
-            return Detections(found.boxes + 0.2, found.scores, found.classes)
+    model = make_seeded_model(make_seeded_config("faster"))
+    model.roi_heads.__class__ = OtherHeads
+    with pytest.raises(UserError, match="OtherHeads cannot be exported with torch.export"):
+        make_dataflow(model)
+    assert not list(tmp_path.iterdir())
 
-        return run
 
-    monkeypatch.setattr(export, "run_model", slightly_wrong)
-    with pytest.raises(UserError, match="model.onnx was not written.*image of 96 x 1"):
-        export_detector(cfg, model, NAMES, str(path), pictures(1))
-    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-    assert path.read_bytes() == b"an earlier one"
+C4 = [
+    *("MODEL.BACKBONE.NAME", "build_timm_c4_backbone", "MODEL.TIMM.OUT_FEATURES", "['res4']"),
+    *("MODEL.RPN.IN_FEATURES", "['res4']", "MODEL.ROI_HEADS.IN_FEATURES", "['res4']"),
+    *("MODEL.ROI_HEADS.NAME", "TimmRes5ROIHeads", "MODEL.ROI_MASK_HEAD.NUM_CONV", "0"),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64, 128]]", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
+]
+
+
+def test_c4_detectors_are_exported_to_onnx_only(tmp_path):
+    """The export compares the file with the model, on images of several sizes."""
+    cfg = make_seeded_config("mask", *THRESHOLD, *C4)
+    detector = cfg, make_seeded_model(cfg)
+    result = export_detector(*detector, NAMES, str(tmp_path / "c4.onnx"), pictures())
+    assert len(set(result.sizes)) >= 3 and result.difference.detections >= 5
+    assert result.difference.box < 0.1 and result.difference.score < 1e-3
+    with pytest.raises(UserError, match="^TimmRes5ROIHeads cannot .*: name a file in .onnx$"):
+        export_detector(*detector, NAMES, str(tmp_path / "c4.pt2"), pictures())
+
+
+# ---- mistakes ----
 
 
 def test_nothing_detected_is_nothing_compared(tmp_path):
@@ -183,10 +270,79 @@ def test_a_bad_image_of_the_test_data_is_left_out(tmp_path, monkeypatch, caplog)
     Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
     paths = [str(tmp_path / "b.png"), str(tmp_path / "a.png")]
-    monkeypatch.setattr(images, "_test_images", lambda cfg: paths)
+    monkeypatch.setattr(export, "_test_images", lambda cfg: paths)
     (image,) = comparison_images(make_seeded_config("faster"), [])
     assert (image == pictures(1)[0]).all()
     assert "b.png: it is no image" in caplog.text and "--images" not in caplog.text
+
+
+def test_files_that_differ_are_not_written(tmp_path, monkeypatch):
+    cfg = make_seeded_config("faster", *THRESHOLD)
+    model = make_seeded_model(cfg)
+    for name in ("model.xml", "model.bin"):
+        (tmp_path / name).write_bytes(b"an earlier one")
+
+    def load(xml, weights):
+        contents = [open(path, "rb").read() for path in (xml, weights)]
+        assert contents == [b"a graph", b"its weights"]
+
+        def run(image):
+            found = run_model(model)(image)
+            found.boxes = found.boxes + 0.2
+            return found
+
+        return run
+
+    kind = Format((".xml", ".bin"), lambda m: m, lambda *_: (b"a graph", b"its weights"), load)
+    monkeypatch.setattr(export, "format_of", lambda path: kind)
+    path = str(tmp_path / "model.xml")
+    with pytest.raises(UserError, match="model.xml was not written.*image of 96 x 64"):
+        export_detector(cfg, model, NAMES, path, pictures(1), (64, 96))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    assert {p.read_bytes() for p in tmp_path.iterdir()} == {b"an earlier one"}
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (("--output", "m.onnx", "--format", "openvino"), "--output: m.onnx must end in .xml with"),
+        (("--output", "m.onnx", "--image-size", "640"), "--image-size is '640'; write height x"),
+        (("--output", "m.onnx", "--image-size", "0x90"), "0x90; a side must have 32 pixels"),
+        (("--output", "m.onnx", "--format", "torchscript"), "--format torchscript: TorchScript"),
+        (("--output", "m.pt2", "--image-size", "64x90"), "--image-size: m.pt2 takes images of any"),
+        (
+            ("--output", "m", "--format", "detectron2", "--image-size", "64x90"),
+            "--image-size: Detectron2 resizes images",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(options, says, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export.py", "--run", "none", *options])
+    assert load_tool("export").main() == 2
+    said = capsys.readouterr().err
+    assert says in said and len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_openvino_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match="two packages more: pip install openvino onnx"):
+        check_output("model.xml")
+
+
+def test_image_size_is_height_x_width():
+    assert read_size("640x853") == (640, 853) and read_size("") is None
+    for wrong in ("640 x 853", "-640x853", "640x853x3", "1e3x90", "x90"):
+        with pytest.raises(UserError, match="write height x width, as 640x853"):
+            read_size(wrong)
+
+
+def test_an_image_is_fitted_into_a_size():
+    image = np.full((40, 20, 3), 200, np.uint8)
+    fitted = fit(image, (60, 90), (1, 2, 3))
+    assert fitted.shape == (60, 90, 3) and fitted.dtype == np.uint8
+    assert (fitted[:, :30] == 200).all() and (fitted[:, 30:] == [1, 2, 3]).all()
 
 
 @pytest.mark.slow
@@ -203,3 +359,50 @@ def test_the_program(tmp_path):
     assert classes == NAMES
     image = small(cfg, pictures(1))[0]
     compare(run_model(model)(image), run_onnx(str(output))(image), 0.3, 100)
+
+
+# ---- the comparison ----
+
+
+def make_detections(boxes, scores, classes, masks=None):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return Detections(boxes, np.array(scores, np.float32), np.array(classes), masks)
+
+
+BOX = [10.0, 10.0, 20.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    "found, message",
+    [
+        (make_detections([[10.2, 10, 20, 20]], [0.8], [1]), "1 of 1 detections are missing"),
+        (make_detections([BOX], [0.802], [1]), "1 of 1 detections are missing"),
+        (make_detections([BOX], [0.8], [2]), "class 1, score 0.8000"),
+        (make_detections([], [], []), "1 of 1 detections are missing and 0 are new"),
+        (make_detections([BOX, BOX], [0.8, 0.8], [1, 1]), "0 of 1 .* 1 are new, new for one"),
+    ],
+)
+def test_compare_names_a_difference(found, message):
+    with pytest.raises(UserError, match=message):
+        compare(make_detections([BOX], [0.8], [1]), found)
+
+
+def test_compare_pairs_in_any_order_and_forgives_at_the_threshold():
+    other = [50.0, 50.0, 70.0, 80.0]
+    expected = make_detections([BOX, other, BOX], [0.8, 0.79999, 0.3004], [1, 1, 2])
+    found = make_detections([other, [10.05, 10, 20, 20]], [0.8, 0.7999], [1, 1])
+    with pytest.raises(UserError):
+        compare(expected, found)
+    difference = compare(expected, found, score_threshold=0.3)
+    assert difference.detections == 2
+    assert difference.box == pytest.approx(0.05, abs=1e-4)
+    # A full list: which of equal scores was the last one in is no difference.
+    compare(expected, found, score_threshold=0.05, max_detections=3)
+
+
+def test_compare_looks_at_masks():
+    masks = np.full((1, 28, 28), 0.5, np.float32)
+    expected = make_detections([BOX], [0.8], [1], masks)
+    assert compare(expected, make_detections([BOX], [0.8], [1], masks + 1e-4)).mask > 0
+    with pytest.raises(UserError, match="mask"):
+        compare(expected, make_detections([BOX], [0.8], [1], masks + 0.01))

@@ -10,8 +10,8 @@ from torch import nn
 from torchvision.ops import boxes as box_ops
 
 from rsb_d2.addons.export import export_detector, run_onnx
-from rsb_d2.addons.export.nms import batched_nms_in_double, traceable_nms
-from rsb_d2.addons.export.running import run_model
+from rsb_d2.addons.export.files import run_model
+from rsb_d2.addons.export.traceable import batched_nms_in_double, traceable_nms
 from rsb_d2.data.class_names import ClassNames
 from tests.helpers.models.exporting import THRESHOLD
 from tests.helpers.seeded_run import make_seeded_config

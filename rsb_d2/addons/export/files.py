@@ -1,0 +1,300 @@
+"""The kinds of files that a detector is exported to: writing them, and running them on an image."""
+
+import copy
+import io
+import json
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Callable, Dict, Tuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...errors import UserError
+from .comparison import Detections
+from .traceable import OUTPUTS, make_dataflow, make_traceable
+
+Detector = Callable[[np.ndarray], Detections]
+
+# RoiAlign with the half-pixel offset of ROIAlignV2 is of 16.
+_OPSET = 17
+
+ONNX, OPENVINO, TORCH_EXPORT = ".onnx", ".xml", ".pt2"
+
+NO_TORCHSCRIPT = (
+    "TorchScript is deprecated by torch and no longer written; write a file that ends in "
+    f"{TORCH_EXPORT} for torch.export or in {ONNX}"
+)
+
+# Left alone, OpenVINO computes in bfloat16 where the processor does.
+IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+# ---- running ----
+
+
+def import_onnx() -> Tuple:
+    """Import ``onnx`` and ``onnxruntime``.
+
+    Raises:
+        UserError: if they are not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as e:
+        raise UserError(f"ONNX needs two packages more: pip install onnx onnxruntime ({e})") from e
+    return onnx, onnxruntime
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    """A model as a file of it is made and run: itself where it is on the CPU, else a copy there."""
+    if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        return model
+    return copy.deepcopy(model).to("cpu")
+
+
+def run_onnx(path: str, threads: int = 0) -> Detector:
+    """Load an ONNX file into onnxruntime, on the CPU.
+
+    Args:
+        path (str): of an exported file.
+        threads (int): to compute with; as many as onnxruntime thinks best by default.
+
+    Returns:
+        callable: from a uint8 image (H, W, 3) to its :class:`Detections`.
+    """
+    _, onnxruntime = import_onnx()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda image: Detections(*session.run(None, {"image": image}))
+
+
+def run_torch_export(path: str) -> Detector:
+    """Load a file of ``torch.export``; as :func:`run_onnx`."""
+    with open(path, "rb") as f:  # by its name torch would ask for the ending .pt2
+        function = torch.export.load(f).module()
+
+    def run(image: np.ndarray) -> Detections:
+        with torch.no_grad():
+            return _detections(*function(torch.as_tensor(image))[: len(OUTPUTS)])
+
+    return run
+
+
+def run_model(model: nn.Module) -> Detector:
+    """Run a detector of Detectron2 as it is; as :func:`run_onnx`."""
+
+    def run(image: np.ndarray) -> Detections:
+        batch = [{"image": torch.as_tensor(image).permute(2, 0, 1)}]
+        with torch.no_grad():
+            instances = model(batch)[0]["instances"]
+            if not instances.has("pred_masks"):
+                return _detections(
+                    instances.pred_boxes.tensor, instances.scores, instances.pred_classes
+                )
+            # The masks before they are pasted into the image.
+            instances = model.inference(batch, do_postprocess=False)[0]
+            instances = instances[instances.pred_boxes.nonempty()]
+            return _detections(
+                instances.pred_boxes.tensor,
+                instances.scores,
+                instances.pred_classes,
+                instances.pred_masks[:, 0],
+            )
+
+    return run
+
+
+def _detections(*outputs: torch.Tensor) -> Detections:
+    return Detections(*(output.cpu().numpy() for output in outputs))
+
+
+# ---- OpenVINO ----
+
+
+def import_openvino() -> ModuleType:
+    """Import ``openvino``, and ``onnx``, by whose format a detector gets there.
+
+    Raises:
+        UserError: if they are not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import openvino
+    except ImportError as e:
+        raise UserError(
+            f"OpenVINO's format needs two packages more: pip install openvino onnx ({e})"
+        ) from e
+    return openvino
+
+
+def to_ir(onnx_graph: bytes) -> Tuple[bytes, bytes]:
+    """Convert an ONNX graph; its weights stay float32.
+
+    Args:
+        onnx_graph (bytes): the content of an ONNX file.
+
+    Returns:
+        bytes, bytes: the contents of the ``.xml`` and of the ``.bin`` file.
+    """
+    openvino = import_openvino()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.xml")
+        model = openvino.Core().read_model(onnx_graph)
+        openvino.save_model(model, path, compress_to_fp16=False)
+        with open(path, "rb") as xml, open(path[: -len("xml")] + "bin", "rb") as weights:
+            return xml.read(), weights.read()
+
+
+def run_openvino(path: str, weights: str = "", threads: int = 0) -> Detector:
+    """Load an IR or an ONNX file into OpenVINO, on the CPU, in float32.
+
+    Args:
+        path (str): of the ``.xml`` or ``.onnx`` file.
+        weights (str): of an IR's weights, if they are not in the ``.bin`` file beside it.
+        threads (int): to compute with; as many as OpenVINO thinks best by default.
+
+    Returns:
+        callable: from a uint8 image (H, W, 3) to its :class:`Detections`.
+    """
+    core = import_openvino().Core()
+    if weights:
+        with open(path, "rb") as xml, open(weights, "rb") as f:
+            model = core.read_model(xml.read(), f.read())
+    else:
+        model = core.read_model(path)
+    compiled = core.compile_model(model, "CPU", {**IN_FLOAT32, "INFERENCE_NUM_THREADS": threads})
+    request = compiled.create_infer_request()
+
+    def run(image: np.ndarray) -> Detections:
+        request.infer([np.ascontiguousarray(image)])
+        # Copied, as the next image's are written to the same memory.
+        return Detections(*(o.data.copy() for o in request.output_tensors))
+
+    return run
+
+
+# ---- writing ----
+
+
+@dataclass
+class Format:
+    """One kind of file.
+
+    Args:
+        endings (tuple[str, ...]): of the files; that of the user's name first.
+        wrap (callable): from a detector to a module that can be written.
+        write (callable): from that module, a uint8 image (H, W, 3), the metadata and whether
+            images have the size of that one alone, to the contents of the files.
+        load (callable): from the paths of the files to a :data:`Detector`.
+        check (callable): raises a :class:`UserError` if a package is missing.
+        can_fix_size (bool): whether it can be for images of one size.
+    """
+
+    endings: Tuple[str, ...]
+    wrap: Callable[[nn.Module], nn.Module]
+    write: Callable[[nn.Module, np.ndarray, Dict[str, str], bool], Tuple[bytes, ...]]
+    load: Callable[..., Detector]
+    check: Callable[[], object] = lambda: None
+    can_fix_size: bool = False
+
+
+def format_of(path: str) -> Format:
+    """The format that the name of a file asks for.
+
+    Args:
+        path (str): of the file.
+
+    Raises:
+        UserError: if there is none, or a package for it is missing.
+    """
+    for kind in _FORMATS:
+        if path.endswith(kind.endings[0]):
+            kind.check()
+            return kind
+    if path.endswith(".ts"):
+        raise UserError(f"--output: {path}: {NO_TORCHSCRIPT}")
+    raise UserError(
+        f"--output: {path} must end in {ONNX}, in {TORCH_EXPORT} for torch.export or in {OPENVINO} "
+        "for OpenVINO; --format detectron2 makes a folder"
+    )
+
+
+def _to_torch_export(
+    traceable: nn.Module, image: np.ndarray, contract: Dict[str, str], is_fixed: bool
+) -> Tuple[bytes]:
+    any_side = torch.export.Dim.AUTO
+    buffer = io.BytesIO()
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(
+            traceable,
+            (torch.as_tensor(image),),
+            dynamic_shapes={"image": {0: any_side, 1: any_side}},
+            strict=False,
+        )
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(contract)})
+    return (buffer.getvalue(),)
+
+
+def _to_onnx(
+    traceable: nn.Module, image: np.ndarray, contract: Dict[str, str], is_fixed: bool
+) -> Tuple[bytes]:
+    import onnx
+
+    with torch.no_grad():
+        num_outputs = len(traceable(torch.as_tensor(image)))
+    names = list(OUTPUTS[:num_outputs])
+    free = {} if is_fixed else {"image": {0: "height", 1: "width"}}
+    buffer = io.BytesIO()
+    with _quiet(), torch.no_grad():
+        # By tracing: the exporter by torch.export does not take Detectron2's data structures.
+        torch.onnx.export(
+            traceable,
+            (torch.as_tensor(image),),
+            buffer,
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=["image"],
+            output_names=names,
+            dynamic_axes={**free, **{name: {0: "detections"} for name in names}},
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    for key, value in contract.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model)
+    return (model.SerializeToString(),)
+
+
+def _to_openvino(
+    traceable: nn.Module, image: np.ndarray, contract: Dict[str, str], is_fixed: bool
+) -> Tuple[bytes, bytes]:
+    return to_ir(*_to_onnx(traceable, image, contract, is_fixed))
+
+
+class _quiet(warnings.catch_warnings):
+    """Hides that tracing is deprecated, and that it fixes what is in fact the same every time."""
+
+    def __enter__(self):
+        super().__enter__()
+        warnings.simplefilter("ignore")
+
+
+_FORMATS = (
+    Format((ONNX,), make_traceable, _to_onnx, run_onnx, import_onnx, can_fix_size=True),
+    Format(
+        (OPENVINO, ".bin"),
+        make_traceable,
+        _to_openvino,
+        run_openvino,
+        import_openvino,
+        can_fix_size=True,
+    ),
+    Format((TORCH_EXPORT,), make_dataflow, _to_torch_export, run_torch_export),
+)
