@@ -1,6 +1,7 @@
-"""Files and folders that are written completely or not at all, listings, and addresses."""
+"""Files and folders that are written completely or not at all, listings, digests, and addresses."""
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -262,6 +263,15 @@ def listing_error(path: str) -> str:
     except OSError as e:
         return e.strerror or str(e)
     return ""
+
+
+def sha256_of(path: str) -> str:
+    """The sha256 of a file, in hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # ---- addresses ----

@@ -1,6 +1,5 @@
 from .checkpointer import Checkpointer
-from .formats.known_formats import BACKBONE, DETECTOR, FORMATS, Format
-from .locating import locate
+from .formats import BACKBONE, DETECTOR, FORMATS, Format
 from .run_folder import (
     files_of_run,
     find_newest_complete,
@@ -10,7 +9,7 @@ from .run_folder import (
     remove_old_checkpoints,
     set_aside,
 )
-from .timm_hub import check_architecture
+from .sources import check_architecture, locate
 
 __all__ = [
     "BACKBONE",

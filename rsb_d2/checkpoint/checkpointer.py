@@ -1,4 +1,4 @@
-"""The one way of weights into a model."""
+"""The checkpointer, through which all weights get into a model."""
 
 import logging
 import os
@@ -10,12 +10,11 @@ from detectron2.utils import comm
 
 from ..files import whole_file
 from ..utils import unwrap
-from . import timm_hub
-from .formats.known_formats import CAFFE2_RESNET, recognise
+from .formats import CAFFE2_RESNET, recognize
 from .loading import LoadReport, find_backbone, load_weights, state_dict_of
-from .locating import locate
 from .reading import read_checkpoint
-from .run_folder import LAST_CHECKPOINT, find_newest_complete, take_found
+from .run_folder import LAST_CHECKPOINT, find_newest_complete, pop_found
+from .sources import check_architecture, locate
 from .writing import save_torch, to_plain
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class Checkpointer(DetectionCheckpointer):
     report: LoadReport | None = None
 
     def load(self, path: str, checkpointables: List[str] | None = None) -> Dict[str, Any]:
-        """Load weights, and say in one block of the log what was loaded from where.
+        """Load weights, and log in one block what was loaded from where.
 
         Args:
             path (str): a local file, ``timm://NAME`` or another path of Detectron2's
@@ -68,9 +67,9 @@ class Checkpointer(DetectionCheckpointer):
         loads_itself = hasattr(model, "load_pretrained")
         network = model if loads_itself else backbone
         if network is not None:
-            timm_hub.check_architecture(path, network.name)
+            check_architecture(path, network.name)
         local_path = locate(path)
-        checkpoint = take_found(local_path) or read_checkpoint(local_path)
+        checkpoint = pop_found(local_path) or read_checkpoint(local_path)
         names = self.checkpointables if checkpointables is None else checkpointables
         names = [name for name in names if name in checkpoint]
         if network is None:
@@ -89,14 +88,14 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint
 
     def _load_stock_model(self, checkpoint: Dict[str, Any]) -> None:
-        if recognise(checkpoint["model"]) is CAFFE2_RESNET:
+        if recognize(checkpoint["model"]) is CAFFE2_RESNET:
             checkpoint.update(__author__="Caffe2", matching_heuristics=True)
         incompatible = self._load_model(checkpoint)
         if incompatible is not None:
             self._log_incompatible_keys(incompatible)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
-        """Go on from the newest complete checkpoint in ``save_dir``, or load ``path``.
+        """Resume from the newest complete checkpoint in ``save_dir``, or load ``path``.
 
         Args:
             path (str): as of :meth:`load`.
@@ -143,7 +142,7 @@ class Checkpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the newest checkpoint in ``last_checkpoint``, whole or not at all.
+        """Name the newest checkpoint in ``last_checkpoint``, completely or not at all.
 
         Args:
             last_filename_basename (str): the file's name in ``save_dir``.

@@ -6,18 +6,21 @@ from typing import Dict, List, NamedTuple
 import timm
 import torch
 
-from ..errors import UserError
-from . import timm_hub
-from .formats import resnet_names
-from .formats.known_formats import (
+from ..errors import UserError, first
+from ..modeling.resnets.shape import PLAIN_RESNETS
+from .formats import (
     DETECTOR,
     PROJECT_CLASSIFIER,
     STOCK_DETECTOR,
     Format,
-    recognise,
+    recognize,
+    resnet_to_detectron2,
+    resnet_to_timm,
 )
-from .formats.resnet_names import PLAIN_RESNETS
-from .formats.timm_names import (
+from .loading import split_detector, state_dict_of
+from .reading import StateDict, read_checkpoint
+from .sources import TIMM, check_architecture, locate
+from .timm_names import (
     COUNTER,
     architecture,
     classifier_names,
@@ -25,9 +28,6 @@ from .formats.timm_names import (
     model_name,
     whole_model,
 )
-from .loading import split_detector, state_dict_of
-from .locating import locate
-from .reading import StateDict, read_checkpoint
 from .writing import check_ending, save_weights
 
 TARGETS = ("rsb_d2", "detectron2", "timm")
@@ -74,9 +74,9 @@ def convert_file(source: str, output: str, target: str, timm_name: str = "") -> 
             the output cannot be written.
     """
     check_ending(output)
-    if source.startswith(timm_hub.PREFIX):
-        source_name = source[len(timm_hub.PREFIX) :]
-        timm_hub.check_architecture(source, source_name)  # that there is such a name
+    if source.startswith(TIMM):
+        source_name = source[len(TIMM) :]
+        check_architecture(source, source_name)  # that there is such a name
         timm_name = timm_name or source_name
     if timm_name:
         _check_name(timm_name, target)
@@ -112,7 +112,7 @@ def convert(weights: StateDict, target: str, timm_name: str = "") -> Conversion:
             ``"detectron2"`` also if it is none that Detectron2 has, and for ``"rsb_d2"`` if they
             are of no detector.
     """
-    format = recognise(weights)
+    format = recognize(weights)
     if target == "rsb_d2":
         if format.holds != DETECTOR:
             raise UserError(
@@ -131,14 +131,14 @@ def convert(weights: StateDict, target: str, timm_name: str = "") -> Conversion:
         converted.update(kept)
     dropped = [n for n in backbone if n not in converted]
     if target == "detectron2":
-        converted = resnet_names.to_detectron2(converted)
+        converted = resnet_to_detectron2(converted)
     return Conversion(converted, name, format.name, dropped, num_classes)
 
 
 def _backbone(weights: StateDict, format: Format) -> StateDict:
     """The backbone, perhaps with a classifier, by the names of timm or of its feature net."""
     if format is STOCK_DETECTOR:
-        return resnet_names.to_timm(_stock_backbone(weights))
+        return resnet_to_timm(_stock_backbone(weights))
     converted = format.convert(weights)
     return split_detector(converted)[0] if format.holds == DETECTOR else converted
 
@@ -196,15 +196,13 @@ def _of_model(weights: StateDict, name: str) -> StateDict:
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(shapes)} tensors of timm's {name} are not in it: "
-            + ", ".join(missing[:3])
+            + first(missing, 3)
         )
     if other_shape:
         raise UserError(f"{len(other_shape)} tensors have another shape: {other_shape[0]}")
     foreign = foreign_names([n for n in weights if n not in converted], converted, name)
     if foreign:
-        raise UserError(
-            f"{len(foreign)} tensors are not of timm's {name}: {', '.join(foreign[:3])}"
-        )
+        raise UserError(f"{len(foreign)} tensors are not of timm's {name}: {first(foreign, 3)}")
     return converted
 
 

@@ -1,4 +1,4 @@
-"""Fitting weights onto a model: strictly on its backbone, and with a report of the rest."""
+"""Loading weights into a model: strictly for its backbone, with a report of the rest."""
 
 import logging
 from collections import Counter, OrderedDict
@@ -8,18 +8,19 @@ from typing import Any, Dict, List, Tuple
 import timm
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, first
 from ..modeling.last_stage import find_backbone, timm_tensors
-from .formats import openmmlab_detectors
-from .formats.known_formats import (
+from .formats import (
     DETECTOR,
     FORMATS,
     OPENMMLAB_DETECTOR,
     TIMM_CLASSIFIER,
     Format,
-    recognise,
+    openmmlab_differences,
+    recognize,
 )
-from .formats.timm_names import (
+from .reading import StateDict
+from .timm_names import (
     COUNTER,
     Match,
     architecture,
@@ -28,7 +29,6 @@ from .formats.timm_names import (
     updated_by_timm,
     without_spare_counters,
 )
-from .reading import StateDict
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def load_weights(
     """
     _, backbone = find_backbone(model)
     prefixes, body_names, body = timm_tensors(model)
-    format = recognise(weights)
+    format = recognize(weights)
     try:
         converted = format.convert(weights)
     except UserError as e:
@@ -145,7 +145,7 @@ def load_weights(
     report.unused = without_spare_counters(body_match.unused) + rest_match.unused
     report.classes = _class_counts(others, rest)
     if format is OPENMMLAB_DETECTOR:
-        report.differs = openmmlab_detectors.differences(model, converted)
+        report.differs = openmmlab_differences(model, converted)
     if complete and report.initial:
         raise UserError(incomplete(report))
 
@@ -208,18 +208,19 @@ def check_backbone(found: Match, num_tensors: int, name: str, source: str, forma
     """
     what = f"{source} ({format.name}) does not fit the backbone, timm's {name}"
     advice = f"Take weights of {architecture(name)}" + _example_of_weights(name)
+    unused = first(found.unused, _EXAMPLES) or "none"
     if all(n.endswith(COUNTER) for n in found.fitting) and not found.other_shape:
         known = ", ".join(f.name for f in FORMATS)
         raise UserError(
             f"{source} has none of the {num_tensors} tensors of the backbone, timm's {name}: its "
-            f"names ({_examples(found.unused)}) are of another architecture, or of none of the "
-            f"formats that are read ({known}). {advice}"
+            f"names ({unused}) are of another architecture, or of none of the formats that are "
+            f"read ({known}). {advice}"
         )
     if found.missing:
         raise UserError(
             f"{what}: {len(found.missing)} of its {num_tensors} tensors are not in the file "
-            f"({_examples(found.missing)}), and {len(found.unused)} of the file are not in it "
-            f"({_examples(found.unused)}). {advice}"
+            f"({first(found.missing, _EXAMPLES)}), and {len(found.unused)} of the file are not in "
+            f"it ({unused}). {advice}"
         )
     if found.other_shape:
         shapes = "; ".join(_shapes(*entry) for entry in found.other_shape[:_EXAMPLES])
@@ -231,7 +232,7 @@ def check_backbone(found: Match, num_tensors: int, name: str, source: str, forma
     if foreign:
         raise UserError(
             f"{what}: {len(foreign)} tensors in the file are not of this architecture "
-            f"({_examples(foreign)}). {advice}"
+            f"({first(foreign, _EXAMPLES)}). {advice}"
         )
 
 
@@ -293,12 +294,6 @@ def incomplete(report: LoadReport) -> str:
 
 def _shapes(name: str, in_file: Shape, in_model: Shape) -> str:
     return f"{name} is {in_file} in the file and {in_model} in the model"
-
-
-def _examples(names: List[str]) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:_EXAMPLES]) + (", …" if len(names) > _EXAMPLES else "")
 
 
 def _by_part(names: List[str]) -> str:

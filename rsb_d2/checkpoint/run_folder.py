@@ -1,4 +1,4 @@
-"""The checkpoints in the folder of a run: the newest that is whole, and those to remove."""
+"""The checkpoints in the folder of a run: the newest complete one, and those to remove."""
 
 import copy
 import logging
@@ -149,7 +149,7 @@ def read_newest_entry(output_dir: str, key: str) -> Any:
     return _find(output_dir).content.get(key)
 
 
-def take_found(path: str) -> Dict[str, Any] | None:
+def pop_found(path: str) -> Dict[str, Any] | None:
     """The content of a checkpoint, if it is the one that was found last.
 
     Args:

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint import Checkpointer, locate
-from ..checkpoint.zoo import URLS
+from ..checkpoint.sources import URLS
 from ..config import add_rsb_config
 from ..errors import UserError
 

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
 from ..checkpoint import check_architecture
-from ..checkpoint.timm_hub import is_stock_weights, recommended_weights
+from ..checkpoint.sources import is_stock_weights, recommended_weights
 from ..config import add_rsb_config
 from ..config.stock.follow import set_pixels, write_spec
 from ..errors import UserError

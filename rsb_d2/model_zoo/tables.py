@@ -11,8 +11,7 @@ import torch
 from tabulate import tabulate
 from timm.models import list_pretrained
 
-from ..checkpoint.timm_hub import is_rsb
-from ..checkpoint.zoo import URLS
+from ..checkpoint.sources import URLS, is_rsb
 from .model_zoo import config_names
 
 

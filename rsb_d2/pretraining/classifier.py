@@ -13,8 +13,7 @@ from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from ..checkpoint.formats.known_formats import DETECTOR, recognise
-from ..checkpoint.formats.timm_names import classifier_names, without_spare_counters
+from ..checkpoint.formats import DETECTOR, recognize
 from ..checkpoint.loading import (
     LoadReport,
     check_backbone,
@@ -23,6 +22,7 @@ from ..checkpoint.loading import (
     split_detector,
 )
 from ..checkpoint.reading import StateDict
+from ..checkpoint.timm_names import classifier_names, without_spare_counters
 from ..errors import UserError
 from ..modeling.build import check_pixel_format
 from ..modeling.norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
@@ -266,7 +266,7 @@ def load_classifier(
     Raises:
         UserError: as of :func:`rsb_d2.checkpoint.loading.load_weights`.
     """
-    format = recognise(weights)
+    format = recognize(weights)
     try:
         converted = format.convert(weights)
     except UserError as e:

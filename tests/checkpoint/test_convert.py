@@ -15,11 +15,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 
-from rsb_d2 import Checkpointer, TimmBackbone, UserError
+from rsb_d2 import Checkpointer, UserError
 from rsb_d2.checkpoint.convert import convert, convert_file
-from rsb_d2.checkpoint.formats.resnet_names import PLAIN_RESNETS
-from rsb_d2.checkpoint.formats.timm_names import whole_model
+from rsb_d2.checkpoint.timm_names import whole_model
 from rsb_d2.checkpoint.writing import save_weights
+from rsb_d2.modeling.resnets.shape import PLAIN_RESNETS
 from tests.helpers.fake_hub import add_to_cache, make_weights
 from tests.helpers.paths import ROOT
 from tests.helpers.small_detector import make_detector
@@ -132,17 +132,6 @@ def test_the_other_plain_resnets_are_told_by_their_shapes(name):
     assert conversion.timm_name == name
     shapes = {n: t.shape for n, t in conversion.weights.items()}
     assert shapes == {n: t.shape for n, t in stock.items()}
-
-
-def test_a_trainable_stock_backbone_takes_the_statistics_too(tmp_path):
-    weights = make_weights("resnet18")
-    torch.save(weights, tmp_path / "a.pth")
-    convert_file(str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "detectron2")
-    stock = make_stock_fpn("resnet18", norm="BN")
-    DetectionCheckpointer(stock).load(str(tmp_path / "b.pth"))
-    norm = stock["backbone"].bottom_up.stem.conv1.norm
-    assert torch.equal(norm.running_var, weights["bn1.running_var"])
-    assert norm.num_batches_tracked == 1000
 
 
 def test_openmmlab_to_detectron2(tmp_path):
@@ -281,15 +270,6 @@ def test_what_cannot_be_converted(tmp_path, name, target, timm_name, words):
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
-def test_a_detector_without_the_last_stage_is_no_whole_model(tmp_path):
-    backbone = TimmBackbone("resnet18", out_features=["res3", "res4"])
-    model = torch.nn.ModuleDict({"backbone": backbone})
-    torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
-    for arguments in [("timm",), ("detectron2",), ("timm", "resnet18")]:
-        with pytest.raises(UserError, match="has not all of its stages|Detectron2 has|layer4"):
-            convert_file(str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), *arguments)
-
-
 def test_the_input_is_not_overwritten(tmp_path):
     path = tmp_path / "a.pth"
     torch.save(make_weights("resnet18"), path)
@@ -297,23 +277,6 @@ def test_the_input_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="is the input"):
         convert_file(str(path), str(path), "timm")
     assert path.read_bytes() == before
-
-
-def test_the_output_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    weights = make_weights("test_resnet")
-    torch.save(weights, tmp_path / "a.pth")
-    output = tmp_path / "b.pth"
-    output.write_bytes(b"what was there")
-
-    def fail_halfway(content, f):
-        f.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", fail_halfway)
-    with pytest.raises(UserError, match="cannot write .*b.pth: No space left on device"):
-        convert_file(str(tmp_path / "a.pth"), str(output), "timm", "test_resnet")
-    assert output.read_bytes() == b"what was there"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "b.pth"]
 
 
 def test_the_program(tmp_path, run_tool, monkeypatch):

@@ -13,10 +13,10 @@ from detectron2.utils.events import EventStorage
 
 from rsb_d2 import Checkpointer, UserError
 from rsb_d2.checkpoint.convert import convert_file
-from rsb_d2.checkpoint.formats.openmmlab_detectors import (
-    differences,
+from rsb_d2.checkpoint.formats import (
     from_openmmlab,
     is_openmmlab_detector,
+    openmmlab_differences,
 )
 from tests.helpers.weights.openmmlab import (
     CONFIGS,
@@ -170,7 +170,7 @@ def test_a_model_that_computes_something_else_is_told(folder):
     assert all(line in str(checkpointer.report) for line in lines)
     weights = ["MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", [[10.0] * 4, [20.0] * 4, [30.0] * 4]]
     model = build("cascade_mask_rcnn", "MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *weights)
-    found = differences(model, from_openmmlab(blank("cascade_mask_rcnn")))
+    found = openmmlab_differences(model, from_openmmlab(blank("cascade_mask_rcnn")))
     assert [line.split()[0].split(".")[-1] for line in found] == ["NAME", "BBOX_REG_WEIGHTS"]
 
 

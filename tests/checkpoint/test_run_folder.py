@@ -9,7 +9,7 @@ from detectron2.engine import default_argument_parser
 from rsb_d2 import Checkpointer, Trainer, UserError
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.checkpoint import remove_leftovers, remove_old_checkpoints
-from rsb_d2.checkpoint.run_folder import find_newest_complete, read_newest_entry, take_found
+from rsb_d2.checkpoint.run_folder import find_newest_complete, read_newest_entry
 from rsb_d2.config.setup import setup
 from tests.helpers.kill_and_resume import SMALL
 from tests.helpers.paths import CONFIGS
@@ -53,6 +53,20 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_taken(
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == 1
     assert "model_0000005.pth" in warnings[0] and "model_0000003.pth" in warnings[0]
+
+
+def test_resume_skips_a_checkpoint_that_is_not_finite(tmp_path, caplog):
+    model = torch.nn.Linear(1, 1, bias=False)
+    checkpointer = Checkpointer(model, str(tmp_path))
+    for iteration, value in ((1, 1.0), (3, 3.0), (5, float("nan"))):
+        model.weight.data.fill_(value)
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    other = torch.nn.Linear(1, 1, bias=False)
+    state = Checkpointer(other, str(tmp_path)).resume_or_load("", resume=True)
+    assert state["iteration"] == 3 and other.weight.item() == 3
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "model_0000005.pth has NaN in model.weight" in warning
+    assert "model_0000003.pth" in warning
 
 
 def test_no_readable_checkpoint_is_an_error(checkpoints):
@@ -153,12 +167,6 @@ def test_what_is_loaded_is_no_longer_in_the_file(run):
     with open(path, "r+b") as f:  # in its place, as a map would see it
         f.write(bytes(path.stat().st_size))
     assert (state["numbers"] == 3).all()
-
-
-def test_another_file_is_not_taken_for_the_one_that_was_found(run):
-    find_newest_complete(str(run))
-    assert take_found(str(run / "model_0000001.pth")) is None
-    assert take_found(str(run / "model_0000003.pth")) is None  # let go of
 
 
 def test_a_resumed_training_reads_its_checkpoint_once(tmp_path, loaded, monkeypatch):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rsb_d2 import Checkpointer
 from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data, make_sample_objects
-from rsb_d2.checkpoint import zoo
+from rsb_d2.checkpoint import sources
 
 from .clips import make_clip
 from .fake_hub import add_to_cache, make_weights
@@ -80,8 +80,8 @@ import cv2, matplotlib.figure, onnx, onnxruntime, timm, torch, torchvision
 import benchmarks, rsb_d2.config.setup, rsb_d2.engine, rsb_d2.evaluation, rsb_d2.addons.export
 import rsb_d2.addons.accelerate, rsb_d2.model_zoo, rsb_d2.addons.predict
 import rsb_d2.addons.workbench.report
-from rsb_d2.checkpoint import zoo
-zoo.URLS["frcnn_rsb_1x"] = {url!r}
+from rsb_d2.checkpoint import sources
+sources.URLS["frcnn_rsb_1x"] = {url!r}
 """
 
 
@@ -222,7 +222,7 @@ class Clones:
             "DETECTRON2_DATASETS": "datasets",
             "OMP_NUM_THREADS": "1",
         }
-        setup = IMPORTS.format(url=zoo.SERVER + name)
+        setup = IMPORTS.format(url=sources.SERVER + name)
         self._stack.enter_context(warm_python(programs, environment, setup))
         return environment
 

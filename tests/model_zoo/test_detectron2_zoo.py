@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from rsb_d2 import Checkpointer, UserError
-from rsb_d2.checkpoint.formats.resnet_names import to_detectron2
+from rsb_d2.checkpoint.formats import resnet_to_detectron2
 from rsb_d2.config.loading import load_config
 from rsb_d2.model_zoo import with_rsb_backbone
 from rsb_d2.solver import build_optimizer
@@ -162,7 +162,7 @@ def describe(model):
         timm_name, start = in_timm(name), name.partition(".body.")[0]
         stock_name = name
         if timm_name:
-            (stock_name,) = to_detectron2({timm_name: None})
+            (stock_name,) = resnet_to_detectron2({timm_name: None})
             if start == "roi_heads.res5":
                 stock_name = stock_name.removeprefix("res5.")
             stock_name = f"{start}.{stock_name}"

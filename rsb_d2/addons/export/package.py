@@ -15,9 +15,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from torch import nn
 
-from ...checkpoint.formats import resnet_names
-from ...checkpoint.formats.timm_names import COUNTER
+from ...checkpoint.formats import resnet_to_detectron2
 from ...checkpoint.reading import StateDict
+from ...checkpoint.timm_names import COUNTER
 from ...checkpoint.writing import save_weights
 from ...data.class_names import ClassNames
 from ...errors import UserError, is_utf8
@@ -439,7 +439,7 @@ def plain_weights(model: nn.Module) -> StateDict:
             variance = weights[f"{name}.running_var"]
             weights[f"{name}.running_var"] = variance + (module.eps - FROZEN_EPS)
     body = {n[len(_BODY) :]: t for n, t in weights.items() if n.startswith(_BODY)}
-    resnet = resnet_names.to_detectron2(body)
+    resnet = resnet_to_detectron2(body)
     # FrozenBatchNorm2d counts no batches.
     plain = {_BOTTOM_UP + n: t for n, t in resnet.items() if not n.endswith(COUNTER)}
     plain.update((n, t) for n, t in weights.items() if not n.startswith(_BODY))

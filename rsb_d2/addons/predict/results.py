@@ -21,10 +21,10 @@ from typing import IO, Any, Dict, List, Tuple
 import numpy as np
 from detectron2.config import CfgNode
 
-from ...checkpoint.locating import locate
+from ...checkpoint import locate
 from ...data.class_names import ClassNames
 from ...errors import UserError, printable
-from ...files import move_aside, whole_file
+from ...files import move_aside, sha256_of, whole_file
 
 # Seconds after which lines survive a power failure; a killed process loses none of its lines.
 _SYNC_PERIOD = 5.0
@@ -53,15 +53,12 @@ def settings_of(cfg: CfgNode, dtype: str) -> Dict[str, Any]:
     Raises:
         UserError: if the weights do not exist.
     """
-    path, digest = locate(cfg.MODEL.WEIGHTS), hashlib.sha256()
-    with open(path, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            digest.update(block)
+    path = locate(cfg.MODEL.WEIGHTS)
     flat = {}
     for section in _SECTIONS:
         flat |= _flatten(cfg[section], section)
     return {
-        _WEIGHTS: f"{os.path.getsize(path)} bytes, {digest.hexdigest()[:16]}",
+        _WEIGHTS: f"{os.path.getsize(path)} bytes, {sha256_of(path)[:16]}",
         "--threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         "--dtype": dtype,
         **{name: str(value) for name, value in flat.items() if name not in _LEFT_OUT},

@@ -7,7 +7,7 @@ import safetensors.torch
 import timm
 import torch
 
-from rsb_d2.checkpoint.formats import resnet_names
+from rsb_d2.checkpoint.formats import resnet_to_detectron2
 from tests.helpers.small_detector import make_detector
 
 
@@ -44,7 +44,7 @@ def write_openmmlab(path, weights):
 
 
 def as_detectron2(weights):
-    return resnet_names.to_detectron2({n: t for n, t in weights.items() if n[:2] != "fc"})
+    return resnet_to_detectron2({n: t for n, t in weights.items() if n[:2] != "fc"})
 
 
 def write_detectron2_pickle(path, weights):

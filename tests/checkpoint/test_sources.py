@@ -1,8 +1,11 @@
-"""timm://NAME: from a hub cache as huggingface_hub lays it out, with and without this project."""
+"""timm:// from a hub cache as huggingface_hub lays it out, and zoo:// from OpenMMLab's server."""
 
 import errno
+import hashlib
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,6 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import safetensors.torch
-import timm
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog
@@ -18,21 +20,18 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
+from iopath.common import file_io
 from PIL import Image
 
-from rsb_d2 import Checkpointer, TimmBackbone, UserError
-from rsb_d2.checkpoint import locate, timm_hub
+from rsb_d2 import Checkpointer, TimmBackbone, UserError, model_zoo
+from rsb_d2.checkpoint import locate, sources
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.fake_hub import FakeHub, add_to_cache, make_weights
 from tests.helpers.paths import ROOT
 from tests.helpers.small_detector import check_features, make_config
+from tests.helpers.weights.openmmlab import save_as_openmmlab, standin
 
 PATH = "timm://resnet18.a1_in1k"
-
-
-@pytest.fixture(scope="module")
-def weights():
-    return make_weights("resnet18")
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +41,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "fvcore"))
     return tmp_path / "hub"
+
+
+# ---- timm:// ----
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
@@ -131,12 +133,6 @@ def test_is_a_path_like_others(cache, weights):
     os.unlink(locate(PATH))
     add_to_cache(cache, "resnet18.a1_in1k", make_weights("resnet18", seed=1))
     assert PathManager.get_local_path(PATH) != path
-
-
-def test_a_name_without_a_tag_is_timms_default(cache, weights):
-    tag = timm.get_pretrained_cfg("resnet18").tag
-    file = add_to_cache(cache, f"resnet18.{tag}", weights)
-    assert locate("timm://resnet18") == str(file)
 
 
 def test_weights_that_are_no_safetensors(cache, weights):
@@ -233,7 +229,7 @@ def test_weights_that_are_not_on_the_hub():
 
 
 @pytest.mark.slow
-def test_several_processes_download_once_and_go_on_where_it_broke_off(weights, tmp_path):
+def test_several_processes_download_once_and_continue_an_interrupted_download(weights, tmp_path):
     """huggingface_hub itself, against a hub on this machine whose first answer breaks off."""
     content = safetensors.torch.save(weights)
     hub = FakeHub({"model.safetensors": content}, cut_off_at=30_000_000)
@@ -269,25 +265,161 @@ def test_several_processes_download_once_and_go_on_where_it_broke_off(weights, t
     assert "body.conv1.weight" in torch.load(path, weights_only=True)["model"]
 
 
-def test_registered_once_and_again():
-    timm_hub.register()
-    assert PathManager.isfile(PATH)
-
-
-def test_safetensors_of_the_hub_brought_by_hand(tmp_path, weights):
-    safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
-    backbone = TimmBackbone("resnet18.a1_in1k")
-    Checkpointer(backbone).load(str(tmp_path / "model.safetensors"))
-    check_features(backbone, "resnet18", weights)
-
-
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
-def test_a_cache_that_cannot_be_written(cache, monkeypatch, number):
+def test_a_hub_cache_that_cannot_be_written(cache, monkeypatch, number):
     def download(*args, **kwargs):
         raise OSError(number, os.strerror(number), str(cache))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(UserError, match="HF_HOME") as error:
-        timm_hub.fetch("resnet18.a1_in1k")
+        sources.fetch_timm("resnet18.a1_in1k")
     assert f"cannot write to the cache {cache}: {os.strerror(number)}" in str(error.value)
     assert "huggingface.co" not in str(error.value)
+
+
+# ---- zoo:// ----
+
+NAMES = ["frcnn_rsb_1x", "mask_rcnn_rsb_1x", "cascade_mask_rcnn_rsb_1x", "retinanet_rsb_1x"]
+
+
+@pytest.fixture
+def download_cache(tmp_path, monkeypatch):
+    """Detectron2's cache folder, empty; a download that no test has foreseen fails."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(PathManager._path_handlers["https://"], "cache_map", {})
+
+    def download(url, dir, *, filename=None, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(file_io, "download", download)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server(download_cache, monkeypatch):
+    """A server; ``server[url] = path`` puts a file there."""
+    files = {}
+
+    def download(url, dir, *, filename=None, **kwargs):
+        os.makedirs(dir, exist_ok=True)
+        return shutil.copy(files[url], os.path.join(dir, filename))
+
+    monkeypatch.setattr(file_io, "download", download)
+    return files
+
+
+def published(path, digest=None):
+    """The address of a file as OpenMMLab would publish it."""
+    digest = digest or hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return f"{sources.SERVER}mmdetection/v2.0/some_{digest[:8]}/some-{digest[:8]}.pth"
+
+
+def test_addresses():
+    assert list(sources.URLS) == NAMES
+    digests = [re.fullmatch(r"https://download\.openmmlab\.com/.*-(\w{8})\.pth", url)[1]
+               for url in sources.URLS.values()]  # fmt: skip
+    assert digests == ["32ae82a9", "06ce8ba0", "8b9ad50f", "bd24aae9"]
+    for name in NAMES:
+        assert PathManager.isfile(f"zoo://{name}") and not PathManager.isdir(f"zoo://{name}")
+    assert not PathManager.isfile("zoo://frcnn_rsb_9x")
+
+
+def test_download_is_cached_checked_and_loaded(server, download_cache, tmp_path, monkeypatch):
+    path = save_as_openmmlab(tmp_path / "file.pth", standin("faster_rcnn"))
+    url = published(path)
+    server[url] = path
+    monkeypatch.setitem(sources.URLS, "frcnn_rsb_1x", url)
+    cfg = model_zoo.get_config("frcnn_rsb_1x")
+    cfg.MODEL.DEVICE = "cpu"
+    checkpointer = Checkpointer(build_model(cfg))
+    checkpointer.load("zoo://frcnn_rsb_1x")
+    assert checkpointer.report.initial == [] == checkpointer.report.unused
+    assert Path(checkpointer.report.path).is_relative_to(download_cache)
+    server.clear()  # from here on it is in the cache
+    assert PathManager.get_local_path("zoo://frcnn_rsb_1x") == checkpointer.report.path
+    with PathManager.open("zoo://frcnn_rsb_1x", "rb") as f:
+        assert f.read() == Path(path).read_bytes()
+
+    model = model_zoo.get("frcnn_rsb_1x.yaml", trained=True, device="cpu")
+    ours = dict(checkpointer.model.state_dict())
+    assert all(torch.equal(ours[k], t) for k, t in model.state_dict().items())
+    assert model.training
+
+
+def test_what_is_downloaded_damaged_is_deleted(server, download_cache, tmp_path):
+    path = tmp_path / "file.pth"
+    path.write_bytes(b"half of it")
+    url = published(path, digest="0123456789abcdef")
+    server[url] = path
+    with pytest.raises(UserError, match="cut off.*not with 01234567.*deleted"):
+        sources.fetch_published(url)
+    assert not list(download_cache.rglob("*.pth"))
+
+
+def test_what_is_damaged_in_the_cache_is_left_there(download_cache, tmp_path, monkeypatch):
+    path = tmp_path / "file.pth"
+    path.write_bytes(b"something else")
+    url = published(path, digest="0123456789abcdef")
+    monkeypatch.setitem(sources.URLS, "frcnn_rsb_1x", url)
+    cached = download_cache / url.removeprefix(sources.SERVER)
+    cached.parent.mkdir(parents=True)
+    shutil.copy(path, cached)
+    with pytest.raises(UserError, match=f"{cached} is damaged or another file"):
+        sources.fetch_published("zoo://frcnn_rsb_1x")
+    assert cached.is_file()
+
+
+def test_force_downloads_again(server, download_cache, tmp_path):
+    path = tmp_path / "file.pth"
+    path.write_bytes(b"right")
+    url = published(path)
+    server[url] = path
+    cached = Path(sources.fetch_published(url))
+    cached.write_bytes(b"wrong")
+    assert (
+        Path(PathManager.get_local_path(sources.fetch_published(url, force=True))).read_bytes()
+        == b"right"
+    )
+
+
+def test_without_a_network_it_says_what_to_do(download_cache):
+    with pytest.raises(UserError) as e:
+        sources.fetch_published("zoo://frcnn_rsb_1x")
+    message = str(e.value)
+    url = sources.URLS["frcnn_rsb_1x"]
+    for part in (
+        url,
+        "Name or service not known",
+        str(download_cache / url.removeprefix(sources.SERVER)),
+    ):
+        assert part in message
+    with pytest.raises(UserError, match="failed"):
+        model_zoo.get("frcnn_rsb_1x.yaml", trained=True, device="cpu")
+
+
+def test_unknown_names_get_a_suggestion():
+    with pytest.raises(UserError, match="did you mean zoo://frcnn_rsb_1x"):
+        sources.fetch_published("zoo://frcnn_rsb_3x")
+    with pytest.raises(UserError, match="read only"):
+        PathManager.open("zoo://frcnn_rsb_1x", "w")
+
+
+def test_a_download_cache_that_cannot_be_written(download_cache, monkeypatch):
+    def download(url, dir, **kwargs):
+        raise PermissionError(13, "Permission denied", dir)
+
+    monkeypatch.setattr(file_io, "download", download)
+    with pytest.raises(UserError, match="FVCORE_CACHE") as error:
+        sources.fetch_published("zoo://frcnn_rsb_1x")
+    assert f"cannot write to the cache {download_cache}: Permission denied" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, asked", [("a#1 50%.pth", "a%231%2050%25.pth"), ("a%20b.pth", "a%20b.pth")]
+)
+def test_signs_that_mean_something_in_an_address(server, download_cache, tmp_path, name, asked):
+    (tmp_path / "file").write_bytes(b"weights")
+    for start in ("https://example.org/w/", f"{sources.SERVER}w/"):
+        server[start + asked] = tmp_path / "file"
+        with open(locate(start + name), "rb") as f:
+            assert f.read() == b"weights"

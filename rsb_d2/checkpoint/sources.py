@@ -1,11 +1,16 @@
-"""timm://NAME: the pretrained weights of timm, from the Hugging Face hub."""
+"""Where weights come from: local files, addresses, ``timm://NAME`` and ``zoo://NAME``.
 
+``timm://`` are the pretrained weights of timm, from the Hugging Face hub; ``zoo://`` are the
+published detectors, from OpenMMLab's server.
+"""
+
+import contextlib
 import difflib
-import hashlib
 import logging
 import os
 import re
 from typing import IO, Tuple
+from urllib.parse import urlparse
 
 import timm
 import torch
@@ -13,16 +18,18 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from timm.models import list_pretrained
 
-from ..errors import UserError
-from ..files import find_disk_error
+from ..errors import UserError, first
+from ..files import escape_address, find_disk_error, sha256_of
 from ..modeling import CheckedTimmBackbone, TimmBackbone
-from .formats.timm_names import add_missing_counters, architecture, match, updated_by_timm
 from .reading import StateDict, read_checkpoint
+from .timm_names import add_missing_counters, architecture, match, updated_by_timm
 from .writing import save_torch
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "timm://"
+TIMM = "timm://"
+ZOO = "zoo://"
+SERVER = "https://download.openmmlab.com/"
 
 # "ResNet strikes back", by which timm marks the weights that were trained with its recipes, and
 # its recipes, best first.
@@ -35,21 +42,65 @@ _STOCK = ("detectron2://", "catalog://", "https://dl.fbaipublicfiles.com/detectr
 # What timm looks for, in this order: a repository has at least one of them.
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
+_FOLDER = f"{SERVER}mmdetection/v2.0/resnet_strikes_back/"
 
-class TimmHubHandler(PathHandler):
-    """Resolves ``timm://NAME``, NAME being any pretrained tag of timm, such as resnet50.a1_in1k.
+# The published detector of each config that has one; the names of the files end in the first 8 hex
+# digits of their sha256.
+URLS = {
+    "frcnn_rsb_1x": f"{_FOLDER}faster_rcnn_r50_fpn_rsb-pretrain_1x_coco/"
+    "faster_rcnn_r50_fpn_rsb-pretrain_1x_coco_20220113_162229-32ae82a9.pth",
+    "mask_rcnn_rsb_1x": f"{_FOLDER}mask_rcnn_r50_fpn_rsb-pretrain_1x_coco/"
+    "mask_rcnn_r50_fpn_rsb-pretrain_1x_coco_20220113_174054-06ce8ba0.pth",
+    "cascade_mask_rcnn_rsb_1x": f"{_FOLDER}cascade_mask_rcnn_r50_fpn_rsb-pretrain_1x_coco/"
+    "cascade_mask_rcnn_r50_fpn_rsb-pretrain_1x_coco_20220113_193636-8b9ad50f.pth",
+    "retinanet_rsb_1x": f"{_FOLDER}retinanet_r50_fpn_rsb-pretrain_1x_coco/"
+    "retinanet_r50_fpn_rsb-pretrain_1x_coco_20220113_175432-bd24aae9.pth",
+}
 
-    The local file is one that Detectron2's stock ``DetectionCheckpointer`` loads, all of it, into
-    a model with a :class:`TimmBackbone`. It is made once from the file in Hugging Face's cache.
+_DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth$")
+
+
+def locate(path: str) -> str:
+    """Find the file of a path as in ``MODEL.WEIGHTS``, and download it if needed.
+
+    Args:
+        path (str): a local path, ``timm://NAME``, ``zoo://NAME``, or any other that Detectron2's
+            ``PathManager`` handles: ``https://…``, ``detectron2://…``; or ``file://…``.
+
+    Returns:
+        str: a local file; for ``timm://`` in Hugging Face's cache, for ``zoo://`` in Detectron2's.
+
+    Raises:
+        UserError: if there is no such file or it cannot be fetched.
     """
+    if path.startswith(TIMM):
+        return fetch_timm(path[len(TIMM) :])
+    if is_published(path):
+        return fetch_published(path)
+    try:
+        path_or_address = os.path.expanduser(path.removeprefix("file://"))
+        local_path = PathManager.get_local_path(escape_address(path_or_address))
+    except UserError:
+        raise
+    except Exception as e:  # each handler has its own
+        raise UserError(f"cannot fetch {path}: {e}") from e
+    if os.path.isdir(local_path):
+        raise UserError(f"{path} is a folder: name the checkpoint file in it")
+    if not os.path.isfile(local_path):
+        raise UserError(f"there is no file {path}")
+    return local_path
+
+
+# ---- paths of Detectron2's PathManager ----
+
+
+class _ReadOnlyHandler(PathHandler):
+    """The paths of a scheme, whose files can be read only."""
+
+    PREFIX = ""
 
     def _get_supported_prefixes(self):
-        return [PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        self._check_kwargs(kwargs)
-        _check_lazy_backbones(path)
-        return _file_for_detectron2(path[len(PREFIX) :], force)
+        return [self.PREFIX]
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs) -> IO:
         self._check_kwargs(kwargs)
@@ -59,11 +110,7 @@ class TimmHubHandler(PathHandler):
 
     def _isfile(self, path: str, **kwargs) -> bool:
         self._check_kwargs(kwargs)
-        try:
-            _pretrained_cfg(path[len(PREFIX) :])
-        except UserError:
-            return False
-        return True
+        return self.exists_name(path[len(self.PREFIX) :])
 
     _exists = _isfile
 
@@ -71,17 +118,58 @@ class TimmHubHandler(PathHandler):
         self._check_kwargs(kwargs)
         return False
 
+    def exists_name(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        raise NotImplementedError
 
-def register() -> None:
-    """Make ``timm://`` a path of Detectron2's ``PathManager``."""
-    PathManager.register_handler(TimmHubHandler(), allow_override=True)
+
+class TimmHubHandler(_ReadOnlyHandler):
+    """Resolves ``timm://NAME``, NAME being any pretrained tag of timm, such as resnet50.a1_in1k.
+
+    The local file is one that Detectron2's stock ``DetectionCheckpointer`` loads completely into a
+    model with a :class:`TimmBackbone`. It is made once from the file in Hugging Face's cache.
+    """
+
+    PREFIX = TIMM
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        self._check_kwargs(kwargs)
+        _check_lazy_backbones(path)
+        return _file_for_detectron2(path[len(TIMM) :], force)
+
+    def exists_name(self, name: str) -> bool:
+        try:
+            _pretrained_cfg(name)
+        except UserError:
+            return False
+        return True
 
 
-def fetch(name: str, force: bool = False) -> str:
+class ZooHandler(_ReadOnlyHandler):
+    """Resolves ``zoo://NAME``, NAME being a config of the published table: ``frcnn_rsb_1x``."""
+
+    PREFIX = ZOO
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+        self._check_kwargs(kwargs)
+        return fetch_published(path, force)
+
+    def exists_name(self, name: str) -> bool:
+        return name in URLS
+
+
+for _handler in (TimmHubHandler(), ZooHandler()):
+    PathManager.register_handler(_handler, allow_override=True)
+
+
+# ---- timm:// ----
+
+
+def fetch_timm(name: str, force: bool = False) -> str:
     """Find timm's file of weights in Hugging Face's cache, or download it into that.
 
-    Several processes download it once; one that was interrupted goes on where it stopped. What
-    is in the cache is taken without asking the hub, and must have the checksum of its name there.
+    Several processes download it once, and an interrupted download continues. A file in the
+    cache is used without asking the hub, and must have the checksum of its name there.
 
     Args:
         name (str): a pretrained model of timm, ``"resnet50.a1_in1k"``; without a tag, timm's
@@ -117,15 +205,15 @@ def check_architecture(path: str, backbone_name: str) -> None:
             these have the same names and shapes and compute something else. If the path is one of
             Detectron2's own models, but for torchvision's ResNets, before it is downloaded.
     """
-    if not path.startswith(PREFIX):
+    if not path.startswith(TIMM):
         _refuse_stock_weights(path, backbone_name)
         return
-    name = path[len(PREFIX) :]
+    name = path[len(TIMM) :]
     _pretrained_cfg(name)
     wanted, given = architecture(backbone_name), architecture(name)
     if wanted != given:
         tags = list_pretrained(wanted + ".*")
-        example = f"MODEL.WEIGHTS {PREFIX}{tags[0]} or " if tags else ""
+        example = f"MODEL.WEIGHTS {TIMM}{tags[0]} or " if tags else ""
         raise UserError(
             f"MODEL.WEIGHTS: {path} is of {given}, but MODEL.TIMM.NAME is {backbone_name}; write "
             f"{example}MODEL.TIMM.NAME {given}"
@@ -146,7 +234,7 @@ def recommended_weights(name: str) -> Tuple[str, bool]:
     best = next((tag for tag in _RECIPES if tag in of_rsb), None) or next(iter(of_rsb), None)
     other = "tv2_in1k" if "tv2_in1k" in tags else timm.get_pretrained_cfg(architecture(name)).tag
     tag = best or (other if tags else None)
-    return f"{PREFIX}{architecture(name)}.{tag}" if tag else "", best is not None
+    return f"{TIMM}{architecture(name)}.{tag}" if tag else "", best is not None
 
 
 def is_rsb(name: str) -> bool:
@@ -175,7 +263,7 @@ def _refuse_stock_weights(path: str, backbone_name: str) -> None:
 def _check_lazy_backbones(path: str) -> None:
     """The stock checkpointer asks for a file without saying for which model."""
     names = CheckedTimmBackbone.names_in_use()
-    if names and architecture(path[len(PREFIX) :]) not in map(architecture, names):
+    if names and architecture(path[len(TIMM) :]) not in map(architecture, names):
         raise UserError(
             f"{path} is of another architecture than the backbone, {names[0]}: write the same name "
             "in model.backbone.bottom_up.name and train.init_checkpoint"
@@ -192,7 +280,7 @@ def _pretrained_cfg(name: str):
         near = [n for n in known if architecture(n) == architecture(name)]
         near = near or difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         hint = f"did you mean {', '.join(near[:5])}?" if near else "see timm.list_pretrained()"
-        raise UserError(f"timm {timm.__version__} has no weights {PREFIX}{name}; {hint}")
+        raise UserError(f"timm {timm.__version__} has no weights {TIMM}{name}; {hint}")
     return pretrained_cfg
 
 
@@ -201,7 +289,7 @@ def _repository(name: str) -> Tuple[str, str | None]:
     pretrained_cfg = _pretrained_cfg(name)
     if not pretrained_cfg.hf_hub_id:
         raise UserError(
-            f"{PREFIX}{name} is not on the Hugging Face hub; download {pretrained_cfg.url} and "
+            f"{TIMM}{name} is not on the Hugging Face hub; download {pretrained_cfg.url} and "
             "write MODEL.WEIGHTS path/to/that/file"
         )
     repository, _, revision = pretrained_cfg.hf_hub_id.partition("@")
@@ -235,21 +323,21 @@ def _download(name: str, repository: str, revision: str | None, force: bool) -> 
                 library_version=timm.__version__,
             )
         except LocalEntryNotFoundError as e:
-            raise _unreachable(name, repository, e) from e
+            raise _hub_unreachable(name, repository, e) from e
         except EntryNotFoundError:  # the hub answered that it does not have this file
             continue
         except Exception as e:  # HTTP, TLS, proxy, disk: each library below has its own
-            raise _unreachable(name, repository, e) from e
-    raise UserError(f"{PREFIX}{name}: {repository} on the hub has none of {_FILE_NAMES}")
+            raise _hub_unreachable(name, repository, e) from e
+    raise UserError(f"{TIMM}{name}: {repository} on the hub has none of {_FILE_NAMES}")
 
 
-def _unreachable(name: str, repository: str, error: Exception) -> UserError:
+def _hub_unreachable(name: str, repository: str, error: Exception) -> UserError:
     from huggingface_hub import constants, hf_hub_url
 
     disk_error = find_disk_error(error)
     if disk_error is not None:
         return UserError(
-            f"{PREFIX}{name}: cannot write to the cache {constants.HF_HUB_CACHE}: "
+            f"{TIMM}{name}: cannot write to the cache {constants.HF_HUB_CACHE}: "
             f"{disk_error.strerror}; name another folder in the environment variable HF_HOME"
         )
     if constants.HF_HUB_OFFLINE:
@@ -258,30 +346,27 @@ def _unreachable(name: str, repository: str, error: Exception) -> UserError:
         reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
         tried = f"downloading {repository} from {constants.ENDPOINT} failed ({reason})"
     return UserError(
-        f"{PREFIX}{name} is not in the cache {constants.HF_HUB_CACHE}, and {tried}. By hand: "
+        f"{TIMM}{name} is not in the cache {constants.HF_HUB_CACHE}, and {tried}. By hand: "
         f"download {hf_hub_url(repository, _FILE_NAMES[0])} where there is a network, copy it "
         "here, and write MODEL.WEIGHTS path/to/model.safetensors"
     )
 
 
 def _digest(path: str) -> str:
-    """The sha256 of a cached file; the cache stores large files under theirs."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            digest.update(block)
+    """The sha256 of a cached file; the cache names large files by theirs."""
+    digest = sha256_of(path)
     stored_as = os.path.basename(os.path.realpath(path))
-    if re.fullmatch(r"[0-9a-f]{64}", stored_as) and stored_as != digest.hexdigest():
+    if re.fullmatch(r"[0-9a-f]{64}", stored_as) and stored_as != digest:
         raise UserError(
-            f"{os.path.realpath(path)} is damaged (its sha256 is {digest.hexdigest()}): delete "
-            "it, and it is downloaded again"
+            f"{os.path.realpath(path)} is damaged (its sha256 is {digest}): delete it, and it is "
+            "downloaded again"
         )
-    return digest.hexdigest()
+    return digest
 
 
 def _file_for_detectron2(name: str, force: bool) -> str:
     """The file that the stock checkpointer loads; see :class:`TimmHubHandler`."""
-    source = fetch(name, force)
+    source = fetch_timm(name, force)
     file_name = f"{name}-{_digest(source)[:16]}-timm{timm.__version__}.pth"
     path = os.path.join(get_cache_dir(), "rsb_d2", file_name)
     with file_lock(path):
@@ -303,8 +388,8 @@ def _feature_net_weights(name: str, weights: StateDict) -> StateDict:
         found = found if updated is None else match(updated, body)
     if found.missing or found.other_shape:
         raise UserError(
-            f"{PREFIX}{name}: {len(found.missing)} of {len(body)} tensors of its features are "
-            f"not in the file ({', '.join(found.missing[:3])}), and {len(found.other_shape)} have "
+            f"{TIMM}{name}: {len(found.missing)} of {len(body)} tensors of its features are "
+            f"not in the file ({first(found.missing, 3)}), and {len(found.other_shape)} have "
             "another shape"
         )
     return add_missing_counters(found.fitting)
@@ -321,4 +406,85 @@ def _feature_net(name: str) -> torch.nn.Module:
     raise error
 
 
-register()
+# ---- zoo:// ----
+
+
+def is_published(path: str) -> bool:
+    """Whether :func:`fetch_published` takes a path."""
+    return path.startswith((ZOO, SERVER))
+
+
+def fetch_published(path: str, force: bool = False) -> str:
+    """Find a published file in the cache of Detectron2's ``PathManager``, or download it there.
+
+    Args:
+        path (str): ``zoo://NAME``, or an address on OpenMMLab's server.
+        force (bool): download it again.
+
+    Returns:
+        str: the local file; its sha256 begins with the digits at the end of its name.
+
+    Raises:
+        UserError: if there is no such name, if the server cannot be reached, or if the file is
+            damaged.
+    """
+    url = _url(path[len(ZOO) :]) if path.startswith(ZOO) else escape_address(path)
+    cached = _cached_path(url)
+    if force and os.path.isfile(cached):
+        os.remove(cached)  # iopath's own "force" takes what is there
+    was_cached = os.path.isfile(cached)
+    try:
+        local_path = PathManager.get_local_path(url, force=force)
+    except Exception as e:  # HTTP, TLS, proxy, disk: each library below has its own
+        raise _server_unreachable(path, url, cached, e) from e
+    _check_digest(url, local_path, was_cached)
+    return local_path
+
+
+def _url(name: str) -> str:
+    if name in URLS:
+        return URLS[name]
+    near = difflib.get_close_matches(name, URLS, n=3, cutoff=0.3) or list(URLS)
+    raise UserError(
+        f"there are no published weights {ZOO}{name}; did you mean "
+        f"{', '.join(ZOO + n for n in near)}?"
+    )
+
+
+def _cached_path(url: str) -> str:
+    """Where iopath's ``HTTPURLHandler`` puts a download."""
+    return os.path.join(get_cache_dir(), urlparse(url).path.lstrip("/"))
+
+
+def _server_unreachable(path: str, url: str, cached: str, error: Exception) -> UserError:
+    disk_error = find_disk_error(error)
+    if disk_error is not None:
+        return UserError(
+            f"{path}: cannot write to the cache {get_cache_dir()}: {disk_error.strerror}; name "
+            "another folder in the environment variable FVCORE_CACHE"
+        )
+    reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+    return UserError(
+        f"{path} is not in the cache {get_cache_dir()}, and downloading {url} failed ({reason}). "
+        f"By hand: download it where there is a network, and copy it to {cached}, or anywhere "
+        "and write MODEL.WEIGHTS path/to/that/file"
+    )
+
+
+def _check_digest(url: str, local_path: str, was_cached: bool) -> None:
+    found = _DIGEST_IN_NAME.search(url)
+    digest = sha256_of(local_path) if found else ""
+    if not found or digest.startswith(found[1]):
+        return
+    damaged = f"its sha256 begins with {digest[:8]}, not with {found[1]}"
+    if was_cached:
+        raise UserError(
+            f"{local_path} is damaged or another file ({damaged}): delete it, and it is "
+            "downloaded again"
+        )
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        os.remove(local_path)
+    raise UserError(
+        f"the download of {url} was cut off or changed on its way ({damaged}); it was deleted. "
+        "Try again, or download it by hand and write MODEL.WEIGHTS path/to/that/file"
+    )

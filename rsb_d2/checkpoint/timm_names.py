@@ -1,4 +1,4 @@
-"""What timm calls the tensors of a model, and of the feature net that it makes of the model."""
+"""timm's names of the tensors of a model, and of the feature net that it makes from the model."""
 
 from collections.abc import Collection, Mapping
 from functools import cache
@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from ..reading import StateDict
+from .reading import StateDict
 
 COUNTER = "num_batches_tracked"
 
