@@ -7,7 +7,8 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
-from torch.func import functional_call
+
+from ..utils import run_on_meta
 
 NORM_POLICIES = ("FrozenBN", "BN", "SyncBN")
 
@@ -248,21 +249,12 @@ def find_norms(
         if type(module) in layers and not has_hooks:
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after))
-    modes = {module: module.training for module in net.modules()}
     try:
-        net.eval()
-        with torch.inference_mode(False), torch.enable_grad():
-            tensors = {n: torch.empty_like(b, device="meta") for n, b in net.named_buffers()}
-            for name, p in net.named_parameters():
-                tensors[name] = torch.empty_like(p, device="meta", requires_grad=True)
-            images = torch.empty(1, in_channels, 64, 64, device="meta")
-            features = functional_call(net, tensors, (images,))
-        features = [features] if isinstance(features, torch.Tensor) else features
+        features, _ = run_on_meta(net, (1, in_channels, 64, 64), with_graph=True)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    features = [features] if isinstance(features, torch.Tensor) else features
 
     uses = _count_uses([f.grad_fn for f in features])
     next_of = {

@@ -1,8 +1,7 @@
-"""timm's feature extractors in the shape of a Detectron2 backbone."""
+"""timm's feature extractors as Detectron2 backbones."""
 
 import difflib
 from collections.abc import Hashable
-from itertools import chain
 from typing import Dict, List, Sequence, Set, Tuple
 
 import timm
@@ -11,9 +10,9 @@ from detectron2.modeling import Backbone
 from timm.layers import Format, nhwc_to
 from timm.models import FeatureListNet, is_model, list_models, list_pretrained
 from torch import nn
-from torch.func import functional_call
 
 from ..errors import UserError
+from ..utils import run_on_meta
 from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy, fold_norms_in_training
 
 # Detectron2's names of the stages and their strides, as its stock YAML files use them. The stem
@@ -46,10 +45,10 @@ class TimmBackbone(Backbone):
             out_features (sequence of str): which of ``"stem"``, ``"res2"`` ... ``"res5"`` (strides
                 2, 4, 8, 16, 32) to return, in this order.
             norm (str): ``"FrozenBN"``, ``"BN"`` or ``"SyncBN"``, see :func:`apply_norm_policy`.
-            norm_eval (bool): normalise with the running statistics, which stay fixed, in
-                training too; weight and bias of the norm layers train all the same.
+            norm_eval (bool): normalize with the running statistics, which stay fixed, also
+                in training; weight and bias of the norm layers train nevertheless.
             freeze_at (int): 0 freezes nothing, 1 the stem, 2 the stem and res2, ... 5 everything
-                up to res5. A frozen stage's norm layers are fixed wholly.
+                up to res5. The norm layers of a frozen stage are completely fixed.
             in_channels (int): channels of the input.
             res5_dilation (int): 2 gives res5 the stride 16 and dilated convolutions, timm's
                 ``output_stride=16``, as the DC5 models have it; 1 the stride 32.
@@ -95,7 +94,7 @@ class TimmBackbone(Backbone):
     def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
         """
         Args:
-            x (Tensor): normalised images, (N, C, H, W); RGB for timm's weights.
+            x (Tensor): normalized images, (N, C, H, W); RGB for timm's weights.
 
         Returns:
             dict[str, Tensor]: for each of ``out_features``, in that order, a feature map of shape
@@ -123,25 +122,19 @@ class TimmBackbone(Backbone):
     def _check_sizes(self, key: Hashable) -> None:
         """Check that images of a detector's sizes give features of height and width / stride.
 
-        On the meta device, which costs no arithmetic, and once in a process for each ``key``.
+        Once in a process for each ``key``.
         """
         if key in _OF_ANY_SIZE:
             return
         height, width = _TRIED_SIZE
-        was_training = self.training
-        image = torch.empty(1, self.in_channels, height, width, device="meta")
-        tensors = dict(chain(self.named_parameters(), self.named_buffers()))
-        tensors = {n: t.detach().to("meta") for n, t in tensors.items()}
         try:
-            with torch.no_grad():
-                features = functional_call(self.eval(), tensors, (image,))
+            features, _ = run_on_meta(self, (1, self.in_channels, height, width))
         except Exception as e:  # whatever an architecture makes of a size that it does not take
             reason = " ".join(str(e).split()) or type(e).__name__
             raise UserError(
                 f"MODEL.TIMM.NAME: {self.name!r} does not take images of any size, as a detector "
                 f"needs (at {height} x {width}: {reason[:200]}); take a model such as 'resnet50'"
             ) from e
-        self.train(was_training)
         for name, feature in features.items():
             stride, (h, w) = self._out_feature_strides[name], feature.shape[2:]
             if (h * stride, w * stride) != (height, width):
@@ -178,17 +171,17 @@ _OF_ANY_SIZE: Set[Hashable] = set()
 
 
 def parameters_by_modules(net: nn.Module, index: int) -> List[str] | None:
-    """Names of the parameters that a feature is computed with, where timm says them.
+    """Names of the parameters that a feature is computed with, if timm tells them.
 
-    Its ``FeatureListNet`` computes its modules one after the other, each once, and says the names
-    of those whose outputs are the features (timm/models/_features.py).
+    Its ``FeatureListNet`` runs its modules one after the other, each once, and lists the modules
+    whose outputs are the features (timm/models/_features.py).
 
     Args:
         net (nn.Module): of :func:`build_feature_net`.
         index (int): of the feature.
 
     Returns:
-        list[str] or None: in order of registration; ``None`` of another kind of net.
+        list[str] or None: in order of registration; ``None`` for other kinds of nets.
     """
     if type(net) is not FeatureListNet:
         return None
@@ -199,20 +192,14 @@ def parameters_by_modules(net: nn.Module, index: int) -> List[str] | None:
 
 @torch.enable_grad()  # it asks autograd, also where the model is built without gradients
 def parameters_by_graph(net: nn.Module, index: int, in_channels: int) -> List[str]:
-    """As :func:`parameters_by_modules`, of every architecture.
+    """As :func:`parameters_by_modules`, for every architecture.
 
-    What a feature is computed from is found by following autograd's graph of a forward pass on the
-    meta device, which costs no arithmetic, but a third of the time that it takes to build a model.
+    They are found in autograd's graph of a forward pass on the meta device, which costs a third of
+    the time that it takes to build a model.
     """
-    parameters = {
-        name: p.detach().to("meta").requires_grad_() for name, p in net.named_parameters()
-    }
-    buffers = {name: b.to("meta") for name, b in net.named_buffers()}
-    image = torch.empty(1, in_channels, *_input_size(net), device="meta")
-    was_training = net.training
-    feature = functional_call(net.eval(), {**parameters, **buffers}, (image,))[index]
-    net.train(was_training)
-    grads = torch.autograd.grad(feature.sum(), list(parameters.values()), allow_unused=True)
+    features, parameters = run_on_meta(net, (1, in_channels, *_input_size(net)), with_graph=True)
+    feature = features[index].sum()
+    grads = torch.autograd.grad(feature, list(parameters.values()), allow_unused=True)
     return [name for name, grad in zip(parameters, grads) if grad is not None]
 
 

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("openmmlab")
 
 
-# The cascade part by part is in tests/modeling/test_cascade_rcnn.py.
+# The cascade part by part is in tests/modeling/test_openmmlab.py.
 @pytest.fixture(
     scope="module",
     params=[

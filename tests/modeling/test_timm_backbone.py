@@ -10,11 +10,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from rsb_d2 import TimmBackbone, UserError
-from rsb_d2.modeling.timm_backbone import (
-    build_feature_net,
-    parameters_by_graph,
-    parameters_by_modules,
-)
+from rsb_d2.modeling.norm import apply_norm_policy
 from tests.helpers.devices import check_same, tolerance
 
 # The architectures of timm's weights from the paper (arXiv 2110.00476), read off timm's table by
@@ -50,7 +46,7 @@ OTHER_ARCHITECTURES = [
     "swin_tiny_patch4_window7_224",
     "tresnet_m",
 ]
-LONG = ("dla34", "hrnet_w18_small", "tresnet_m")
+LONG = ("dla34", "hrnet_w18_small", "tresnet_m", "mvitv2_tiny", "mobilenetv3_small_050")
 ALL_FEATURES = ["stem", "res2", "res3", "res4", "res5"]
 
 
@@ -91,7 +87,7 @@ def test_rsb_architectures_are_all_here():
         for name in RSB_ARCHITECTURES
     ],
 )
-def test_features_are_timms_bit_for_bit(name, device):
+def test_features_equal_timms_bit_for_bit(name, device):
     reference = timm_reference(name, device)
     backbone = TimmBackbone(name, ALL_FEATURES, freeze_at=2).eval().to(device)
     backbone.body.load_state_dict(reference.state_dict())
@@ -116,7 +112,7 @@ def test_features_are_timms_bit_for_bit(name, device):
         for name in OTHER_ARCHITECTURES
     ],
 )
-def test_other_families_give_timms_features(name, device):
+def test_features_of_other_families_equal_timms(name, device):
     reference = timm_reference(name, device)
     backbone = TimmBackbone(name, freeze_at=2).eval().to(device)
     missing, unexpected = backbone.body.load_state_dict(reference.state_dict(), strict=False)
@@ -140,7 +136,7 @@ def test_other_families_give_timms_features(name, device):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "swin_tiny_patch4_window7_224"])
-def test_any_subset_in_any_order(name, device):
+def test_a_subset_of_the_features_in_any_order(name, device):
     torch.manual_seed(0)
     full = TimmBackbone(name).eval().to(device)
     some = TimmBackbone(name, ["res4", "res2"]).eval().to(device)
@@ -158,16 +154,16 @@ def test_any_subset_in_any_order(name, device):
     assert all(grad is not None for grad in grads)
 
 
-def test_inputs_that_no_stride_divides(device):
+def test_input_sizes_that_are_not_multiples_of_the_stride(device):
     backbone = TimmBackbone("resnet18", ALL_FEATURES).eval().to(device)
     with torch.no_grad():
         features = backbone(images(65, device=device))
     assert [f.shape[-1] for f in features.values()] == [33, 17, 9, 5, 3]
 
 
-@pytest.mark.parametrize("name", ["resnet18d", "efficientnet_b0", "regnety_002", "dla34"])
+@pytest.mark.parametrize("name", ["resnet18d", "efficientnet_b0", "dla34"])
 @pytest.mark.parametrize("freeze_at", [0, 1, 2, 5])
-def test_frozen_is_what_the_stage_is_computed_with(name, freeze_at):
+def test_frozen_parameters_are_those_that_autograd_finds(name, freeze_at):
     backbone = TimmBackbone(name, ALL_FEATURES, freeze_at=freeze_at)
     frozen = {n for n, p in backbone.named_parameters() if not p.requires_grad}
     for p in backbone.parameters():
@@ -180,33 +176,6 @@ def test_frozen_is_what_the_stage_is_computed_with(name, freeze_at):
         expected = {n for n, grad in zip(names, grads) if grad is not None}
     assert frozen == expected
     assert bool(frozen) == bool(freeze_at)
-
-
-BY_MODULES = [
-    *("resnet18", "resnext50_32x4d", "seresnet50", "resnetv2_18", "convnext_atto", "regnety_002"),
-    "efficientnet_b0",
-]
-
-
-@pytest.mark.parametrize("name", BY_MODULES)
-def test_modules_and_the_graph_say_the_same_parameters(name):
-    with torch.device("meta"):
-        net = build_feature_net(name, ["res5"])
-    says_modules = name != "efficientnet_b0"
-    for index in range(len(net.feature_info.out_indices)):
-        by_modules = parameters_by_modules(net, index)
-        assert (by_modules is not None) == says_modules
-        if says_modules:
-            assert by_modules == parameters_by_graph(net, index, 3)
-
-
-def test_freezing_by_the_names_of_resnet50():
-    prefixes = ["conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4."]
-    for freeze_at, count in enumerate([0, 2, 3, 4, 5, 6]):
-        with torch.device("meta"):
-            backbone = TimmBackbone("resnet50", freeze_at=freeze_at)
-        for n, p in backbone.body.named_parameters():
-            assert p.requires_grad != n.startswith(tuple(prefixes[:count])), (freeze_at, n)
 
 
 @pytest.mark.parametrize(
@@ -224,9 +193,9 @@ def test_freeze_at_beyond_the_deepest_feature_freezes_everything():
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN", "SyncBN"])
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnety_002", "resnetv2_18"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "resnetv2_18"])
 def test_norm_policies_compute_the_same(name, norm, device):
-    """efficientnet, regnety and resnetv2 have norm layers with a fused activation."""
+    """efficientnet and resnetv2 have norm layers with a fused activation."""
     reference = timm_reference(name, device)
     backbone = TimmBackbone(name, norm="BN", norm_eval=True).to(device)
     backbone.body.load_state_dict(reference.state_dict(), strict=False)
@@ -243,8 +212,6 @@ def test_norm_policies_compute_the_same(name, norm, device):
 
 
 def test_frozen_bn_copies_the_layers_it_replaces(device):
-    from rsb_d2.modeling.norm import apply_norm_policy
-
     model = timm_reference("efficientnet_b0", device)
     frozen = copy.deepcopy(model)
     apply_norm_policy(frozen, "FrozenBN")
@@ -257,15 +224,9 @@ def test_frozen_bn_copies_the_layers_it_replaces(device):
     for a, b in zip(model(x), frozen.train()(x.clone().requires_grad_())):
         near = tolerance(device)["atol"] * a.abs().max().clamp(min=1).item()
         torch.testing.assert_close(a, b, rtol=1e-4, atol=near)
-
-
-def test_frozen_bn_stays_on_the_device_of_the_layer():
-    from rsb_d2.modeling.norm import apply_norm_policy
-
-    for name in ("resnet18", "efficientnet_b0"):  # without and with a fused activation
-        model = timm_reference(name, "meta")  # a device that every machine has beside the CPU
-        apply_norm_policy(model, "FrozenBN")
-        assert {t.device.type for t in model.state_dict().values()} == {"meta"}
+    on_meta = timm_reference("efficientnet_b0", "meta")  # a device besides the CPU
+    apply_norm_policy(on_meta, "FrozenBN")
+    assert {t.device.type for t in on_meta.state_dict().values()} == {"meta"}
 
 
 def train_step(backbone):
@@ -332,10 +293,7 @@ def test_mistakes(arguments, message):
 
 # One of each reason: a position embedding, attention or windows of one size, convolutions without
 # padding.
-OF_SOME_SIZES = [
-    *("coat_tiny", "efficientformer_l1", "gcvit_xxtiny", "halonet26t", "hiera_tiny_224"),
-    *("inception_v3", "legacy_xception", "maxvit_nano_rw_256", "visformer_tiny"),
-]
+OF_SOME_SIZES = ["halonet26t", "hiera_tiny_224", "inception_v3", "visformer_tiny"]
 TRIED = (288, 352)
 
 
@@ -363,7 +321,7 @@ def test_architectures_that_do_not_take_any_size_are_refused(name):
     assert set(sizes) != {TRIED}
 
 
-def test_features_that_fit_are_taken_of_an_architecture_whose_others_do_not():
+def test_features_of_fitting_sizes_are_accepted():
     with torch.device("meta"):
         assert list(TimmBackbone("legacy_xception", ["res4", "res5"]).output_shape())
 

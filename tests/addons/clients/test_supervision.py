@@ -44,12 +44,6 @@ def test_annotators(served, predictor, bgr):
         assert picture.shape == bgr.shape and (picture != bgr).any()
 
 
-def test_no_detections(served, bgr):
-    detections = sv.Detections.from_detectron2(served.in_memory(bgr))
-    none = detections[detections.confidence > 2]
-    assert len(none) == 0 and (sv.BoxAnnotator().annotate(bgr.copy(), none) == bgr).all()
-
-
 def test_the_names_are_where_detectron2_has_them(served):
     assert isinstance(served.in_memory, BGRPredictor)
     assert served.in_memory.metadata.thing_classes == served.names
