@@ -31,7 +31,7 @@ class Checkpointer(DetectionCheckpointer):
             a method ``load_pretrained``; may be wrapped for data parallelism. Any other model is
             loaded as Detectron2 loads it.
         save_dir (str): where to save and to look for checkpoints.
-        save_to_disk (bool or None): ``None``: the main process alone saves.
+        save_to_disk (bool or None): ``None``: only the main process saves.
         checkpointables: more objects with ``state_dict`` and ``load_state_dict``.
 
     Attributes:
@@ -48,14 +48,14 @@ class Checkpointer(DetectionCheckpointer):
                 ``PathManager``; ``""`` loads nothing.
             checkpointables (list[str] or None): which of the checkpointables to load, too, if
                 the file has them; ``None`` for all. A file with one of them is a run to resume,
-                and must hold the whole model.
+                and must hold the complete model.
 
         Returns:
             dict[str, Any]: what else the file holds.
 
         Raises:
             UserError: if there is no such file, if it is damaged or unsafe, or if it does not
-                give the backbone every parameter and buffer. The model is as it was then.
+                give the backbone every parameter and buffer. The model is unchanged then.
         """
         self.report = None
         if not path:

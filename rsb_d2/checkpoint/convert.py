@@ -1,4 +1,4 @@
-"""Weights out: a detector's to this project's, a backbone's to Detectron2's ResNet or to timm."""
+"""Converting weights: detectors to this project's names, backbones to Detectron2's or timm's."""
 
 import os
 from typing import Dict, List, NamedTuple
@@ -24,9 +24,9 @@ from .timm_names import (
     COUNTER,
     architecture,
     classifier_names,
+    complete_model,
     foreign_names,
     model_name,
-    whole_model,
 )
 from .writing import check_ending, save_weights
 
@@ -43,7 +43,7 @@ class Conversion(NamedTuple):
         weights (dict[str, Tensor]): by the names of the target.
         timm_name (str): timm's name of the architecture; of a detector, as it was given.
         format_name (str): what the weights came from.
-        dropped (list[str]): what was in the file beside that.
+        dropped (list[str]): the tensors of the file that were left out.
         num_classes (int): of the classifier that is in ``weights``; 0 if there is none.
     """
 
@@ -55,12 +55,12 @@ class Conversion(NamedTuple):
 
 
 def convert_file(source: str, output: str, target: str, timm_name: str = "") -> Conversion:
-    """Convert a file of any of the known formats; write it whole or not at all.
+    """Convert a file of any known format; the output is written completely or not at all.
 
     Args:
         source (str): a path as in ``MODEL.WEIGHTS``.
         output (str): a path that ends in ``.pth`` or ``.safetensors``.
-        target (str): ``"rsb_d2"``: a whole detector by the names of this project's;
+        target (str): ``"rsb_d2"``: a complete detector by this project's names;
             ``"detectron2"``: for ``build_resnet_fpn_backbone``; ``"timm"``: for
             ``timm.create_model(timm_name, num_classes=0, checkpoint_path=output)``, or with its
             number of classes for an image classifier of this project.
@@ -103,14 +103,14 @@ def convert(weights: StateDict, target: str, timm_name: str = "") -> Conversion:
         timm_name (str): timm's name of the architecture; it can be left out for a plain ResNet.
 
     Returns:
-        Conversion: of the detector, of the backbone alone, or for ``"timm"`` of an image classifier
+        Conversion: of the detector, of the backbone only, or for ``"timm"`` of an image classifier
         of this project with its last layer; the tensors are those of
         ``weights``, renamed and, of a RetinaNet of OpenMMLab, in another order of anchors.
 
     Raises:
         UserError: if the weights are not of the architecture, or if it is unknown; for
-            ``"detectron2"`` also if it is none that Detectron2 has, and for ``"rsb_d2"`` if they
-            are of no detector.
+            ``"detectron2"`` also if Detectron2 does not have it, and for ``"rsb_d2"`` if they
+            are not of a detector.
     """
     format = recognize(weights)
     if target == "rsb_d2":
@@ -174,8 +174,8 @@ def _identify(weights: StateDict, target: str) -> str:
     if target == "detectron2":
         raise UserError(f"not a backbone that Detectron2 has, {_HAS}")
     raise UserError(
-        "the architecture cannot be told from the names and shapes, as it is no plain ResNet or "
-        "has not all of its stages: give timm's name of it with --name"
+        "the architecture cannot be told from the names and shapes, as it is not a plain ResNet or "
+        "does not have all of its stages: give timm's name of it with --name"
     )
 
 
@@ -209,7 +209,7 @@ def _of_model(weights: StateDict, name: str) -> StateDict:
 def _shapes(name: str) -> Dict[str, torch.Size]:
     """Names and shapes of timm's model without its classifier."""
     classifiers = tuple(f"{c}." for c in classifier_names(name))
-    tensors = whole_model(name).state_dict()
+    tensors = complete_model(name).state_dict()
     return {n: t.shape for n, t in tensors.items() if not n.startswith(classifiers)}
 
 

@@ -25,7 +25,7 @@ from .reading import StateDict
 # What a converter returns: a backbone by the names of timm's classification model (conv1.weight,
 # layer1.0.conv1.weight) ...
 BACKBONE = "backbone"
-# ... or a whole detector by the names of this project's (backbone.bottom_up.body.conv1.weight,
+# ... or a complete detector by this project's names (backbone.bottom_up.body.conv1.weight,
 # backbone.fpn_lateral2.weight, proposal_generator.rpn_head.conv.weight).
 DETECTOR = "detector"
 
@@ -90,7 +90,7 @@ def _refuse_stock_detector(weights: StateDict) -> StateDict:
     raise UserError(
         "a detector on Detectron2's own ResNet: its names do not tell whether its stride is in "
         "the 1x1 or the 3x3 convolution, nor whether it takes RGB or BGR, and timm's backbone "
-        "would compute something else without a word. Where it was trained with "
+        "would silently compute something else. If it was trained with "
         "RESNETS.STRIDE_IN_1X1 False on RGB, extract its backbone with tools/convert_weights.py"
     )
 
@@ -259,7 +259,7 @@ def from_openmmlab(weights: StateDict) -> StateDict:
 
 
 def openmmlab_differences(model: nn.Module, weights: StateDict) -> List[str]:
-    """What a model computes otherwise than MMDetection did with the same weights.
+    """How a model differs from what MMDetection computes with the same weights.
 
     Args:
         model (nn.Module): a detector.

@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 Shape = Tuple[int, ...]
 
-# What is in older checkpoints or not, and is made from the config anyway.
+# Only in some checkpoints, and made from the config anyway.
 _NOT_WEIGHTS = ("pixel_mean", "pixel_std")
 _CELL_ANCHORS = "anchor_generator.cell_anchors"
 
 _EXAMPLES = 3
 
-# Where a detector's timm network is: below an FPN, alone, and, of C4, its last stage.
+# Where a detector's timm network is: below an FPN, without one, and, of C4, its last stage.
 _BEFORE_BODY = ("backbone.bottom_up.", "backbone.", "roi_heads.res5.")
 
 
@@ -110,8 +110,8 @@ def load_weights(
         weights (dict[str, Tensor]): as :func:`read_checkpoint` returns it.
         source (str): what to call it in messages.
         path (str): the local file, for the report.
-        complete (bool): the whole model must be in it, as when a run is resumed; otherwise only
-            the backbone must.
+        complete (bool): the complete model must be in it, as when a run is resumed; otherwise
+            only the backbone.
 
     Returns:
         LoadReport

@@ -1,4 +1,8 @@
-"""Reading a checkpoint file of any kind without running anything that is in it."""
+"""Reading checkpoint files of any kind without running code in them.
+
+``torch.load(weights_only=True)`` and safetensors read their formats. Our own unpickler reads only
+the ``.pkl`` files of Detectron2's model zoo, which are pickles of NumPy arrays, not files of torch.
+"""
 
 import contextlib
 import errno
@@ -32,24 +36,23 @@ _GIT_LFS_START = b"version https://git-lfs"
 
 
 def read_checkpoint(path: str, *, map_tensors: bool = False) -> Dict[str, Any]:
-    """Read a checkpoint; what kind of file it is, is told from its content, not from its name.
+    """Read a checkpoint; the kind of file is determined by its content, not by its name.
 
     Args:
         path (str): a local file: safetensors, what ``torch.save`` wrote, or a pickle of arrays
             and plain containers, as in Detectron2's model zoo.
-        map_tensors (bool): whether the tensors may stay in the file, from where the system takes
-            them when they are looked at, so that they fill no memory. To be copied before they
-            are kept.
+        map_tensors (bool): whether the tensors may be mapped from the file, so that they take no
+            memory until they are used. The caller must copy them to keep them.
 
     Returns:
         dict[str, Any]: under ``"model"`` the state dict, ``{name: Tensor}`` (with the
-        ``_metadata`` that ``nn.Module.state_dict`` attaches, if it has some); beside it whatever
-        else the file holds, such as ``"iteration"``.
+        ``_metadata`` that ``nn.Module.state_dict`` attaches, if any), and all other entries of the
+        file, such as ``"iteration"``.
 
     Raises:
-        UserError: if the file is none of these, is damaged, holds no weights, or needs a type
-            that neither ``torch.load(weights_only=True)`` nor plain arrays allow; nothing of it
-            has been executed then. Also if a tensor has values that are no finite numbers.
+        UserError: if the file is not one of these, is damaged, holds no weights, needs a type
+            that neither ``torch.load(weights_only=True)`` nor plain arrays allow (nothing of it
+            has been executed then), or has tensors with values that are not finite.
     """
     content = read_file(path, map_tensors=map_tensors)
     if not isinstance(content, Mapping):
@@ -69,10 +72,10 @@ def _check_finite(path: str, checkpoint: Mapping) -> None:
 
     Args:
         path (str): of its file, for the message.
-        checkpoint (Mapping): tensors in containers of any depth; what is no tensor is passed over.
+        checkpoint (Mapping): tensors in containers of any depth; other values are ignored.
 
     Raises:
-        UserError: if one has NaN or infinite values: it names the first one, and counts them.
+        UserError: if some have NaN or infinite values; it names the first one and counts them.
     """
     bad = [(name, tensor) for name, tensor in _tensors(checkpoint) if not _is_finite(tensor)]
     if not bad:
@@ -102,7 +105,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def read_file(path: str, *, map_tensors: bool = False) -> Any:
-    """Read what a file holds, with the reader for its content; see :func:`read_checkpoint`.
+    """Read the content of a file with the reader for its format; see :func:`read_checkpoint`.
 
     Args:
         path (str): a local file.
@@ -156,7 +159,7 @@ def _refuse_other_files(path: str, start: bytes) -> None:
 
 
 def _check_zip(path: str) -> None:
-    """Compare the checksums that torch.save wrote, which torch.load does not."""
+    """Compare the checksums that torch.save wrote, which torch.load ignores."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -184,7 +187,7 @@ def _read_torch(path: str, map_tensors: bool = False) -> Any:
         if refused:
             raise _refused(path, refused.group(1)) from e
         raise _refused(path, _first_line(e)) from e
-    except Exception as e:  # what a damaged file makes torch raise is of many types
+    except Exception as e:  # damaged files make torch raise many types
         _pass_on(path, e)
         raise UserError(
             f"{path} is cut off, damaged or no file of torch.save ({_first_line(e)})"
@@ -216,10 +219,10 @@ def _read_pickle(path: str) -> Any:
 
 
 def _pass_on(path: str, error: Exception) -> None:
-    """Raise what is not the file's fault: an error of its disk, or too little memory."""
+    """Raise a UserError if the file is not at fault: an error of the disk, or too little memory."""
     if isinstance(error, MemoryError):
         raise UserError(f"cannot read {path}: there is too little memory for it") from error
-    # A damaged file can make a reader seek to a place that is none.
+    # EINVAL: a damaged file made the reader seek to an invalid position.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
@@ -232,28 +235,19 @@ def _refused(path: str, what: str) -> UserError:
 
 
 class _RefusedType(Exception):
-    """What an unpickler was asked to import and does not."""
+    """The name that an unpickler was asked to import and refuses."""
 
 
 class _FromBuffer:
-    """NumPy's way, in pickle protocol 5, of making an array.
+    """NumPy's function for arrays in pickle protocol 5.
 
-    A stand-in without attributes: on NumPy's own function a pickle could set some.
+    An object without attributes, as a pickle could set attributes of NumPy's own function.
     """
 
     __slots__ = ()
 
     def __call__(self, buffer, dtype, shape, order):
         return np.frombuffer(bytearray(buffer), dtype=dtype).reshape(shape, order=order)
-
-
-class _EmptyBytes:
-    """The way of empty bytes through pickle protocol 2."""
-
-    __slots__ = ()
-
-    def __call__(self) -> bytes:
-        return b""
 
 
 def _numpy_names() -> Dict[str, Any]:
@@ -266,24 +260,14 @@ def _numpy_names() -> Dict[str, Any]:
     return names
 
 
-class _EncodeLatin1:
-    """The way of bytes through pickle protocol 2."""
-
-    __slots__ = ()
-
-    def __call__(self, text: str, encoding: str) -> bytes:
-        if encoding != "latin1":
-            raise _RefusedType(f"_codecs.encode to {encoding}")
-        return text.encode("latin1")
-
-
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler of NumPy arrays and plain containers; it imports nothing that a file names."""
+    """An unpickler for NumPy arrays and plain containers, which imports nothing else."""
 
     _ALLOWED = {
         **_numpy_names(),
-        "_codecs.encode": _EncodeLatin1(),
-        "__builtin__.bytes": _EmptyBytes(),
+        # Bytes, in pickle protocol 2; both are immutable.
+        "_codecs.encode": str.encode,
+        "__builtin__.bytes": bytes,
         "collections.OrderedDict": OrderedDict,
     }
 

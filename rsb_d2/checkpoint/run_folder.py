@@ -24,7 +24,7 @@ _PERIODIC = re.compile(r"model_(\d{7})\.pth")
 _LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint|best\.json)\.\d+\.tmp")
 
 
-# What the programs write into OUTPUT_DIR; all else in it is the user's.
+# What the programs write into OUTPUT_DIR; everything else in it belongs to the user.
 _FILES = re.compile(
     r"model_(\d{7}|final|final_ema|best)\.pth|last_checkpoint|best\.json|metrics\.json"
     r"|(curves|detections|predictions|training_images)\.png|inference(_TTA)?|ema|predictions"
@@ -41,8 +41,8 @@ def files_of_run(output_dir: str) -> List[str]:
         output_dir (str): a local folder, or one that is not there.
 
     Returns:
-        list[str]: names of files and folders; empty if no more than the start of a run is there:
-        its config, its log and files without any values.
+        list[str]: names of files and folders; empty if there is only the start of a run: its
+        config, its log and files without values.
     """
     if not os.path.isdir(output_dir):
         return []
@@ -58,9 +58,9 @@ def set_aside(output_dir: str, names: List[str], *, has_begun: bool = False) -> 
     """Move the files of an earlier run out of the way of a new one.
 
     Args:
-        output_dir (str): the local folder of the two.
+        output_dir (str): the local folder of both runs.
         names (list[str]): of :func:`files_of_run`.
-        has_begun (bool): whether config, log and ``metrics.json`` are of the new run already.
+        has_begun (bool): whether config, log and ``metrics.json`` already belong to the new run.
 
     Returns:
         dict[str, str]: the new path of each file or folder by its name.
@@ -97,12 +97,12 @@ def has_run(output_dir: str) -> bool:
 
 
 class _Found(NamedTuple):
-    """What was found last.
+    """The result of the last search.
 
     Args:
-        candidates (list): path, inode, size and time of what could be resumed from.
-        path (str): which of it is.
-        content (dict[str, Any]): of that file, which its tensors stay in.
+        candidates (list): path, inode, size and time of the files that were considered.
+        path (str): the one to resume from.
+        content (dict[str, Any]): its content; the tensors are mapped from the file.
     """
 
     candidates: List[Tuple[Any, ...]]
@@ -110,22 +110,22 @@ class _Found(NamedTuple):
     content: Dict[str, Any]
 
 
-# From the comparison of the config, before anything is built, to the loading.
+# Kept from the comparison of the config, before anything is built, until the weights are loaded.
 _last_found: _Found | None = None
 
 
 def find_newest_complete(output_dir: str) -> str:
-    """Find what ``--resume`` goes on from, and report what is damaged.
+    """Find the checkpoint that ``--resume`` continues from, and report damaged ones.
 
-    It is the checkpoint that ``last_checkpoint`` names, one that was written after it had been
-    named, or, where these are damaged, the newest one before. It is read as a whole, but once
-    only, as long as nothing changes in the folder.
+    It is the checkpoint that ``last_checkpoint`` names, or a newer one that was written before it
+    could be named there; if these are damaged, the newest one before them. It is read completely,
+    but only once, as long as nothing changes in the folder.
 
     Args:
         output_dir (str): the local folder of a run, with a ``last_checkpoint``.
 
     Returns:
-        str: path of a checkpoint that can be read as a whole.
+        str: path of a complete checkpoint.
 
     Raises:
         UserError: if there is none.
@@ -134,30 +134,30 @@ def find_newest_complete(output_dir: str) -> str:
 
 
 def read_newest_entry(output_dir: str, key: str) -> Any:
-    """Read one entry of what :func:`find_newest_complete` finds.
+    """Read one entry of the checkpoint that :func:`find_newest_complete` finds.
 
     Args:
-        output_dir (str): as there.
-        key (str): of something that is no tensor.
+        output_dir (str): the local folder of a run, with a ``last_checkpoint``.
+        key (str): of an entry without tensors.
 
     Returns:
         Any: the entry; ``None`` if there is none.
 
     Raises:
-        UserError: as there.
+        UserError: if no checkpoint can be read.
     """
     return _find(output_dir).content.get(key)
 
 
 def pop_found(path: str) -> Dict[str, Any] | None:
-    """The content of a checkpoint, if it is the one that was found last.
+    """Return the content of a checkpoint if it is the one that was found last, and forget it.
 
     Args:
         path (str): a local file.
 
     Returns:
         dict[str, Any] or None: what :func:`rsb_d2.checkpoint.reading.read_checkpoint` would
-        return; it is no longer held here.
+        return.
     """
     global _last_found
     found, _last_found = _last_found, None
@@ -185,12 +185,12 @@ def _find(output_dir: str) -> _Found:
         return _last_found
     raise UserError(
         f"--resume: none of the checkpoints in {output_dir} can be read "
-        f"({'; '.join(damaged)}). Start anew without --resume, or in another OUTPUT_DIR"
+        f"({'; '.join(damaged)}). Start again without --resume, or in another OUTPUT_DIR"
     )
 
 
 def _identity(path: str) -> Tuple[Any, ...]:
-    """What tells a file from one that is written in its place."""
+    """What distinguishes a file from one that replaces it."""
     try:
         status = os.stat(path)
     except OSError:
@@ -199,10 +199,7 @@ def _identity(path: str) -> Tuple[Any, ...]:
 
 
 def remove_leftovers(output_dir: str) -> None:
-    """Remove what processes that were killed while they wrote a file of a run have left.
-
-    These are files under temporary names, and half of the last line of ``metrics.json``.
-    """
+    """Remove temporary files and half a line of ``metrics.json``, left by killed processes."""
     for name in filter(_LEFTOVER.fullmatch, os.listdir(output_dir)):
         os.remove(os.path.join(output_dir, name))
     metrics = os.path.join(output_dir, "metrics.json")
@@ -218,7 +215,7 @@ def remove_old_checkpoints(output_dir: str, iteration: int, num_kept: int) -> No
 
     Args:
         output_dir (str): the local folder of a run.
-        iteration (int): what has a higher number than this is of another run, and stays.
+        iteration (int): checkpoints with higher numbers belong to another run, and stay.
         num_kept (int): how many to keep; 1 or more.
     """
     names = sorted(number for number in _periodic(output_dir) if number[0] <= iteration)
@@ -232,7 +229,7 @@ def _periodic(output_dir: str) -> List[Tuple[int, str]]:
 
 
 def _newest_first(output_dir: str) -> List[str]:
-    """What may be resumed from; not what an earlier, longer run has left in the folder."""
+    """The checkpoints to resume from, without those that an earlier, longer run has left."""
     tag = os.path.join(output_dir, LAST_CHECKPOINT)
     with open(tag) as f:
         tagged = f.read().strip()

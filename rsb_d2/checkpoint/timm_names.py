@@ -28,7 +28,7 @@ def architecture(name: str) -> str:
 
 
 def model_names(feature_name: str) -> Iterator[str]:
-    """What a tensor of a timm feature net may be called in the whole model, likeliest first.
+    """Possible names, in the complete model, of a tensor of a timm feature net, likeliest first.
 
     timm's feature nets keep a model's names, put ``model.`` or ``body.`` before them, or join the
     first two levels: ``stages.0.blocks.1.norm.weight`` is ``stages_0.blocks.1.norm.weight``.
@@ -43,15 +43,15 @@ def model_names(feature_name: str) -> Iterator[str]:
 
 
 def model_name(feature_name: str, names: Collection) -> str | None:
-    """The one of ``names`` that a feature net's tensor has in the whole model, or ``None``."""
+    """Return which of ``names`` a feature net's tensor has in the complete model, or ``None``."""
     return next((n for n in model_names(feature_name) if n in names), None)
 
 
 def match(weights: Mapping, target: Mapping) -> Match:
-    """Find each tensor of a feature net among those of a whole model.
+    """Find each tensor of a feature net among those of a complete model.
 
     Args:
-        weights (dict[str, Tensor]): by the whole model's names, or the feature net's.
+        weights (dict[str, Tensor]): by the names of the complete model, or of the feature net.
         target (dict[str, Tensor]): the state dict of the feature net. Of it, the norm layers'
             ``num_batches_tracked`` are 0 where ``weights`` has none: older files lack them.
 
@@ -76,8 +76,8 @@ def match(weights: Mapping, target: Mapping) -> Match:
 
 
 @cache
-def whole_model(name: str) -> nn.Module:
-    """timm's classification model of this name on the meta device: names and shapes alone."""
+def complete_model(name: str) -> nn.Module:
+    """timm's classification model of this name on the meta device: names and shapes only."""
     with torch.device("meta"):
         return timm.create_model(architecture(name), pretrained=False)
 
@@ -92,8 +92,8 @@ def foreign_names(unused: Collection, used: Collection, name: str) -> List[str]:
     """Tensors of a file that show that it is of another architecture, perhaps a deeper one.
 
     A classifier, and layers above the deepest feature, are in a file and not in the backbone. But
-    what stands beside tensors that are used, and timm's model does not have at all, is something
-    that the file's own model computes with.
+    a tensor next to used ones that timm's model does not have at all is something that the model
+    of the file computes with.
 
     Args:
         unused (collection of str): the file's tensors that are not used, by any names.
@@ -103,7 +103,7 @@ def foreign_names(unused: Collection, used: Collection, name: str) -> List[str]:
     Returns:
         list[str]: of ``unused``.
     """
-    known = whole_model(name).state_dict()
+    known = complete_model(name).state_dict()
     children = {(model_name(n, known) or n).partition(".")[0] for n in used}
     classifiers = tuple(f"{c}." for c in classifier_names(name))
     return [
@@ -126,10 +126,10 @@ def without_spare_counters(unused: Collection) -> List[str]:
 def updated_by_timm(weights: StateDict, name: str) -> StateDict | None:
     """Bring weights of an older release, or of a model's first publication, to today's names.
 
-    timm does so while it loads them into a whole model, which must be complete.
+    timm does so while it loads them into a complete model; no tensor may be missing.
 
     Args:
-        weights (dict[str, Tensor]): of a whole classification model.
+        weights (dict[str, Tensor]): of a complete classification model.
         name (str): timm's name of the model.
 
     Returns:
@@ -137,8 +137,8 @@ def updated_by_timm(weights: StateDict, name: str) -> StateDict | None:
     """
     num_classes = _num_classes(weights, name)
     try:
-        # timm loads a few architectures loosely unless told otherwise: what it did not find would
-        # come back as random values.
+        # timm loads a few architectures loosely by default: tensors that it does not find would be
+        # random.
         with torch.random.fork_rng(devices=[]):  # for initial values that are all overwritten
             model = timm.create_model(
                 name,
@@ -147,7 +147,7 @@ def updated_by_timm(weights: StateDict, name: str) -> StateDict | None:
                 pretrained_strict=True,
                 num_classes=num_classes,
             )
-    except Exception:  # timm's conversions fail in many ways on what they were not written for
+    except Exception:  # timm's conversions fail in many ways on unknown weights
         return None
     return model.state_dict()
 
@@ -160,7 +160,7 @@ def _num_classes(weights: StateDict, name: str) -> int:
 
 
 def add_missing_counters(weights: Dict[str, torch.Tensor]) -> StateDict:
-    """Add the ``num_batches_tracked`` of 0 that older files lack beside ``running_mean``."""
+    """Add the ``num_batches_tracked`` of 0 that older files lack next to ``running_mean``."""
     complete = {}
     for name, tensor in weights.items():
         complete[name] = tensor

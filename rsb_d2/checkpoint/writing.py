@@ -1,4 +1,4 @@
-"""Writing weights: whole or not at all, plain values only, the same bytes for the same tensors."""
+"""Writing weights: completely or not at all, plain values only, equal bytes for equal tensors."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _PLAIN_TYPES = (
 
 
 def save_torch(path: str, content: Any) -> None:
-    """``torch.save`` to a local file, whole or not at all.
+    """``torch.save`` to a local file, completely or not at all.
 
     Args:
         path (str): the file.
@@ -39,19 +39,19 @@ def save_torch(path: str, content: Any) -> None:
 
 
 def save_weights(path: str, weights: StateDict, **beside: Any) -> None:
-    """Write a state dict; the bytes depend on nothing but the names and the tensors.
+    """Write a state dict; the bytes depend only on the names and the tensors.
 
     Args:
         path (str): ends in ``.pth`` or ``.safetensors``.
         weights (dict[str, Tensor]): what to write.
-        beside: for ``.pth``: entries of the file besides the state dict, which is then its
-            ``"model"``; without any, the file is the state dict. Safetensors holds no such.
+        beside: more entries of a ``.pth`` file, whose state dict is then its ``"model"``; without
+            any, the file is the state dict. Not written to safetensors.
 
     Raises:
         UserError: for another ending, or if it cannot be written.
     """
     check_ending(path)
-    # Copies, as a tensor that is a view would take the whole of what it views along.
+    # Copies, as saving a view would save all that it views.
     weights = {n: weights[n].detach().cpu().clone().contiguous() for n in sorted(weights)}
     if path.endswith(".safetensors"):
         with whole_file(path) as f:
@@ -67,7 +67,7 @@ def check_ending(path: str) -> None:
 
 
 def to_plain(value: Any, where: str) -> Any:
-    """A copy of what ``torch.load(weights_only=True)`` reads: tensors and plain containers.
+    """Copy a value into types that ``torch.load(weights_only=True)`` reads.
 
     Args:
         value (Any): a checkpoint or a part of one; NumPy's numbers become Python's, its arrays

@@ -17,7 +17,7 @@ from detectron2.modeling import build_backbone
 
 from rsb_d2 import Checkpointer, UserError
 from rsb_d2.checkpoint.convert import convert, convert_file
-from rsb_d2.checkpoint.timm_names import whole_model
+from rsb_d2.checkpoint.timm_names import complete_model
 from rsb_d2.checkpoint.writing import save_weights
 from rsb_d2.modeling.resnets.shape import PLAIN_RESNETS
 from tests.helpers.fake_hub import add_to_cache, make_weights
@@ -128,7 +128,7 @@ def test_round_trips_give_the_same_bytes(tmp_path, name):
 def test_the_other_plain_resnets_are_told_by_their_shapes(name):
     """The features of these would take too long; Detectron2's network has names and shapes."""
     stock = make_stock_fpn(name, norm="BN")["backbone"].bottom_up.state_dict()
-    conversion = convert(whole_model(name).state_dict(), "detectron2")
+    conversion = convert(complete_model(name).state_dict(), "detectron2")
     assert conversion.timm_name == name
     shapes = {n: t.shape for n, t in conversion.weights.items()}
     assert shapes == {n: t.shape for n, t in stock.items()}

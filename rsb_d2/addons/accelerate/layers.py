@@ -39,8 +39,8 @@ _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch has fused kernels for a device and a dtype: oneDNN's, or on a GPU cuDNN's.
 
-    The first are what ``torch.compile`` calls on the CPU. For float16 there are none that are
-    faster. cuDNN's compute float32 in TF32, so they are for lower precision alone.
+    The first are what ``torch.compile`` calls on the CPU. None are faster for
+    float16. cuDNN's compute float32 in TF32, so they are used for lower precision only.
     """
     if device.type == "cuda":
         return dtype != torch.float32 and torch.backends.cudnn.is_available()
@@ -80,7 +80,7 @@ class _InferenceLayer(nn.Module):
 class InferenceConv2d(_InferenceLayer):
     """``Conv2d`` in channels-last, with a ReLU or with an addition and a ReLU in one go.
 
-    The input is brought into channels-last where it is not, and so is the output.
+    The input is converted to channels-last if needed, and so is the output.
     """
 
     def __init__(
@@ -306,7 +306,7 @@ def replace_rows(root: nn.Module, dtype: torch.dtype) -> None:
 
     Args:
         root (nn.Module): changed in place; in evaluation mode. In each ``nn.Sequential`` in it
-            each layer's output goes to the next one alone.
+            each layer's output goes to the next one only.
         dtype (torch.dtype): of the new layers.
     """
     for module in list(root.modules()):

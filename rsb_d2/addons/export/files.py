@@ -30,7 +30,7 @@ NO_TORCHSCRIPT = (
     f"{TORCH_EXPORT} for torch.export or in {ONNX}"
 )
 
-# Left alone, OpenVINO computes in bfloat16 where the processor does.
+# By default OpenVINO computes in bfloat16 if the processor does.
 IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -158,7 +158,7 @@ def run_openvino(path: str, weights: str = "", threads: int = 0) -> Detector:
 
     Args:
         path (str): of the ``.xml`` or ``.onnx`` file.
-        weights (str): of an IR's weights, if they are not in the ``.bin`` file beside it.
+        weights (str): of an IR's weights, if they are not in the ``.bin`` file next to it.
         threads (int): to compute with; as many as OpenVINO thinks best by default.
 
     Returns:
@@ -192,7 +192,7 @@ class Format:
         endings (tuple[str, ...]): of the files; that of the user's name first.
         wrap (callable): from a detector to a module that can be written.
         write (callable): from that module, a uint8 image (H, W, 3), the metadata and whether
-            images have the size of that one alone, to the contents of the files.
+            all images have the size of that one, to the contents of the files.
         load (callable): from the paths of the files to a :data:`Detector`.
         check (callable): raises a :class:`UserError` if a package is missing.
         can_fix_size (bool): whether it can be for images of one size.

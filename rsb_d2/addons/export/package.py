@@ -29,7 +29,7 @@ from ...modeling.resnets.spec import FPN, RETINANET_FPN, backbone_spec, is_timm_
 from ...predictor import Predictor
 from ...pretraining.classifier import ImageClassifier
 from ...registration import backbone_name
-from ...solver.parameters import optimizer_name
+from ...solver.build import optimizer_name
 from .comparison import Difference, compare_outputs
 from .export import score_threshold
 from .files import on_cpu
@@ -78,7 +78,7 @@ class Package:
 
     @property
     def usage(self) -> List[str]:
-        """list[str]: lines of Python that run the package where there is Detectron2 alone."""
+        """list[str]: lines of Python that run the package without this project."""
         return [
             "from detectron2.config import get_cfg",
             "from detectron2.engine import DefaultPredictor",
@@ -99,7 +99,7 @@ def export_package(
 ) -> Package:
     """Write a detector for Detectron2, unless Detectron2 does not detect what the detector does.
 
-    The folder gets ``config.yaml`` with Detectron2's own keys alone, ``model_final.pth`` for its
+    The folder gets ``config.yaml`` with only Detectron2's own keys, ``model_final.pth`` for its
     ResNet, FPN and heads, taking BGR, and ``classes.json``.
 
     Args:
@@ -127,7 +127,7 @@ def export_package(
     with whole_folder(folder) as temporary:
         _write(os.path.join(temporary, CONFIG), dump_differences(plain))
         _write(os.path.join(temporary, CLASSES), _describe(classes, metadata))
-        # With the names beside them, for this project's own programs.
+        # With the names, for this project's own programs.
         names = {"class_names": list(classes.names), "class_ids": list(classes.ids)}
         save_weights(os.path.join(temporary, WEIGHTS), plain_weights(model), **names)
         try:
@@ -309,7 +309,7 @@ def _reasons_of_pyramid(cfg: CfgNode, model: nn.Module) -> Iterator[str]:
 
 
 def _foreign_parts(model: nn.Module) -> Iterator[str]:
-    """Modules beside the backbone whose code a process with Detectron2 alone does not have."""
+    """Modules, besides the backbone, whose code a process with only Detectron2 does not have."""
     for name, module in model.named_modules():
         is_stock = f"{type(module).__module__}.".startswith(_OF_STOCK_MODELS)
         if not is_stock and not name.startswith("backbone.bottom_up"):
