@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from .errors import UserError, printable
 
-# Errors that say that a file system takes no more: never the fault of what is written.
+# Errors of a file system that takes no more data, whatever is written.
 _NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 # The folder, in a folder of outputs, for the outputs of earlier runs.
@@ -29,9 +29,9 @@ _HTTP = ("http://", "https://")
 
 @contextmanager
 def whole_file(path: str) -> Iterator[IO[bytes]]:
-    """Open a file that takes its place when the block ends, and is gone if the block fails.
+    """Write a file atomically: it appears when the block ends, and not at all if the block fails.
 
-    Other errors of the block, such as one of a file that it reads, pass as they are.
+    Other errors of the block, such as those of files that it reads, pass unchanged.
 
     Args:
         path (str): a local file; its folder must exist.
@@ -59,11 +59,11 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def errors_of_writing(path: str, key: str = "") -> Iterator[None]:
-    """Turn an ``OSError`` of the block, which does nothing but write, into a :class:`UserError`.
+    """Turn an ``OSError`` of a block that only writes into a :class:`UserError`.
 
     Args:
-        path (str): what the message says cannot be written.
-        key (str): what comes before that, such as ``"--output: "``.
+        path (str): named in the message.
+        key (str): the beginning of the message, such as ``"--output: "``.
     """
     try:
         yield
@@ -87,9 +87,9 @@ class _Output(io.FileIO):
 
 
 def open_output(path: str, shown: str = "") -> IO[bytes]:
-    """Open a file to write bytes to, all of whose own errors are a :class:`UserError`.
+    """Open a file to write bytes to, whose own errors are raised as :class:`UserError`.
 
-    A block that writes to it may read other files: their errors keep their own cause.
+    Errors of other files, which a block may read while it writes, pass unchanged.
 
     Args:
         path (str): of the file.
@@ -100,10 +100,10 @@ def open_output(path: str, shown: str = "") -> IO[bytes]:
 
 @contextmanager
 def whole_folder(folder: str, key: str = "") -> Iterator[str]:
-    """Make a folder that takes its place when the block ends, and is gone if the block fails.
+    """Make a folder atomically: it appears when the block ends, and not at all if the block fails.
 
     Args:
-        folder (str): nothing is there, or an empty folder; folders above it are made.
+        folder (str): a path without a folder, or of an empty one; parents are created.
         key (str): as of :func:`errors_of_writing`.
 
     Yields:
@@ -115,7 +115,7 @@ def whole_folder(folder: str, key: str = "") -> Iterator[str]:
     path = os.path.abspath(folder)
     with errors_of_writing(folder, key):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        # In its own folder, so that it is renamed and not copied.
+        # In the same folder, so that it is renamed and not copied.
         aside = tempfile.mkdtemp(
             prefix=f".{os.path.basename(path)[:50]}-", dir=os.path.dirname(path)
         )
@@ -134,7 +134,7 @@ def whole_folder(folder: str, key: str = "") -> Iterator[str]:
 
 
 def error_of_block(error: OSError, temporary: str, folder: str, key: str = "") -> Exception:
-    """The error with the right cause, of a block that reads files and writes into a folder.
+    """Return the error to raise for a block that reads files and writes into a folder.
 
     Args:
         error (OSError): of the block.
@@ -143,7 +143,7 @@ def error_of_block(error: OSError, temporary: str, folder: str, key: str = "") -
         key (str): as of :func:`errors_of_writing`.
 
     Returns:
-        Exception: a :class:`UserError` that says which file cannot be read or written.
+        Exception: a :class:`UserError` that names the file that cannot be read or written.
     """
     reason = error.strerror or str(error)
     name = error.filename
@@ -155,7 +155,7 @@ def error_of_block(error: OSError, temporary: str, folder: str, key: str = "") -
 
 
 def find_disk_error(error: BaseException | None) -> OSError | None:
-    """The error, or the one that it comes from, that says that a local file cannot be written.
+    """Find the error, or its cause, that means that a local file cannot be written.
 
     Errors of a network are ``OSError`` as well; they have other numbers, or name no file.
     """
@@ -168,7 +168,7 @@ def find_disk_error(error: BaseException | None) -> OSError | None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Have the new name outlast a power cut, too, where the system lets one ask for that."""
+    """Make a new name survive a power cut, where the system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -177,18 +177,18 @@ def _sync_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-# ---- what is there already ----
+# ---- existing files ----
 
 
 def move_aside(folder: str, names: Iterable[str]) -> str:
-    """Move files of a folder to where they are kept, ``earlier/1``, ``earlier/2`` and so on in it.
+    """Move files of a folder into its next subfolder ``earlier/1``, ``earlier/2`` and so on.
 
     Args:
         folder (str): a local folder.
-        names (iterable of str): of the files and folders in it.
+        names (iterable of str): of the files and folders to move.
 
     Returns:
-        str: the folder that they are in now.
+        str: the folder that contains them now.
 
     Raises:
         UserError: if they cannot be moved.
@@ -215,17 +215,17 @@ def files_below(folder: str, without: str = "") -> Tuple[List[str], List[str]]:
         without (str): a folder that is not listed, such as the one of the outputs; ``""`` for none.
 
     Returns:
-        list[str], list[str]: the paths of the files, each once, sorted; and the paths of what is
-        passed over, folders with a slash at their end: hidden files and folders, folders that
-        cannot be listed, links to folders that are listed in another place (so that a link to a
-        folder above it ends), and what is not a regular file.
+        list[str], list[str]: the paths of the files, each once, sorted; and the skipped paths,
+        folders with a slash at the end: hidden files and folders, folders that cannot be listed,
+        links to folders that are listed elsewhere (so that a link to a parent ends), and anything
+        that is not a regular file.
     """
     skipped = os.path.realpath(without) if without else ""
     listed: Set[str] = set()
     files: List[str] = []
     passed_over: List[str] = []
     starts = [folder]
-    for start in starts:  # grows: what a link leads to is listed after the folder's own places
+    for start in starts:  # grows: linked folders are listed after the folder itself
         if os.path.realpath(start) in listed:
             passed_over.append(f"{start}/")
             continue
@@ -250,14 +250,14 @@ def files_below(folder: str, without: str = "") -> Tuple[List[str], List[str]]:
             folders[:] = entered
             for name in names:
                 path = os.path.join(parent, name)
-                # A link that leads nowhere is a file that cannot be read, which its reader names.
+                # A broken link counts as a file, which its reader reports.
                 is_file = os.path.isfile(path) or os.path.islink(path)
                 (files if is_file and not name.startswith(".") else passed_over).append(path)
     return sorted(files), sorted(passed_over)
 
 
 def listing_error(path: str) -> str:
-    """Why a folder, such as one that :func:`files_below` passes over, cannot be listed; or ""."""
+    """Why a folder, such as one that :func:`files_below` skips, cannot be listed; or ""."""
     try:
         os.scandir(path).close()
     except OSError as e:
@@ -285,8 +285,8 @@ def is_http(path: str) -> bool:
 def escape_address(path: str) -> str:
     """An address as it is requested from a web server; any other path as it is.
 
-    ``?`` begins the parameters and ``%20`` is a space, as in a browser. ``#`` is a part of a file's
-    name, as are a ``%`` without two digits behind it, spaces and letters beyond ASCII.
+    ``?`` begins the parameters and ``%20`` is a space, as in a browser. ``#`` belongs to the name
+    of a file, as do a ``%`` without two digits after it, spaces and letters beyond ASCII.
 
     Args:
         path (str): any path.
@@ -306,7 +306,7 @@ def join_address(root: str, name: str) -> str:
 
     Args:
         root (str): address of the folder.
-        name (str): of the file, as it is called there: a ``%`` in it is a ``%``.
+        name (str): of the file on the server: a ``%`` in it is a ``%``.
     """
     return f"{root.rstrip('/')}/{_quoted(name, _PATH_CHARACTERS)}"
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: the kernels of a function recorded once for each size, and then replayed."""
+"""CUDA graphs: the kernels of a function, recorded once per input size and then replayed."""
 
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -8,18 +8,18 @@ from torch.utils import _pytree as pytree
 
 from .heads import MAX_SIZES, InferenceRPN
 
-# Before the kernels are recorded, what is prepared at the first calls is: handles, workspaces.
+# The first calls prepare handles and workspaces, before the kernels are recorded.
 _WARM_UP_CALLS = 2
 
-# From a function without arguments to one that does the same, and the outputs that it writes to.
+# From a function without arguments to an equivalent one, and the outputs that it writes to.
 Record = Callable[[Callable[[], Any]], Tuple[Callable[[], Any], Any]]
 
 
 class CudaGraphs:
     """Records the kernels of functions, whose intermediate results share their memory.
 
-    They must be replayed one after the other, and what one returns is used up before the next is
-    called that was recorded earlier.
+    They must be replayed one after the other, and the output of one must be used before one that
+    was recorded earlier is replayed again.
     """
 
     def __init__(self, device: torch.device):
@@ -46,29 +46,29 @@ class CudaGraphs:
                     function()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Other threads may go on: a loader that pins memory, say.
+            # Other threads may continue, such as a loader that pins memory.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = function()
         return graph.replay, outputs
 
 
 class Replayed:
-    """A function of tensors that is recorded for each size of them, and then replayed.
+    """A function of tensors that is recorded once per input size, and then replayed.
 
-    What it returns is overwritten by its next call.
+    Its next call overwrites its output.
     """
 
     def __init__(self, function: Callable[..., Any], record: Record):
         """
         Args:
-            function (callable): of tensors, or lists and dicts of them, and so is what it returns.
-            record (callable): as :class:`CudaGraphs`.
+            function (callable): takes and returns tensors, or lists and dicts of tensors.
+            record (callable): such as :class:`CudaGraphs`.
         """
         self.function = function
         self._record = record
         self._recordings: Dict[Any, Tuple[List[torch.Tensor], Callable[[], Any], Any]] = {}
 
-    # In neither of torch's modes: what is recorded in one must not be written to in the other.
+    # Outside of torch's modes: tensors recorded in one must not be written to in the other.
     @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, *inputs: Any) -> Any:
@@ -99,11 +99,11 @@ class Replayed:
 def replay_dense_parts(model: nn.Module, record: Record) -> None:
     """Replay backbone, FPN, dense heads and the RPN's candidates.
 
-    A copy of the model does not: it has its own weights.
+    A copy of the model does not replay them, as it has its own weights.
 
     Args:
         model (nn.Module): of :func:`rsb_d2.optimize_for_inference`; changed in place.
-        record (callable): as :class:`CudaGraphs`.
+        record (callable): such as :class:`CudaGraphs`.
     """
     rpn = getattr(model, "proposal_generator", None)
     dense = [model.backbone, getattr(model, "head", None), getattr(model, "sem_seg_head", None)]
@@ -113,5 +113,5 @@ def replay_dense_parts(model: nn.Module, record: Record) -> None:
         dense.append(getattr(rpn, "rpn_head", None))
     for module in dense:
         if module is not None:
-            # As nn.Module.compile does, which a copy is made without as well.
+            # As nn.Module.compile does; copies drop it.
             module._compiled_call_impl = Replayed(module._call_impl, record)

@@ -20,7 +20,7 @@ MAX_SIZES = 64
 class InferenceRPNHead(nn.Module):
     """``StandardRPNHead`` with one convolution for both of its outputs, in float32.
 
-    That costs next to nothing, and in bfloat16 it would cost 0.1 AP on the sample data.
+    float32 costs next to nothing here; bfloat16 would cost 0.1 AP on the sample data.
 
     Args:
         head (StandardRPNHead): its hidden layers are taken over as they are.
@@ -100,7 +100,7 @@ class InferenceRPN(FastRPN):
         )
 
     def _anchors_of(self, features: List[torch.Tensor]) -> List[Boxes]:
-        """Anchors; on a GPU they are made once for each size, and kept for a CUDA graph."""
+        """Anchors; on a GPU they are made once per size, and kept for a CUDA graph."""
         if features[0].device.type == "cpu":
             return self.anchor_generator(features)
         if self._anchors is None:
@@ -115,15 +115,15 @@ class InferenceRPN(FastRPN):
 
 
 def best(values: torch.Tensor, num: int) -> Tuple[torch.Tensor, torch.Tensor]:
-    """The best values of each row, as a stable sort would order them, without sorting all.
+    """The best values of each row, ordered as by a stable sort, without sorting all values.
 
     Args:
         values (Tensor): (N, M).
-        num (int): how many of each row; all if there are not so many.
+        num (int): how many of each row; all if there are fewer.
 
     Returns:
         Tensor, Tensor: values and indices, (N, min(num, M)), best first; of equal values those
-        with the lowest index, but on a GPU any of them, as by Detectron2's own sort.
+        with the lowest index; on a GPU any of them, as in Detectron2's own sort.
     """
     if values.device.type != "cpu":
         return values.topk(min(num, values.shape[1]), dim=1)
@@ -140,7 +140,7 @@ def best(values: torch.Tensor, num: int) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 class FlattenChannelsLast(nn.Module):
-    """``Flatten`` for a channels-last tensor, in the order that it has in memory."""
+    """``Flatten`` for a channels-last tensor, in its memory order."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
@@ -154,11 +154,11 @@ class FlattenChannelsLast(nn.Module):
 
 
 def flatten_channels_last(head: FastRCNNConvFCHead, pooled_size: Tuple[int, int]) -> None:
-    """Let a box head flatten its features in their order in memory; the first layer's inputs move.
+    """Let a box head flatten features in their memory order; reorder the inputs of its first layer.
 
     Args:
         head (FastRCNNConvFCHead): changed in place; a head without linear layers stays.
-        pooled_size (tuple[int, int]): height and width of what it takes.
+        pooled_size (tuple[int, int]): height and width of its input.
     """
     layers = list(head.named_children())
     for (name, layer), (_, fc) in zip(layers, layers[1:]):

@@ -37,10 +37,10 @@ _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 
 
 def has_fused_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch has fused kernels for a device and a dtype: oneDNN's, or on a GPU cuDNN's.
+    """Whether torch has fused kernels for a device and dtype: of oneDNN, or on a GPU of cuDNN.
 
-    The first are what ``torch.compile`` calls on the CPU. None are faster for
-    float16. cuDNN's compute float32 in TF32, so they are used for lower precision only.
+    ``torch.compile`` calls those of oneDNN on the CPU. None are faster for float16. Those of cuDNN
+    compute float32 in TF32, so they are used for lower precision only.
     """
     if device.type == "cuda":
         return dtype != torch.float32 and torch.backends.cudnn.is_available()
@@ -59,7 +59,7 @@ class _InferenceLayer(nn.Module):
 
     Args:
         weight (Tensor): copied only if it must be cast.
-        bias (Tensor or None): as well.
+        bias (Tensor or None): as the weight.
         dtype (torch.dtype): to compute in; the input is cast to it.
 
     Attributes:
@@ -78,7 +78,7 @@ class _InferenceLayer(nn.Module):
 
 
 class InferenceConv2d(_InferenceLayer):
-    """``Conv2d`` in channels-last, with a ReLU or with an addition and a ReLU in one go.
+    """``Conv2d`` in channels-last, with a ReLU, or an addition and a ReLU, in the same kernel.
 
     The input is converted to channels-last if needed, and so is the output.
     """
@@ -92,10 +92,10 @@ class InferenceConv2d(_InferenceLayer):
     ):
         """
         Args:
-            conv (Conv2d): for which :meth:`takes` holds.
+            conv (Conv2d): one for which :meth:`takes` holds.
             dtype (torch.dtype): to compute in.
             relu (bool): whether a ReLU ends it.
-            after (sequence of callable): what comes before the ReLU: a norm that cannot be folded,
+            after (sequence of callable): called before the ReLU: a norm that cannot be folded,
                 another activation.
         """
         weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
@@ -108,7 +108,7 @@ class InferenceConv2d(_InferenceLayer):
 
     @staticmethod
     def takes(conv: nn.Module) -> bool:
-        """Whether a layer can be replaced by one of this class."""
+        """Whether this class can replace a layer."""
         return (
             isinstance(conv, nn.Conv2d)
             and conv.padding_mode == "zeros"
@@ -117,7 +117,7 @@ class InferenceConv2d(_InferenceLayer):
 
     @property
     def has_more(self) -> bool:
-        """bool: whether there is something between the convolution and its end or ReLU."""
+        """bool: whether anything follows the convolution besides a ReLU."""
         return bool(len(self.after) or self._functions_after)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,7 @@ class InferenceConv2d(_InferenceLayer):
     def add(
         self, x: torch.Tensor, other: torch.Tensor, relu: bool = False, inplace: bool = False
     ) -> torch.Tensor:
-        """``forward(x) + other``, perhaps with a ReLU on the sum.
+        """``forward(x) + other``, optionally with a ReLU on the sum.
 
         Args:
             x (Tensor): (N, C, H, W).
@@ -173,7 +173,7 @@ class InferenceConv2d(_InferenceLayer):
         return self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
 
     def _cudnn(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor | None:
-        """``relu(conv(x) + other)`` by one kernel of cuDNN's; None if it has none."""
+        """``relu(conv(x) + other)`` by one kernel of cuDNN; None if it has none."""
         weight, bias, padding, stride, dilation, groups = self._arguments()
         more = (bias, stride, padding, dilation, groups)
         x = self._to_mine(x)
@@ -204,7 +204,7 @@ class InferenceConv2d(_InferenceLayer):
 
 
 class InferenceLinear(_InferenceLayer):
-    """``Linear``, with a ReLU in one go."""
+    """``Linear``, with a ReLU in the same kernel."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32, relu: bool = False):
         """
@@ -256,11 +256,11 @@ def can_fold(norm: nn.Module | None) -> bool:
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """A convolution that computes what a convolution and a batch norm do in evaluation mode.
+    """Make a convolution that equals a convolution and a batch norm in evaluation mode.
 
     Args:
         conv (Conv2d): not changed.
-        norm (nn.Module): for which :func:`can_fold` holds; an activation in it is left out.
+        norm (nn.Module): one for which :func:`can_fold` holds; its activation is left out.
 
     Returns:
         Conv2d
@@ -281,7 +281,7 @@ def is_relu(activation: object) -> bool:
 
 
 def replace_convs(root: nn.Module, dtype: torch.dtype) -> None:
-    """Replace Detectron2's ``Conv2d``, with the norm and the activation in it, below a module.
+    """Replace Detectron2's ``Conv2d``, with its norm and activation, below a module.
 
     Args:
         root (nn.Module): changed in place; in evaluation mode.
@@ -302,7 +302,7 @@ def _from_detectron2(conv: Conv2d, dtype: torch.dtype) -> InferenceConv2d:
 
 
 def replace_rows(root: nn.Module, dtype: torch.dtype) -> None:
-    """Replace convolutions and linear layers, with the batch norm and the ReLU behind them.
+    """Replace convolutions and linear layers, with the batch norm and the ReLU after them.
 
     Args:
         root (nn.Module): changed in place; in evaluation mode. In each ``nn.Sequential`` in it
@@ -373,14 +373,14 @@ def fold_net(root: nn.Module, in_channels: int, dtype: torch.dtype) -> int:
 class InferenceResidualBlock(nn.Module):
     """The residual block of a ResNet: the sum and its ReLU belong to the last convolution."""
 
-    # Whether the input may be overwritten, as the block before this one made it for this one only.
+    # Whether the input may be overwritten, as only this block reads it.
     owns_input = False
 
     def __init__(self, convs: List[InferenceConv2d], shortcut: nn.Module | None):
         """
         Args:
             convs (list[InferenceConv2d]): one after the other; all but the last with a ReLU.
-            shortcut (nn.Module or None): what the input goes through before it is added.
+            shortcut (nn.Module or None): applied to the input before it is added.
         """
         super().__init__()
         self.convs = nn.ModuleList(convs)
@@ -402,7 +402,7 @@ class InferenceResidualBlock(nn.Module):
 
 
 class InferenceStem(nn.Module):
-    """Detectron2's ``BasicStem``, whose ReLU belongs to the convolution.
+    """Detectron2's ``BasicStem`` with the ReLU in the convolution.
 
     Args:
         conv (InferenceConv2d): with a ReLU.
@@ -441,7 +441,7 @@ def replace_blocks(root: nn.Module) -> None:
         if isinstance(parent, nn.Sequential):
             for before, block in zip(parent, list(parent)[1:]):
                 if isinstance(before, InferenceResidualBlock):
-                    # A feature that the backbone returns is the output of the last one.
+                    # The backbone returns the outputs of the last blocks only.
                     block.owns_input = True
 
 
@@ -482,7 +482,7 @@ def _block(
 
 
 def _is_plain(conv: nn.Module, relu: bool) -> bool:
-    """Whether a convolution is for inference, has the ReLU or has it not, and nothing else."""
+    """Whether a convolution is for inference and has the ReLU, or not, and nothing else."""
     return isinstance(conv, InferenceConv2d) and conv.relu is relu and not conv.has_more
 
 

@@ -51,15 +51,15 @@ def optimize_for_inference(
     """Make a faster copy of a detector for inference, which computes the same results.
 
     Batch norms, ReLUs and the additions of residual blocks and FPN are folded into the
-    convolutions, features are channels-last from the image on, on the CPU RoIAlign runs on all
+    convolutions, features are channels-last, on the CPU RoIAlign uses all
     threads, and the RPN decodes only the anchors that it selects. That covers Faster, Mask and
     Cascade R-CNN, RetinaNet and panoptic FPN, on Detectron2's ResNets and any
     :class:`rsb_d2.TimmBackbone`. Parts of other classes, subclasses of Detectron2's included, stay
     as they are.
 
     The given model keeps its weights, mode, memory format and device. The result shares nothing
-    with it: it takes as much memory as the model does, and the model may be dropped. It is in
-    evaluation mode for good, on the same device.
+    with it: it takes as much memory as the model, which may be dropped. It stays in evaluation
+    mode, on the same device.
 
     Args:
         model (nn.Module): a detector of Detectron2 with weights in float32, on the CPU or a GPU,
@@ -80,7 +80,7 @@ def optimize_for_inference(
             as without.
 
     Returns:
-        nn.Module: called as ``model`` is, with the same outputs.
+        nn.Module: takes and returns the same as ``model``.
 
     Raises:
         UserError: if ``model`` is no detector with a backbone or has other weights than float32,

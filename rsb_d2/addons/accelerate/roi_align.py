@@ -15,11 +15,11 @@ from torch import nn
 
 
 class AxisWeights(NamedTuple):
-    """Which cells of one axis each bin of each region sums up, and with which weights.
+    """The cells of one axis that each bin of each region sums, and their weights.
 
     Args:
         first (Tensor): (R, B), int32: the first cell of the bin.
-        num (Tensor): (R,), int32: how many cells from there on count, at most, in any of the bins.
+        num (Tensor): (R,), int32: the most cells, from the first on, that any of the bins sums.
         weights (Tensor): (R, B, largest ``num``): of these cells.
     """
 
@@ -31,14 +31,14 @@ class AxisWeights(NamedTuple):
 def axis_weights(
     start: torch.Tensor, size: torch.Tensor, length: int, bins: int, sampling_ratio: int
 ) -> AxisWeights:
-    """RoIAlign along one axis, as weights of cells.
+    """Compute RoIAlign along one axis as weights of cells.
 
     A bin is the mean of samples at equal distances, each a linear interpolation between two cells;
-    what is outside by more than a cell counts as 0. That is torchvision's ``roi_align``, which is
-    separable (https://arxiv.org/abs/1703.06870, section 3).
+    samples outside by more than a cell count as 0. This equals torchvision's ``roi_align``, which
+    is separable (https://arxiv.org/abs/1703.06870, section 3).
 
     Args:
-        start, size (Tensor): (R,), of each region, in cells; cell i has its centre at i.
+        start, size (Tensor): (R,), of each region, in cells; the center of cell i is at i.
         length (int): number of cells.
         bins (int): B, number of bins of a region.
         sampling_ratio (int): samples of a bin; 0 for as many as the bin has cells, rounded up.
@@ -65,7 +65,7 @@ def axis_weights(
     cell = position.long()
     upper = position - cell
 
-    # The samples of a region that is inside out go backwards.
+    # The samples of a region with a negative size go backwards.
     lowest = origin + torch.minimum(0.5 * distance, size[:, None] - 0.5 * distance)
     first = lowest.clamp_(0, length - 1).long().view(-1)
     nth = cell - first[bin_of]  # of the bin's cells
@@ -87,18 +87,18 @@ def roi_align_channels_last(
     out: torch.Tensor,
     out_rows: torch.Tensor,
 ) -> None:
-    """torchvision's ``roi_align``, on several threads and with each cell read once a bin.
+    """torchvision's ``roi_align``, with several threads, and each cell read once per bin.
 
     Args:
         features (Tensor): (N, C, H, W), channels-last.
         rois (Tensor): (R, 5), float32: image in the batch, x0, y0, x1, y1 in pixels.
         pooler (ROIAlign): size of the output (B_y, B_x), scale, sampling ratio and alignment.
         out (Tensor): (M, B_y, B_x, C), to write to.
-        out_rows (Tensor): (R,), integers: to which of its rows each region goes.
+        out_rows (Tensor): (R,), integers: the row of ``out`` of each region.
     """
     channels, height, width = features.shape[1:]
     table = features.permute(0, 2, 3, 1).reshape(-1, channels)
-    if not len(rois):  # a part of the graph still: features without regions get zeros
+    if not len(rois):  # stay in the graph: features without regions get zero gradients
         out.index_copy_(0, out_rows, table[:0].view(0, *out.shape[1:]))
         return
     bins_y, bins_x = pooler.output_size
@@ -112,14 +112,14 @@ def roi_align_channels_last(
     ys = axis_weights(y0, size_y, height, bins_y, pooler.sampling_ratio)
     image = rois[:, 0].int()
 
-    # Regions whose bins have as many cells go together.
+    # Group the regions whose bins have equal numbers of cells.
     cells, weights, lengths, order = [], [], [], []
     kinds, kind_of = torch.stack([ys.num, xs.num], 1).unique(dim=0, return_inverse=True)
     for kind, (rows, columns) in enumerate(kinds.tolist()):
         these = (kind_of == kind).nonzero()[:, 0]
         y = ys.first[these, :, None] + torch.arange(rows, dtype=torch.int32, device=rois.device)
         x = xs.first[these, :, None] + torch.arange(columns, dtype=torch.int32, device=rois.device)
-        # Beyond the last cell weights are 0, but an index must be of some cell.
+        # Beyond the last cell weights are 0, but an index must be valid.
         y = (y.clamp_(max=height - 1) + image[these, None, None] * height) * width
         x.clamp_(max=width - 1)
         cells.append((y[:, :, None, :, None] + x[:, None, :, None, :]).view(-1))
