@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
-from rsb_d2 import Checkpointer, TimmBackbone, UserError
+from rsb_d2 import Checkpointer, UserError
 from tests.helpers.small_detector import make_config, make_detector
 from tests.helpers.weights.weight_files import check_unchanged, state_of
 
@@ -51,26 +50,6 @@ def test_a_checkpoint_of_detectron2s_own_checkpointer_is_resumed(tmp_path, devic
     Checkpointer(other, str(tmp_path), run=run).resume_or_load("", resume=True)
     assert run.state == {"rate": 1}
     check_unchanged(other, state_of(detector))
-
-
-def test_optimizer_and_scheduler_are_resumed(tmp_path, device):
-    def make():
-        model = TimmBackbone("test_resnet").to(device)
-        optimizer = torch.optim.AdamW(model.parameters())
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])
-        return model, {"optimizer": optimizer, "schedule": schedule}
-
-    model, parts = make()
-    model(torch.randn(1, 3, 32, 32).to(device))["res5"].sum().backward()
-    parts["optimizer"].step()
-    parts["schedule"].step()
-    Checkpointer(model, str(tmp_path), **parts).save("a")
-    other, other_parts = make()
-    Checkpointer(other, str(tmp_path), **other_parts).resume_or_load("", resume=True)
-    assert other_parts["schedule"].state_dict() == parts["schedule"].state_dict()
-    for a, b in zip(*(p["optimizer"].state_dict()["state"].values() for p in (parts, other_parts))):
-        assert torch.equal(a["exp_avg"], b["exp_avg"]) and torch.equal(a["step"], b["step"])
-        assert b["exp_avg"].device.type == torch.device(device).type
 
 
 def test_a_run_is_resumed_with_the_same_model_or_not_at_all(tmp_path):

@@ -134,19 +134,6 @@ def test_the_other_plain_resnets_are_told_by_their_shapes(name):
     assert shapes == {n: t.shape for n, t in stock.items()}
 
 
-def test_openmmlab_to_detectron2(tmp_path):
-    weights = make_weights("resnet18")
-    state_dict = {f"backbone.{n}": t for n, t in weights.items() if not n.startswith("fc.")}
-    state_dict["head.fc.weight"] = weights["fc.weight"]
-    torch.save({"meta": {}, "state_dict": state_dict}, tmp_path / "a.pth")
-    conversion = convert_file(str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "detectron2")
-    assert conversion.format_name == "OpenMMLab classification model"
-    assert conversion.dropped == ["head.fc.weight"]
-    stock = make_stock_fpn("resnet18")
-    DetectionCheckpointer(stock).load(str(tmp_path / "b.pth"))
-    check_same_features("resnet18", weights, stock["backbone"].bottom_up)
-
-
 def test_detectron2_pickle_to_timm(tmp_path):
     weights = make_weights("resnet18")
     torch.save(weights, tmp_path / "a.pth")
@@ -215,19 +202,6 @@ def test_trained_detector_to_timm(tmp_path, norm, ending):
     again = str(tmp_path / f"out_again{ending}")
     convert_file(str(tmp_path / "again.pth"), again, "timm")
     assert Path(again).read_bytes() == Path(output).read_bytes()
-
-
-def test_a_stock_detector_gives_its_backbone(tmp_path):
-    weights = make_weights("resnet18")
-    torch.save(weights, tmp_path / "a.pth")
-    convert_file(str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "detectron2")
-    stock = make_stock_fpn("resnet18", norm="BN")
-    DetectionCheckpointer(stock, str(tmp_path)).load(str(tmp_path / "b.pth"))
-    DetectionCheckpointer(stock, str(tmp_path)).save("detector")
-    output = tmp_path / "c.safetensors"
-    convert_file(str(tmp_path / "detector.pth"), str(output), "timm")
-    del weights["fc.weight"], weights["fc.bias"]
-    assert output.read_bytes() == safetensors.torch.save(weights, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,10 @@ import os
 
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 
-from rsb_d2 import Checkpointer, Trainer, UserError
-from rsb_d2.addons.workbench.sample import make_sample_data
+from rsb_d2 import Checkpointer, UserError
 from rsb_d2.checkpoint import remove_leftovers, remove_old_checkpoints
 from rsb_d2.checkpoint.run_folder import find_newest_complete, read_newest_entry
-from rsb_d2.config.setup import setup
-from tests.helpers.kill_and_resume import SMALL
-from tests.helpers.paths import CONFIGS
 
 
 @pytest.fixture
@@ -75,12 +70,6 @@ def test_no_readable_checkpoint_is_an_error(checkpoints):
     with pytest.raises(UserError, match="--resume: none of the checkpoints") as e:
         resumed_from(checkpoints)
     assert "\n" not in str(e.value)
-
-
-def test_a_checkpoint_that_was_not_named_any_more_is_the_newest(checkpoints):
-    (checkpoints / "last_checkpoint").write_text("model_0000003.pth")
-    os.utime(checkpoints / "last_checkpoint", (1e9 + 4,) * 2)
-    assert resumed_from(checkpoints) == 5
 
 
 def test_what_a_longer_run_has_left_is_not_resumed_from(checkpoints):
@@ -167,30 +156,6 @@ def test_what_is_loaded_is_no_longer_in_the_file(run):
     with open(path, "r+b") as f:  # in its place, as a map would see it
         f.write(bytes(path.stat().st_size))
     assert (state["numbers"] == 3).all()
-
-
-def test_a_resumed_training_reads_its_checkpoint_once(tmp_path, loaded, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make_sample_data("data", num_train=4, num_val=1)
-    names = [["rsb_sample_train", "data/annotations/train.json", "data/train"]]
-
-    def train(iterations, *flags):
-        opts = [
-            *(*SMALL, "DATASETS.COCO_JSON", str(names), "DATASETS.TEST", "()"),
-            *("MODEL.DEVICE", "cpu", "TEST.EVAL_PERIOD", "0", "TEST.VAL_LOSS", "False"),
-            *("OUTPUT_DIR", "output", "SOLVER.MAX_ITER", str(iterations)),
-        ]
-        config = ["--config-file", str(CONFIGS / "frcnn_rsb_sample.yaml")]
-        args = default_argument_parser().parse_args([*config, *flags, *opts])
-        trainer = Trainer(setup(args))
-        trainer.resume_or_load(resume=args.resume)
-        trainer.train()
-        return trainer
-
-    train(1)
-    loaded.clear()
-    assert train(2, "--resume").start_iter == 1
-    assert loaded == ["model_final.pth"]
 
 
 @pytest.mark.parametrize("half", ["", '{"iteration": 2, "lo'])

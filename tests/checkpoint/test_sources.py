@@ -4,30 +4,20 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import DatasetCatalog
-from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
-from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from iopath.common import file_io
-from PIL import Image
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError, model_zoo
 from rsb_d2.checkpoint import locate, sources
-from tests.helpers.catalogs import catalogs_kept
-from tests.helpers.fake_hub import FakeHub, add_to_cache, make_weights
-from tests.helpers.paths import ROOT
+from tests.helpers.fake_hub import add_to_cache, make_weights
 from tests.helpers.small_detector import check_features, make_config
 from tests.helpers.weights.openmmlab import save_as_openmmlab, standin
 
@@ -63,7 +53,7 @@ def test_loads_the_backbone_bit_for_bit(cache, weights, checkpointer_type, norm)
 
 
 # timm's feature nets of these have other names than the whole models, which the hub has.
-@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_resnet"])
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet"])
 def test_stock_checkpointer_with_other_architectures(cache, name):
     weights = make_weights(name)
     # As in older files, without counters.
@@ -91,33 +81,6 @@ def test_stock_checkpointer_tells_the_head_of_a_detector_from_the_backbone(cache
         assert torch.equal(tensor, heads[name])
 
 
-def test_default_trainer_of_detectron2(cache, weights, tmp_path, monkeypatch):
-    """Somebody who took the backbone alone: Detectron2's trainer, checkpointer and data."""
-    add_to_cache(cache, "resnet18.a1_in1k", weights)
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (64, 64)).save("image.png")
-    box = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    image = {"file_name": "image.png", "height": 64, "width": 64, "image_id": 1}
-    cfg = make_config()
-    cfg.MODEL.MASK_ON = False
-    cfg.MODEL.WEIGHTS = PATH
-    cfg.MODEL.BACKBONE.FREEZE_AT = 5
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("one",), ()
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.INPUT.MIN_SIZE_TRAIN = (64,)
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 1, 1
-    cfg.OUTPUT_DIR = "."
-    with catalogs_kept():
-        DatasetCatalog.register("one", lambda: [{**image, "annotations": [box]}])
-        trainer = DefaultTrainer(cfg)
-        trainer.resume_or_load(resume=False)
-        trainer.train()
-    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
-    for name, tensor in weights.items():
-        if not name.startswith("fc."):
-            assert torch.equal(saved[f"backbone.bottom_up.body.{name}"], tensor), name
-
-
 def test_is_a_path_like_others(cache, weights):
     add_to_cache(cache, "resnet18.a1_in1k", weights)
     path = PathManager.get_local_path(PATH)
@@ -135,16 +98,6 @@ def test_is_a_path_like_others(cache, weights):
     assert PathManager.get_local_path(PATH) != path
 
 
-def test_weights_that_are_no_safetensors(cache, weights):
-    """Repositories of a few models have only what torch.save wrote."""
-    file = add_to_cache(cache, "resnet18.a1_in1k", b"")
-    torch.save(weights, file.parent / "pytorch_model.bin")
-    file.unlink()
-    backbone = TimmBackbone("resnet18")
-    Checkpointer(backbone).load(PATH)
-    check_features(backbone, "resnet18", weights)
-
-
 def test_without_cache_and_network(cache):
     with pytest.raises(UserError) as error:
         Checkpointer(TimmBackbone("resnet18")).load(PATH)
@@ -155,15 +108,9 @@ def test_without_cache_and_network(cache):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError("Name or service not known"),
-        huggingface_hub.errors.LocalEntryNotFoundError("we cannot find it in the cache"),
-        PermissionError("the cache is read-only"),
-    ],
-)
-def test_when_the_download_fails(cache, monkeypatch, error):
+def test_when_the_download_fails(cache, monkeypatch):
+    error = OSError("Name or service not known")
+
     def fail(*args, **kwargs):
         raise error
 
@@ -212,7 +159,6 @@ def test_a_damaged_file_in_the_cache(cache, weights):
         ("timm://resnet18.a9_in1k", "did you mean resnet18."),
         ("timm://resnet18d", "resnet18d.ra"),  # known, but of another architecture
         ("timm://resnet17.a1_in1k", "did you mean resnet18."),
-        ("timm://", "has no weights timm://"),
         ("timm://../../etc/passwd", "has no weights"),
         ("timm://legacy_seresnet50.in1k", "legacy_seresnet50"),
     ],
@@ -223,49 +169,7 @@ def test_names_that_are_no_weights_of_the_backbone(path, words):
     assert words in str(error.value) or "MODEL.TIMM.NAME is resnet18" in str(error.value)
 
 
-def test_weights_that_are_not_on_the_hub():
-    with pytest.raises(UserError, match="not on the Hugging Face hub; download http.* and write"):
-        locate("timm://legacy_seresnet50.in1k")
-
-
-@pytest.mark.slow
-def test_several_processes_download_once_and_continue_an_interrupted_download(weights, tmp_path):
-    """huggingface_hub itself, against a hub on this machine whose first answer breaks off."""
-    content = safetensors.torch.save(weights)
-    hub = FakeHub({"model.safetensors": content}, cut_off_at=30_000_000)
-    script = (
-        "import rsb_d2; from detectron2.utils.file_io import PathManager; "
-        f"print(PathManager.get_local_path({PATH!r}))"
-    )
-    with hub.serve() as address:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path),  # its folder "hub" is the cache
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]),
-        }
-        environment.pop("HF_HUB_CACHE", None)
-        environment.pop("HF_HUB_OFFLINE", None)
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True
-            )
-            for _ in range(2)
-        ]
-        outputs = {p.communicate()[0].strip() for p in processes}
-    assert all(p.returncode == 0 for p in processes)
-
-    (first, second) = hub.downloads
-    assert first[1] == 0 and 0 < second[1] <= 30_000_000
-    assert Path(locate(PATH)).read_bytes() == content
-    (path,) = outputs
-    folder = tmp_path / "fvcore" / "rsb_d2"
-    assert [p.name for p in folder.iterdir() if p.suffix != ".lock"] == [Path(path).name]
-    assert "body.conv1.weight" in torch.load(path, weights_only=True)["model"]
-
-
-@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
 def test_a_hub_cache_that_cannot_be_written(cache, monkeypatch, number):
     def download(*args, **kwargs):
         raise OSError(number, os.strerror(number), str(cache))
@@ -312,16 +216,6 @@ def published(path, digest=None):
     """The address of a file as OpenMMLab would publish it."""
     digest = digest or hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return f"{sources.SERVER}mmdetection/v2.0/some_{digest[:8]}/some-{digest[:8]}.pth"
-
-
-def test_addresses():
-    assert list(sources.URLS) == NAMES
-    digests = [re.fullmatch(r"https://download\.openmmlab\.com/.*-(\w{8})\.pth", url)[1]
-               for url in sources.URLS.values()]  # fmt: skip
-    assert digests == ["32ae82a9", "06ce8ba0", "8b9ad50f", "bd24aae9"]
-    for name in NAMES:
-        assert PathManager.isfile(f"zoo://{name}") and not PathManager.isdir(f"zoo://{name}")
-    assert not PathManager.isfile("zoo://frcnn_rsb_9x")
 
 
 def test_download_is_cached_checked_and_loaded(server, download_cache, tmp_path, monkeypatch):

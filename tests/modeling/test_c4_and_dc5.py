@@ -3,7 +3,6 @@
 import pytest
 import timm
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import Res5ROIHeads
@@ -107,24 +106,6 @@ def test_architectures_without_a_separate_last_stage(name):
         TimmLastStage(name)
 
 
-def test_stock_checkpointer_loads_both_parts(hub, weights):
-    model = make_c4(NORM="BN")
-    DetectionCheckpointer(model).load(PATH)
-    body = {n.partition(".body.")[2]: t for n, t in model.state_dict().items() if ".body." in n}
-    assert len(body) == 120
-    for name, tensor in body.items():
-        assert torch.equal(tensor, weights[name]), name
-
-
-def test_loading_is_strict_about_the_last_stage(tmp_path, weights):
-    model = make_c4(NORM="BN")
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    torch.save({n: t for n, t in weights.items() if "layer4.1.conv1" not in n}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"1 of its 120 tensors .*\(layer4.1.conv1.weight\)"):
-        Checkpointer(model).load(str(tmp_path / "w.pth"))
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-
-
 def test_weights_move_between_c4_fpn_and_timm(tmp_path, weights):
     c4 = make_c4(NORM="BN")
     Checkpointer(c4, str(tmp_path)).load(save(tmp_path / "timm.pth", weights))
@@ -149,20 +130,6 @@ def test_weights_move_between_c4_fpn_and_timm(tmp_path, weights):
 def save(path, weights):
     torch.save(weights, path)
     return str(path)
-
-
-def test_backbone_of_a_stock_c4_detector(tmp_path):
-    cfg = c4_config("resnet50")
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = "build_resnet_backbone", "Res5ROIHeads"
-    cfg.MODEL.RESNETS.NORM = "BN"
-    stock = build_model(cfg).state_dict()
-    with pytest.raises(UserError, match="a detector on Detectron2's own ResNet"):
-        convert(stock, "rsb_d2")
-    converted = convert(stock, "timm")
-    assert converted.timm_name == "resnet50"
-    assert torch.equal(
-        converted.weights["layer4.0.downsample.0.weight"], stock["roi_heads.res5.0.shortcut.weight"]
-    )
 
 
 @pytest.mark.parametrize(
@@ -249,13 +216,6 @@ def test_features_of_dc5_equal_timms(name, device):
     assert features["res5"].shape[2:] == (4, 6)
     assert [s.stride for s in backbone.output_shape().values()] == [16, 16]
     assert backbone.size_divisibility == 16
-
-
-@pytest.mark.parametrize("freeze_at, children", [(4, "layer3"), (5, "layer4"), (2, "layer1")])
-def test_freezing_of_a_dilated_backbone(freeze_at, children):
-    backbone = TimmBackbone("resnet18", ["res5"], freeze_at=freeze_at, res5_dilation=2)
-    frozen = {n.split(".")[1] for n, p in backbone.named_parameters() if not p.requires_grad}
-    assert max(frozen) == children
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vgg16"])

@@ -82,21 +82,6 @@ def test_norms_are_folded_in_training_alone(device):
     assert {n for n, _ in folded.named_modules()} == {n for n, _ in plain.named_modules()}
 
 
-def test_running_statistics_that_train_are_not_folded(device):
-    plain, folded, _ = make_backbones("resnet18", norm_eval=False, device=device)
-    x = torch.randn(2, 3, 64, 64).to(device)
-    check_features(plain(x), folded(x))
-    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), folded.buffers()))
-
-
-def test_a_copy_is_folded_within_itself():
-    _, folded, _ = make_backbones("resnet18")
-    clone = copy.deepcopy(folded)
-    (norm,) = clone.body.conv1.norm_after
-    assert norm is clone.body.bn1 and norm.conv_before[0] is clone.body.conv1
-    assert isinstance(clone.body.conv1, FoldingConv2d) and isinstance(norm, FoldedBatchNorm2d)
-
-
 def test_a_convolution_that_is_used_twice_is_not_folded(device):
     class Net(torch.nn.Module):
         def __init__(self):

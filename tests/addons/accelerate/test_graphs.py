@@ -5,11 +5,10 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 
 from rsb_d2 import UserError, optimize_for_inference
 from rsb_d2.addons.accelerate import graphs
-from rsb_d2.addons.accelerate.graphs import Replayed, replay_dense_parts
+from rsb_d2.addons.accelerate.graphs import replay_dense_parts
 from tests.helpers.models.optimized import check_detections, make_detector, make_images
 
 
@@ -52,15 +51,6 @@ def test_a_detector_that_is_replayed(kind):
     for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         check_detections(fast(images), again(images), score=0, box=0)
     assert record.recorded == 2 * 3 and record.replayed == 2 * (len(sizes) * 4 + 2)
-
-
-def test_beyond_so_many_sizes_nothing_is_recorded(monkeypatch):
-    monkeypatch.setattr(graphs, "MAX_SIZES", 2)
-    record = Record()
-    replayed = Replayed(nn.Identity(), record)
-    for size in (1, 2, 3, 3, 1):
-        assert torch.equal(replayed(torch.full((size,), 7.0)), torch.full((size,), 7.0))
-    assert (record.recorded, record.replayed) == (2, 3)
 
 
 def test_only_on_a_gpu():

@@ -9,7 +9,6 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from rsb_d2 import UserError, optimize_for_inference
-from rsb_d2.addons.accelerate.layers import has_fused_kernels
 from tests.helpers.models.optimized import (
     check_detections,
     make_detector,
@@ -128,24 +127,6 @@ def test_unknown_parts_stay_and_get_float32(dtype, device):
     found = fast(images)
     if dtype == torch.float32:
         check_detections(model(images), found)
-
-
-def test_without_fused_kernels(monkeypatch):
-    model = make_detector("mask")
-    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
-    assert not has_fused_kernels(CPU, torch.float32)
-    images = make_images((64, 96))
-    check_detections(model(images), optimize_for_inference(model)(images))
-
-
-def test_compile_without_a_compiler_is_the_plain_path(monkeypatch, caplog):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    model = make_detector("faster")
-    fast = optimize_for_inference(model, compile=True)
-    assert "torch.compile needs a C++ compiler" in caplog.text
-    images = make_images((64, 96))
-    check_detections(model(images), fast(images))
 
 
 @pytest.mark.slow

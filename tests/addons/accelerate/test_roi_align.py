@@ -25,8 +25,8 @@ def make_rois(num, height, width, images=2):
     return torch.cat([torch.randint(0, images, (num, 1)).float(), boxes], 1)
 
 
-@pytest.mark.parametrize("size", [(7, 7), (14, 14), (3, 5)])
-@pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
+@pytest.mark.parametrize("size", [(7, 7), (3, 5)])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_roi_align_is_torchvisions(size, sampling_ratio, aligned):
     features = torch.randn(2, 8, 40, 54)
@@ -86,14 +86,6 @@ def test_gradients_are_the_stock_ones(dtype):
     for e, f in zip(expected, found):
         rtol, atol = (1e-5, 3e-5) if dtype == torch.float32 else (1e-2, 1e-2)
         torch.testing.assert_close(f, e, rtol=rtol, atol=atol)
-
-
-@torch.enable_grad()
-def test_no_regions_at_all_are_no_obstacle_to_training():
-    pooler = ChannelsLastROIPooler(ROIPooler(7, [1 / 16], 0, "ROIAlignV2"))
-    features = torch.randn(1, 8, 10, 12, requires_grad=True)
-    pooler([features], [Boxes(torch.zeros(0, 4))]).sum().backward()
-    assert (features.grad == 0).all()
 
 
 def random_boxes(number, size=300.0):

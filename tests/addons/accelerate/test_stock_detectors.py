@@ -71,7 +71,6 @@ def test_stock_detectors(kind, device):
         ["MODEL.FPN.NORM", "BN", "MODEL.FPN.FUSE_TYPE", "avg"],
         ["MODEL.FPN.NORM", "GN", "MODEL.RPN.CONV_DIMS", "[16, 16]"],
         ["MODEL.ROI_BOX_HEAD.NUM_CONV", "1", "MODEL.ROI_BOX_HEAD.NORM", "BN"],
-        ["MODEL.ROI_BOX_HEAD.NUM_FC", "0", "MODEL.ROI_BOX_HEAD.NUM_CONV", "1"],
         ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True", "MODEL.ROI_MASK_HEAD.NORM", "BN"],
         ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "MODEL.RESNETS.NORM", "SyncBN"],
     ],
@@ -82,7 +81,7 @@ def test_options_of_the_stock_detectors(opts, device):
     check_detections(model(images), optimize_for_inference(model)(images))
 
 
-@pytest.mark.parametrize("kind", STOCK)
+@pytest.mark.parametrize("kind", ["mask", "retinanet", "keypoint"])
 def test_lower_precision_keeps_boxes_and_scores_in_float32(kind, device):
     model = make_stock_model(kind, device=device)
     fast = optimize_for_inference(model, torch.bfloat16)

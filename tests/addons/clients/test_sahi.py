@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
 
 from tests.helpers.seeded_run import CLASSES
 
@@ -85,17 +84,6 @@ def starts(length, size, overlap):
     while found[-1] + size < length:
         found.append(min(found[-1] + size - overlap, length - size))
     return found
-
-
-def test_names_by_the_catalog(served):
-    model = sahi_model("package", served, category_mapping=None)
-    assert model.category_names == list(map(str, range(6)))
-    MetadataCatalog.get("package_classes").thing_classes = served.names
-    try:
-        model = sahi_model("package", served, category_mapping=None)
-        assert model.category_names == CLASSES
-    finally:
-        MetadataCatalog.remove("package_classes")
 
 
 def test_a_training_is_not_for_sahi(served, image_file, rgb):

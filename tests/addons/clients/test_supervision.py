@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from rsb_d2 import UserError
-from rsb_d2.addons.predict.bgr_predictor import BGRPredictor
 
 sv = pytest.importorskip("supervision")
 
@@ -42,12 +41,6 @@ def test_annotators(served, predictor, bgr):
     ):
         picture = annotator.annotate(bgr.copy(), detections, **options)
         assert picture.shape == bgr.shape and (picture != bgr).any()
-
-
-def test_the_names_are_where_detectron2_has_them(served):
-    assert isinstance(served.in_memory, BGRPredictor)
-    assert served.in_memory.metadata.thing_classes == served.names
-    assert served.in_memory.input_format == served.package().input_format == "BGR"
 
 
 @pytest.mark.parametrize(

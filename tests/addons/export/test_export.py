@@ -1,7 +1,6 @@
 """Exported files compute what the model does, and a file that does not is not written."""
 
 import json
-import os
 import sys
 
 import numpy as np
@@ -21,12 +20,11 @@ from rsb_d2.addons.export import (
     run_openvino,
     run_torch_export,
 )
-from rsb_d2.addons.export.export import check_output, comparison_images, fit, read_size
+from rsb_d2.addons.export.export import check_output, comparison_images, read_size
 from rsb_d2.addons.export.files import Format, run_model
-from rsb_d2.predictor import load_detector, load_predict_config
 from tests.helpers.models.exporting import NAMES, THRESHOLD, pictures, small
-from tests.helpers.runs.programs import call_tool, load_tool
-from tests.helpers.seeded_run import make_seeded_config, make_seeded_model, make_seeded_run
+from tests.helpers.runs.programs import load_tool
+from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -64,24 +62,6 @@ def test_onnx_file_equals_the_model(exported, kind):
             assert (expected.masks is not None) == (kind in ("mask", "cascade"))
             total += difference.detections
         assert total >= 20  # a comparison of nothing proves nothing
-
-
-@pytest.mark.slow  # the same by OpenVINO's format below
-def test_onnx_with_a_fixed_size(tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    cfg = make_seeded_config("faster", *THRESHOLD)
-    model = make_seeded_model(cfg)
-    path = str(tmp_path / "model.onnx")
-    result = export_detector(cfg, model, NAMES, path, pictures(1), SIZE)
-    session = runtime.InferenceSession(path)
-    assert session.get_inputs()[0].shape == [*SIZE, 3]
-    contract = session.get_modelmeta().custom_metadata_map
-    assert contract == result.contract
-    assert (contract["input_height"], contract["input_width"]) == ("100", "170")
-    assert json.loads(contract["pad_color"]) == [124, 116, 104]  # the mean of ImageNet
-    assert not {"resize_short_side", "input_min_side"} & set(contract)
-    image = random_image(5, SIZE)
-    assert compare(run_model(model)(image), run_onnx(path)(image), 0.3, 100).detections >= 5
 
 
 @pytest.mark.parametrize("kind", ["faster", pytest.param("retinanet", marks=pytest.mark.slow)])
@@ -124,25 +104,6 @@ def test_openvino_file_equals_the_model(exported, kind):
     image = random_image(6, (33, 250))
     found = run_openvino(result.path)(image)
     assert compare(run_model(model)(image), found, 0.3, 100).detections >= 5
-
-
-@pytest.mark.slow
-def test_openvino_file_with_a_fixed_size(fixed_openvino):
-    openvino = pytest.importorskip("openvino")
-    model, result = fixed_openvino
-    assert [os.path.basename(file) for file in result.files] == ["m.xml", "m.bin"]
-    assert sorted(os.listdir(os.path.dirname(result.path))) == ["m.bin", "m.xml"]
-    assert set(result.sizes) == {SIZE} and result.difference.detections >= 10
-    read = openvino.Core().read_model(result.path)
-    assert list(read.input().shape) == [*SIZE, 3]
-    about = {key: value.value for key, value in read.get_rt_info()["framework"].items()}
-    assert about == result.contract
-    assert [o.any_name for o in read.outputs] == ["boxes", "scores", "classes"]
-    weights = sum(p.numel() * 4 for p in model.parameters())  # in float32
-    assert os.path.getsize(result.files[1]) > 0.6 * weights  # residual branches of 0 are one
-    image = random_image(5, SIZE)
-    difference = compare(run_model(model)(image), run_openvino(result.path)(image), 0.3, 100)
-    assert difference.detections >= 5 and difference.box < 1e-2 and difference.score < 1e-4
 
 
 # ---- torch.export ----
@@ -338,29 +299,6 @@ def test_image_size_is_height_x_width():
             read_size(wrong)
 
 
-def test_an_image_is_fitted_into_a_size():
-    image = np.full((40, 20, 3), 200, np.uint8)
-    fitted = fit(image, (60, 90), (1, 2, 3))
-    assert fitted.shape == (60, 90, 3) and fitted.dtype == np.uint8
-    assert (fitted[:, :30] == 200).all() and (fitted[:, 30:] == [1, 2, 3]).all()
-
-
-@pytest.mark.slow
-def test_the_program(tmp_path):
-    make_seeded_run(tmp_path / "run", "faster")
-    output = tmp_path / "model.onnx"
-    words = ["--threshold", "0.3", "--run", tmp_path / "run", "--output", output]
-    status, out, err = call_tool("export", tmp_path, *words)
-    assert status == 0, err
-    assert "compared with the model on images of" in out
-    assert '["circle", "square", "triangle", "star", "cross", "crescent"]' in out
-    cfg = load_predict_config(run=str(tmp_path / "run"), threshold=0.3)
-    model, classes = load_detector(cfg)
-    assert classes == NAMES
-    image = small(cfg, pictures(1))[0]
-    compare(run_model(model)(image), run_onnx(str(output))(image), 0.3, 100)
-
-
 # ---- the comparison ----
 
 
@@ -398,11 +336,3 @@ def test_compare_pairs_in_any_order_and_forgives_at_the_threshold():
     assert difference.box == pytest.approx(0.05, abs=1e-4)
     # A full list: which of equal scores was the last one in is no difference.
     compare(expected, found, score_threshold=0.05, max_detections=3)
-
-
-def test_compare_looks_at_masks():
-    masks = np.full((1, 28, 28), 0.5, np.float32)
-    expected = make_detections([BOX], [0.8], [1], masks)
-    assert compare(expected, make_detections([BOX], [0.8], [1], masks + 1e-4)).mask > 0
-    with pytest.raises(UserError, match="mask"):
-        compare(expected, make_detections([BOX], [0.8], [1], masks + 0.01))

@@ -126,15 +126,3 @@ def test_nms_of_any_number_of_boxes(num_example):
         assert (len(expected) < number) == (number > 2)
         assert torch.equal(traced(*boxes), expected)
         assert torch.equal(batched_nms_in_double(*boxes, 0.5), expected)
-
-
-@pytest.mark.parametrize("rows, differs", [(12, False), (13, True)])
-def test_nms_rounds_where_torchvision_does(rows, differs):
-    boxes, scores = close_boxes(rows).flatten(0, 1), close_scores(rows).flatten()
-    classes = torch.arange(80).repeat(rows)
-    expected = batched_nms(boxes, scores, classes, 0.5)
-    shifted = box_ops._batched_nms_coordinate_trick(boxes, scores, classes, 0.5)
-    assert torch.equal(expected, shifted) != differs
-    with traceable_nms():
-        assert torch.equal(batched_nms(boxes, scores, classes, 0.5), expected)
-    assert torch.equal(batched_nms_in_double(boxes, scores, classes, 0.5), expected)
