@@ -39,3 +39,8 @@ def run_on_meta(
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether forward hooks are registered on a module, which a replacement would not call."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

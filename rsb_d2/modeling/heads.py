@@ -14,6 +14,8 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torchvision.ops import nms
 
+from ..utils import has_hooks
+
 # With more boxes than this on a GPU, torchvision calls one NMS per group.
 _MOST_AT_ONCE = 25_000
 
@@ -145,9 +147,12 @@ class FastRPN(RPN):
 
     @staticmethod
     def takes(rpn: nn.Module) -> bool:
-        """Whether a proposal generator is the stock RPN or this class, without rotated boxes."""
-        kinds = (RPN, FastRPN)
-        return type(rpn) in kinds and isinstance(rpn.box2box_transform, _Box2BoxTransform)
+        """Whether a proposal generator can be replaced: without rotated boxes and without hooks."""
+        return (
+            type(rpn) in (RPN, FastRPN)
+            and isinstance(rpn.box2box_transform, _Box2BoxTransform)
+            and not has_hooks(rpn)
+        )
 
     @torch.no_grad()
     def predict_proposals(

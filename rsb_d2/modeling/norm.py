@@ -8,7 +8,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 
-from ..utils import run_on_meta
+from ..utils import has_hooks, run_on_meta
 
 NORM_POLICIES = ("FrozenBN", "BN", "SyncBN")
 
@@ -227,7 +227,8 @@ def find_norms(
         net (nn.Module): takes images (N, in_channels, H, W), and returns a feature or a list of
             features.
         in_channels (int): number of channels of the input.
-        conv_types, norm_types (tuple[type]): the classes to find; subclasses are not found.
+        conv_types, norm_types (tuple[type]): the classes to find. Subclasses are not found, nor
+            are layers with forward hooks, so that any found layer can be replaced.
     """
     makers: Dict[Any, nn.Module] = {}  # the module that made each output, by its node in the graph
     edges: List[Tuple[Any, nn.Module]] = []  # a node, and the module that reads it
@@ -244,9 +245,7 @@ def find_norms(
     layers = (*conv_types, *norm_types, nn.ReLU)
     handles = []
     for module in net.modules():
-        # A hook would not be called on the module that replaces it.
-        has_hooks = module._forward_hooks or module._forward_pre_hooks
-        if type(module) in layers and not has_hooks:
+        if type(module) in layers and not has_hooks(module):
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after))
     try:

@@ -168,3 +168,10 @@ def test_statistics_that_change_later_count(how):
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
     (norm,) = copy.deepcopy(folded).body.conv1.norm_after
     assert "_known" in vars(folded.body.bn1) and "_known" not in vars(norm)
+
+
+def test_layers_with_hooks_are_not_replaced():
+    backbone = TimmBackbone("resnet18").train()
+    backbone.body.conv1.register_forward_hook(lambda *_: None)
+    assert backbone.fold_norms_in_training() == 19
+    assert type(backbone.body.conv1) is torch.nn.Conv2d

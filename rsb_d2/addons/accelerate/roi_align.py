@@ -13,6 +13,8 @@ from detectron2.modeling.poolers import (
 from detectron2.structures import Boxes
 from torch import nn
 
+from ...utils import has_hooks
+
 
 class AxisWeights(NamedTuple):
     """The cells of one axis that each bin of each region sums, and their weights.
@@ -161,9 +163,11 @@ class _Pooler(ROIPooler):
 
     @staticmethod
     def takes(pooler: nn.Module) -> bool:
-        """Whether a module is a stock pooler of ``ROIAlign``, or a channels-last one."""
-        return type(pooler) in (ROIPooler, ChannelsLastROIPooler) and all(
-            type(level) is ROIAlign for level in pooler.level_poolers
+        """Whether a module is a pooler of ``ROIAlign``, stock or channels-last, without hooks."""
+        return (
+            type(pooler) in (ROIPooler, ChannelsLastROIPooler)
+            and all(type(level) is ROIAlign for level in pooler.level_poolers)
+            and not has_hooks(pooler)
         )
 
     def _levels(self, box_lists: List[Boxes]) -> torch.Tensor:
