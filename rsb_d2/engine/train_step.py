@@ -178,9 +178,9 @@ class StepTrainer(SimpleTrainer):
         return self.model.no_sync()
 
     def _scale_gradients(self, factor: float) -> None:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if gradients:
-            torch._foreach_mul_(gradients, factor)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     def _exchange(self, losses: Losses, data_time: float) -> None:
         """Gather this step's losses, signals and bad images; check and write the losses."""

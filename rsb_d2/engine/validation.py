@@ -18,8 +18,6 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from timm.layers import DropBlock2d, DropPath
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import Dataset
 
 from ..config.check_best_metric import best_mode, uses_best_metric
@@ -35,7 +33,19 @@ from .checkpoints import WeightsCheckpointer
 logger = logging.getLogger(__name__)
 
 # Layers that compute something else in training than in evaluation, and that are no losses.
-_RANDOM_OR_RUNNING = (_NormBase, _DropoutNd, DropPath, DropBlock2d)
+_RANDOM_OR_RUNNING = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(
+        nn.Dropout,
+        nn.Dropout1d,
+        nn.Dropout2d,
+        nn.Dropout3d,
+        nn.AlphaDropout,
+        nn.FeatureAlphaDropout,
+    ),
+    *(DropPath, DropBlock2d),
+)
 
 
 def is_evaluated_now(trainer: TrainerBase, period: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from detectron2.engine import default_argument_parser
 
 import train_net
-from rsb_d2 import Trainer, UserError
+from rsb_d2 import Trainer
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.config.setup import setup
 from tests.helpers.devices import reproducible
@@ -139,50 +139,3 @@ def test_a_resumed_run_ends_with_the_same_average(folder, run, tmp_path, device)
         train(folder, output, *opts, resume=True)
     for name in ("model_final.pth", "model_final_ema.pth"):
         assert not differences(load(output / name), load(run / name))
-
-
-@pytest.mark.slow
-def test_a_checkpoint_without_an_average(folder, tmp_path, caplog):
-    output = tmp_path / "resumed"
-    train(folder, output, "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
-    assert "ema" not in load(output / "model_final.pth")
-    assert not (output / "model_final_ema.pth").exists()
-    with pytest.raises(UserError, match="MODEL_EMA.ENABLED was False and is True"):
-        train(folder, output, *ON, resume=True)
-    with caplog.at_level(logging.WARNING, "rsb_d2"):
-        opts = ["SOLVER.RESUME_WITH_CHANGES", "True", "TEST.EVAL_PERIOD", "0"]
-        train(folder, output, *ON, *opts, "SOLVER.MAX_ITER", "3", resume=True)
-    assert (
-        "no averaged weights: MODEL_EMA begins with the weights after 2 iterations" in caplog.text
-    )
-    before, after = load(output / "model_0000001.pth"), load(output / "model_final.pth")
-    for name, weight in after["model"].items():
-        if weight.is_floating_point():
-            expected = torch.lerp(before["model"][name], weight, 1 - DECAY)
-            torch.testing.assert_close(after["ema"][name], expected)
-
-
-@pytest.mark.parametrize(
-    "opts, says",
-    [
-        (["MODEL_EMA.DECAY", "1.0"], "MODEL_EMA.DECAY is 1.0; .*from 0 to below 1"),
-        (["MODEL_EMA.DECAY", "-0.1"], "MODEL_EMA.DECAY is -0.1; "),
-        (["MODEL_EMA.DEVICE", "tpu"], "MODEL_EMA.DEVICE is 'tpu'; write \"\" or cpu"),
-        (
-            ["MODEL_EMA.ENABLED", "False", "SOLVER.BEST_METRIC", "ema/bbox/AP"],
-            "BEST_METRIC is ema/bbox/AP: set MODEL_EMA.ENABLED True",
-        ),
-        (["SOLVER.BEST_METRIC", "ema/bbox/AQ"], "gives no bbox/AQ; did you mean"),
-        (
-            ["SOLVER.BEST_METRIC", "ema/val_total_loss", "TEST.VAL_LOSS", "False"],
-            "BEST_METRIC is ema/val_total_loss: set TEST.VAL_LOSS True",
-        ),
-        (["SOLVER.ACCUMULATE_STEPS", "3"], "ACCUMULATE_STEPS is 3: .*multiple of 3, and is 4"),
-        (["SOLVER.ACCUMULATE_STEPS", "0"], "ACCUMULATE_STEPS is 0; .*1 or more"),
-    ],
-)
-def test_bad_values(folder, tmp_path, opts, says):
-    with pytest.raises(UserError, match=says) as error:
-        setup(make_args(folder, tmp_path / "none", *ON, *opts))
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "none").exists()

@@ -89,17 +89,6 @@ def test_a_report_finds_the_data_set_of_the_results(cfg, tmp_path, name):
     assert status == 2 and f"has the results of {name}" in only_error("report", err.splitlines())
 
 
-def test_results_that_do_not_say_what_they_are_of(cfg, tmp_path):
-    evaluate(cfg, DAY)
-    results = tmp_path / "elsewhere.json"
-    os.rename(tmp_path / "run" / "inference" / "val%2Fday" / RESULTS, results)
-    words = [*write_config(cfg, tmp_path), "--results", results]
-    status, _, err = call_tool("report", tmp_path, *words)
-    assert status == 2 and "--dataset" in only_error("report", err.splitlines())
-    assert not (tmp_path / "report.html").exists()
-    assert call_tool("report", tmp_path, *words, "--dataset", DAY)[0] == 0
-
-
 class RecordingTrainer:
     """Stands for a trainer; evaluates nothing, and keeps where it would write."""
 
