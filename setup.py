@@ -72,6 +72,7 @@ setup(
         "huggingface_hub>=0.23",
         "safetensors>=0.4",
         "msgspec>=0.19",
+        "orjson>=3.9",
         "matplotlib>=3.6",
         "numpy>=1.24",
         "pillow>=9.1",

@@ -251,12 +251,10 @@ def _defaults() -> CN:
     # ...]. []: those whose names differ only in left and right, or l and r, as left_eye and
     # right_eye. Of the data sets in COCO_JSON, with MODEL.KEYPOINT_ON.
     cfg.DATASETS.KEYPOINT_FLIP_PAIRS = []
-    # Folder for what is read of annotation files once and then taken from there, at every start and
-    # by all processes; "" is a folder below $FVCORE_CACHE (by default ~/.torch/iopath_cache), "off"
-    # none: each process then reads each file itself.
+    # Folder for copies of images from https:// or a bucket; "" is a folder below $FVCORE_CACHE (by
+    # default ~/.torch/iopath_cache), "off" keeps none.
     cfg.DATASETS.CACHE = ""
-    # Size, in 10^9 bytes, of the copies that are kept of images from https:// or a bucket, in the
-    # same folder; those used longest ago go first. 0 keeps none.
+    # Size of these copies in 10^9 bytes; those used longest ago go first. 0 keeps none.
     cfg.DATASETS.IMAGE_CACHE_GB = 10
     # Names of the classes in the order of the model's outputs, and their category ids in the
     # annotation file. train_net.py fills them in from the data, so that OUTPUT_DIR/config.yaml

@@ -1,23 +1,352 @@
-"""The rules by which one COCO-format file is checked: those at which it stops.
+"""The check of a COCO-format file: what stops, what is dropped, and what is filled in.
 
-What makes a file ambiguous or unusable (broken JSON, ids twice, unknown categories, image files
-that are not there) stops with a :class:`UserError`. A single annotation that cannot be used (of
-an unknown image, a box of no area or outside its image, no usable mask where masks are trained)
-is dropped, and counted in one warning. What Detectron2's reader or pycocotools needs and many
-files leave out (``iscrowd``, ``area``) is filled in.
+What makes a file ambiguous or unusable (broken JSON, duplicate ids, unknown categories, missing
+image files) stops with a :class:`UserError`. A single annotation that cannot be used (of an unknown
+image, a box of no area or outside its image, no usable mask where masks are trained) is dropped,
+and counted in one warning. Keys that Detectron2's reader or pycocotools need and that many files
+leave out (``iscrowd``, ``area``) are filled in.
+
+Where something is dropped or filled in, a corrected copy of the file is written, which training and
+evaluation read: the ground truth is the same for both. The user's file is never changed.
 """
 
+import hashlib
+import itertools
+import json
+import logging
+import math
 import os
+from array import array
 from collections import Counter
-from typing import Any, Dict, List, Set
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.structures.masks import polygon_area
+from iopath.common.file_io import get_cache_dir
 
 from ..errors import UserError, first, first_ids, is_utf8
-from .masks import is_finite
+from ..files import whole_file
+from ..memory import garbage_collection_paused
+from .coco_records import AnnotationFile, CocoRecords, NotPlain, RecordTable
+from .masks import is_finite, is_polygon, is_rle
 from .opening import find_missing
 
 # What fits into 64 and 32 bits, as ids and sizes have to in pycocotools and in images.
 _MAX_ID = 2**63 - 1
 _MAX_SIZE = 2**31 - 1
+# Pixels by which a box may reach beyond its image unnoticed: tools round differently.
+_BOX_TOLERANCE = 1.0
+# COCOeval leaves out objects with a larger area (its areaRng), and those with one below 0.
+_MAX_AREA = 1e5**2
+# So many annotations are corrected together.
+_CHUNK = 2_000
+# Changes with the rules, so that no corrected copy of other rules is used.
+_VERSION = 1
+_NUMBERS = {int, float}
+_WITHOUT_MASK = "without a mask that can be used"
+
+Annotations = List[Dict[str, Any]]
+Sizes = Dict[int, List[int]]  # image id: [height, width]
+
+
+@dataclass
+class CheckedCocoJson:
+    """A checked file.
+
+    Args:
+        json_file (str): the file to read: the user's, or a corrected copy of it.
+        category_names (list[str]): in the order of their ids.
+        category_ids (list[int]): ascending.
+        keypoints (list[Any]): what each category has as ``keypoints``, or None.
+        skeletons (list[Any]): what each category has as ``skeleton``, or None.
+        records (CocoRecords): of all images.
+        messages (list[tuple[int, str]]): what to log, with the logger's levels.
+    """
+
+    json_file: str
+    category_names: List[str]
+    category_ids: List[int]
+    keypoints: List[Any]
+    skeletons: List[Any]
+    records: CocoRecords
+    messages: List[Tuple[int, str]] = field(default_factory=list)
+
+
+def check_coco_json(json_file: str, image_root: str, *, with_masks: bool) -> CheckedCocoJson:
+    """Check a COCO-format file and its image folder; write a corrected copy if one is needed.
+
+    Args:
+        json_file (str): annotation file; anything that Detectron2's ``PathManager`` opens.
+        image_root (str): image folder.
+        with_masks (bool): whether an annotation without a usable mask is dropped. If not, it keeps
+            its box and loses the mask.
+
+    Returns:
+        CheckedCocoJson
+
+    Raises:
+        UserError: if the files cannot be used; the message does not name the annotation file.
+    """
+    with garbage_collection_paused():
+        check = _check(json_file, image_root, with_masks)
+        found = check.result()
+        if check.changes_file:
+            found.json_file, found.records = _read_copy(check, image_root, with_masks)
+            found.messages.append(check.describe_copy(found.json_file))
+    return found
+
+
+def _check(json_file: str, image_root: str, with_masks: bool) -> "_Check":
+    try:
+        return _Check(AnnotationFile(json_file), json_file, image_root, with_masks)
+    except NotPlain:
+        file = AnnotationFile(json_file, plain=False)
+        return _Check(file, json_file, image_root, with_masks)
+
+
+def _read_copy(check: "_Check", image_root: str, with_masks: bool) -> Tuple[str, CocoRecords]:
+    path = check.copy_path()
+    if os.path.isfile(path):
+        try:
+            copy = _check(path, image_root, with_masks)
+            if not copy.changes_file:
+                return path, copy.result().records
+        except UserError:
+            pass  # it was damaged since
+    check.write_copy(path)
+    return path, _check(path, image_root, with_masks).result().records
+
+
+class _Check:
+    """Reads each annotation of a file once.
+
+    Nearly all are as they should be, which :meth:`_is_good` sees at once. The others are odd: they
+    go through all rules, some thousands at a time.
+    """
+
+    def __init__(self, file: AnnotationFile, json_file: str, image_root: str, with_masks: bool):
+        self._file = file
+        self._json_file = json_file
+        self._image_root = image_root
+        self._with_masks = with_masks
+        images = file.records("images")
+        categories = file.records("categories")
+        check_categories(categories)
+        check_images(images)
+        check_image_files([image["file_name"] for image in images], image_root)
+        self._categories = sorted(categories, key=lambda category: category["id"])
+        self._sizes = {image["id"]: [image["height"], image["width"]] for image in images}
+        self._num_keypoints = {c["id"]: _num_keypoints(c) for c in self._categories}
+        self._table = RecordTable(file.source, images, self._num_keypoints)
+        self._add = self._table.adder()
+        self._dropped: Dict[str, List[int]] = {}
+        self._beyond: List[int] = []
+        self._changed: Counter = Counter()
+        self._read_annotations()
+
+    @property
+    def changes_file(self) -> bool:
+        """Whether any annotation is dropped or changed."""
+        return bool(self._changed) or any(self._dropped.values())
+
+    def result(self) -> CheckedCocoJson:
+        """Return what was found; the records are valid unless :attr:`changes_file`."""
+        return CheckedCocoJson(
+            json_file=self._json_file,
+            category_names=[category["name"] for category in self._categories],
+            category_ids=[category["id"] for category in self._categories],
+            keypoints=[category.get("keypoints") for category in self._categories],
+            skeletons=[category.get("skeleton") for category in self._categories],
+            records=CocoRecords(self._table, self._image_root),
+            messages=self._messages(),
+        )
+
+    def _read_annotations(self) -> None:
+        ids, odd, new_ids = array("q"), [], self._new_ids()
+        is_good, add = self._is_good(), self._add
+        for start, end, annotation in self._file.annotations():
+            if is_good(annotation):
+                ids.append(annotation["id"])
+                add(start, end, annotation)
+                continue
+            odd.append((start, end, annotation))
+            if len(odd) == _CHUNK:
+                ids.extend(self._take_odd(odd, new_ids))
+                odd = []
+        ids.extend(self._take_odd(odd, new_ids))
+        if len(np.unique(np.frombuffer(ids, dtype=np.int64))) < len(ids):
+            self._check_all()
+        without_mask = self._dropped.get(_WITHOUT_MASK, [])
+        self._num_kept = len(ids) - sum(map(len, self._dropped.values()))
+        if without_mask and not self._num_kept:
+            raise UserError(
+                f"no annotation has a mask that can be used ({first_ids(without_mask)}): write "
+                "MODEL.MASK_ON False, or polygons [[x, y, x, y, x, y, ...], ...] in 'segmentation'"
+            )
+        self._table.finish()
+
+    def _is_good(self) -> Callable[[Dict[str, Any]], bool]:
+        """Return a function that tells annotations that every rule leaves as they are.
+
+        It may call a good annotation odd, and is written for speed: it sees each annotation.
+        """
+        num_keypoints, with_masks = self._num_keypoints, self._with_masks
+        # And how far the points of its polygons may be to the left and right.
+        sizes = {i: (h, w, -max(h, w), 2 * max(h, w)) for i, (h, w) in self._sizes.items()}
+        if not self._file.is_plain:  # there may be NaN, which all comparisons below let through
+            return lambda annotation: False
+
+        def is_good(annotation: Dict[str, Any]) -> bool:
+            try:
+                number, image_id = annotation["id"], annotation["image_id"]
+                area, category_id = annotation["area"], annotation["category_id"]
+                height, width, lowest, highest = sizes[image_id]
+                x, y, w, h = annotation["bbox"]
+                if (
+                    not type(number) is type(image_id) is type(category_id) is int
+                    or not 0 < number <= _MAX_ID
+                    or not type(x) is type(y) is type(w) is type(h) is float
+                    and not {type(x), type(y), type(w), type(h)} <= _NUMBERS
+                    or type(area) not in _NUMBERS
+                    or not 0 <= area <= _MAX_AREA
+                    or not 0 <= x < x + w <= width
+                    or not 0 <= y < y + h <= height
+                    or annotation["iscrowd"] not in (0, 1)
+                    or "ignore" in annotation
+                ):
+                    return False
+                length = num_keypoints[category_id]
+                if "keypoints" in annotation:
+                    keypoints = annotation["keypoints"]
+                    if length is None or len(keypoints) != 3 * length:
+                        return False
+                    if type(keypoints) is not list or not set(map(type, keypoints)) <= _NUMBERS:
+                        return False
+                mask = annotation.get("segmentation")
+                if not mask:
+                    return not with_masks
+                if type(mask) is not list:
+                    return False
+                for polygon in mask:
+                    if len(polygon) < 6 or len(polygon) % 2:
+                        return False
+                    if min(polygon) < lowest or max(polygon) > highest:
+                        return False
+                return True
+            except (LookupError, TypeError, ValueError):
+                return False
+
+        return is_good
+
+    def _take_odd(self, odd: List[tuple], new_ids: Iterator[int]) -> List[int]:
+        """Check and correct odd annotations, and add those that stay as they are; return all ids.
+
+        Where something is changed, what was added does not matter: the copy is read instead.
+        """
+        annotations = [annotation for _, _, annotation in odd]
+        try:
+            check_annotations(annotations, self._num_keypoints)
+        except UserError:
+            self._check_all()
+            raise
+        ids = [annotation["id"] for annotation in annotations]
+        kept, dropped, changed = self._correct(annotations, new_ids)
+        for reason, dropped_ids in dropped.items():
+            self._dropped.setdefault(reason, []).extend(dropped_ids)
+        self._changed.update(changed)
+        self._beyond += boxes_beyond_image(kept, self._sizes)
+        if not self.changes_file:
+            for place in odd:
+                self._add(*place)
+        return ids
+
+    def _check_all(self) -> None:
+        """Raise the error of all annotations, with their number and their ids."""
+        check_annotations([a for _, _, a in self._file.annotations()], self._num_keypoints)
+
+    def _correct(
+        self, annotations: Annotations, new_ids: Iterator[int]
+    ) -> Tuple[Annotations, Dict[str, List[int]], Dict[str, int]]:
+        """Return those to keep, the ids of the others by reason, and what changed by kind."""
+        kept, dropped = drop_bad_boxes(annotations, self._sizes)
+        kept, dropped[_WITHOUT_MASK], changed = correct_masks(kept, self._sizes, self._with_masks)
+        changed.update(fill_in(kept, new_ids, self._num_keypoints))
+        return kept, dropped, changed
+
+    def _new_ids(self) -> Iterator[int]:
+        """Count up from the largest id, which is looked for when a new id is needed."""
+        ids = (annotation.get("id") for _, _, annotation in self._file.annotations())
+        largest = max((i for i in ids if type(i) is int), default=0)
+        yield from itertools.count(max(largest, 0) + 1)
+
+    # ---- messages ----
+
+    def _messages(self) -> List[Tuple[int, str]]:
+        messages = []
+        if any(self._dropped.values()):
+            text = describe_dropped(self._dropped, len(self._file))
+            messages.append((logging.WARNING, f"{self._json_file}: {text}"))
+        if self._beyond:
+            text = describe_beyond(self._beyond, self._num_kept)
+            messages.append((logging.WARNING, f"{self._json_file}: {text}"))
+        return messages
+
+    def describe_copy(self, path: str) -> Tuple[int, str]:
+        """The message about a corrected copy."""
+        counts = ", ".join(f"{count} {what}" for what, count in self._changed.items())
+        text = f"{self._json_file}: training and evaluation read {path}: {counts or 'the rest'}"
+        return logging.INFO, text
+
+    # ---- the corrected copy ----
+
+    def copy_path(self) -> str:
+        """The path of the corrected copy, which depends on the content of the file."""
+        digest = hashlib.sha256(f"{_VERSION} {self._with_masks} ".encode())
+        digest.update(self._file.source.file_content())
+        stem = os.path.splitext(os.path.basename(self._json_file))[0]
+        name = f"{stem[:40]}-{digest.hexdigest()[:16]}.json"
+        return os.path.join(get_cache_dir(), "rsb_d2", "coco_json", name)
+
+    def write_copy(self, path: str) -> None:
+        """Write the annotations that are kept, and all else of the file as it is."""
+        folder = os.path.dirname(path)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with whole_file(path) as f:
+                f.write(json.dumps(self._file.content)[:-1].encode())
+                f.write(b', "annotations": [')
+                f.writelines(self._texts_of_copy())
+                f.write(b"]}")
+                f.flush()
+                # Processes that write the same copy at the same time write the same version.
+                os.utime(f.fileno(), ns=(self._file.source.version[1],) * 2)
+        except (OSError, UserError) as e:
+            error = e if isinstance(e, OSError) else e.__cause__
+            if not isinstance(error, OSError):
+                raise
+            raise UserError(
+                f"needs a corrected copy, which cannot be written to {folder} ({error.strerror}); "
+                "make room there, or name another folder in the environment variable FVCORE_CACHE"
+            ) from None
+
+    def _texts_of_copy(self) -> Iterator[bytes]:
+        annotations = (annotation for _, _, annotation in self._file.annotations())
+        new_ids, comma = self._new_ids(), b""
+        while chunk := list(itertools.islice(annotations, _CHUNK)):
+            for annotation in self._correct(chunk, new_ids)[0]:
+                yield comma + json.dumps(annotation).encode()
+                comma = b", "
+
+
+def _num_keypoints(category: Dict[str, Any]) -> int | None:
+    """How many keypoints an object of a category has; None if the category does not name them."""
+    names = category.get("keypoints")
+    return len(names) if isinstance(names, list) and names else None
+
+
+# ---- what stops ----
 
 
 def _check_ids(records: List[Dict[str, Any]], key: str) -> None:
@@ -115,7 +444,7 @@ def check_image_files(file_names: List[str], image_root: str) -> None:
     )
 
 
-def check_annotations(annotations: List[Dict[str, Any]], category_ids: Set[int]) -> None:
+def check_annotations(annotations: List[Dict[str, Any]], category_ids: Iterable[int]) -> None:
     _check_ids(annotations, "annotations")
     _stop_if(
         [a["id"] for a in annotations if type(a.get("image_id")) is not int],
@@ -152,3 +481,146 @@ def _is_box(bbox: Any) -> bool:
 def _stop_if(ids: List[int], what: str) -> None:
     if ids:
         raise UserError(f"{len(ids)} {what} ({first_ids(ids)})")
+
+
+# ---- what is dropped or filled in ----
+
+
+def _boxes_and_sizes(annotations: Annotations, sizes: Sizes) -> List[np.ndarray]:
+    """Return x, y, width, height of the boxes and width, height of their images, each (N,).
+
+    The size of an unknown image is NaN.
+    """
+    unknown = [math.nan, math.nan]
+    boxes = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
+    images = [sizes.get(a["image_id"], unknown) for a in annotations]
+    images = np.array(images, dtype=float).reshape(-1, 2)
+    return [*boxes.T, images[:, 1], images[:, 0]]
+
+
+def drop_bad_boxes(
+    annotations: Annotations, sizes: Sizes
+) -> Tuple[Annotations, Dict[str, List[int]]]:
+    """Return the annotations to keep, and the ids of the others by reason, all reasons named."""
+    x, y, w, h, width, height = _boxes_and_sizes(annotations, sizes)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity minus infinity
+        right, bottom = x + w, y + h
+    reasons = {
+        "of images that are not in 'images'": np.isnan(width),
+        "with a box that is not finite": ~(np.isfinite(right) & np.isfinite(bottom)),
+        "with a box of no area": (w <= 0) | (h <= 0),
+        "with a box outside the image": (x >= width) | (y >= height) | (right <= 0) | (bottom <= 0),
+    }
+    dropped, keep = {}, np.ones(len(annotations), dtype=bool)
+    for reason, bad in reasons.items():
+        dropped[reason] = [annotations[i]["id"] for i in np.flatnonzero(bad & keep)]
+        keep &= ~bad
+    if keep.all():
+        return annotations, dropped
+    return [a for a, k in zip(annotations, keep) if k], dropped
+
+
+def correct_masks(
+    annotations: Annotations, sizes: Sizes, with_masks: bool
+) -> Tuple[Annotations, List[int], Dict[str, int]]:
+    """Take out the polygons and masks that cannot be used; with masks, the annotation too.
+
+    Returns the annotations to keep, the ids of the others, and what changed in those that are kept
+    by kind.
+    """
+    kept, without_mask, changed = [], [], Counter()
+    for annotation in annotations:
+        segmentation = annotation.get("segmentation")
+        usable = _usable_mask(segmentation, sizes[annotation["image_id"]])
+        if usable is None and with_masks:
+            without_mask.append(annotation["id"])
+            continue
+        kept.append(annotation)
+        if usable is None and segmentation:
+            del annotation["segmentation"]
+            changed["masks that cannot be used taken out"] += 1
+        elif usable is not None and len(usable) != len(segmentation):
+            annotation["segmentation"] = usable
+            changed["masks without their polygons that cannot be used"] += 1
+    return kept, without_mask, changed
+
+
+def _usable_mask(segmentation: Any, size: List[int]) -> Any:
+    """Return the polygons, or the RLE, that can be used; None if there are none."""
+    if isinstance(segmentation, dict):
+        return segmentation if is_rle(segmentation, size) else None
+    if isinstance(segmentation, list):
+        return [polygon for polygon in segmentation if is_polygon(polygon, size)] or None
+    return None
+
+
+def fill_in(
+    annotations: Annotations, new_ids: Iterator[int], num_keypoints: Dict[int, int | None]
+) -> Dict[str, int]:
+    """Give each annotation what the readers need, in place. Returns how often, by kind.
+
+    The new ids, above 0 and those of all annotations, are for annotations without one above 0.
+    The numbers of keypoints are those of the categories, None where a category has any.
+    """
+    changed = Counter()
+    for annotation in annotations:
+        if annotation["id"] <= 0:  # COCOeval takes an object of id 0 for one that was not found
+            annotation["id"] = next(new_ids)
+            changed["ids made positive"] += 1
+        if "iscrowd" not in annotation:
+            annotation["iscrowd"] = 0
+            changed["'iscrowd' set to 0"] += 1
+        if annotation.pop("ignore", 0):  # which load_coco_json refuses and COCOeval overlooks
+            annotation["iscrowd"] = 1
+            changed["with 'ignore' made crowds"] += 1
+        area = annotation.get("area")
+        if not (is_finite(area) and 0 <= area <= _MAX_AREA):
+            annotation["area"] = min(_area(annotation), _MAX_AREA)
+            changed["'area' filled in"] += 1
+        number = num_keypoints[annotation["category_id"]]
+        if "keypoints" in annotation and not _are_keypoints(annotation["keypoints"], number):
+            del annotation["keypoints"]
+            changed["keypoints that cannot be used taken out"] += 1
+    return changed
+
+
+def _are_keypoints(keypoints: Any, number: int | None) -> bool:
+    """Whether this is [x, y, visibility, ...], all finite, for none or so many keypoints."""
+    if not isinstance(keypoints, list) or not all(map(is_finite, keypoints)):
+        return False
+    return len(keypoints) % 3 == 0 if number is None else len(keypoints) in (0, 3 * number)
+
+
+def _area(annotation: Dict[str, Any]) -> float:
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        return annotation["bbox"][2] * annotation["bbox"][3]
+    if isinstance(segmentation, list):
+        return float(sum(polygon_area(p[0::2], p[1::2]) for p in segmentation))
+    if isinstance(segmentation["counts"], list):
+        return sum(segmentation["counts"][1::2])
+    return int(mask_util.area(segmentation))
+
+
+def describe_dropped(dropped: Dict[str, List[int]], num_annotations: int) -> str:
+    """The warning about annotations that are dropped: how many, why, and their ids."""
+    reasons = "; ".join(
+        f"{len(ids)} {why} ({first_ids(ids)})" for why, ids in dropped.items() if ids
+    )
+    return f"dropped {sum(map(len, dropped.values()))} of {num_annotations} annotations: {reasons}"
+
+
+def describe_beyond(ids: List[int], num_kept: int) -> str:
+    """The warning about boxes that are kept although part of them is not in the image."""
+    hint = "; is 'bbox' [x, y, width, height]?" if len(ids) > num_kept / 2 else ""
+    return (
+        f"{len(ids)} of {num_kept} boxes reach beyond their image ({first_ids(ids)}); "
+        f"training clips them, evaluation does not{hint}"
+    )
+
+
+def boxes_beyond_image(annotations: Annotations, sizes: Sizes) -> List[int]:
+    x, y, w, h, width, height = _boxes_and_sizes(annotations, sizes)
+    t = _BOX_TOLERANCE
+    beyond = (x < -t) | (y < -t) | (x + w > width + t) | (y + h > height + t)
+    return [a["id"] for a, b in zip(annotations, beyond) if b]

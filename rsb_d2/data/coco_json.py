@@ -1,13 +1,14 @@
 """COCO-format data of one's own, registered from the config: ``DATASETS.COCO_JSON``.
 
 A data set that is used is checked once, before anything is trained on it; ``coco_check.py`` says
-for what. What is read is kept in the cache (``DATASETS.CACHE``), from which later starts and other
-processes take it. Where the check dropped or filled in something, a corrected copy of the
-annotation file goes to the cache folder (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``),
-which evaluation reads: the ground truth is the same for the two. The user's file is never changed.
+for what. Where the check dropped or filled in something, a corrected copy of the annotation file
+goes to the cache folder (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``), which training
+and evaluation read: the ground truth is the same for both. The user's file is never changed.
 """
 
+import logging
 import os
+import time
 from collections.abc import Sequence
 from typing import Any, Dict, List, Tuple
 
@@ -18,10 +19,9 @@ from detectron2.utils.file_io import PathManager
 from ..errors import UserError, first, how_to_make
 from ..files import escape_address
 from ..registration import architecture_name
-from .cache.annotation_cache import CHECKED, CHECKED_WITH_MASKS, AnnotationSource, cache_folder
-from .cache.checked import CheckedCocoJson
-from .cache.records import PackedRecords
-from .cache.selection import say_messages, set_coco_metadata
+from .coco_check import CheckedCocoJson, check_coco_json
+from .coco_records import CocoRecords
+from .detection_records import set_coco_metadata
 from .keypoints import (
     check_flip_pairs,
     common_keypoints,
@@ -30,6 +30,9 @@ from .keypoints import (
     unpaired_names,
 )
 from .opening import configure_storages
+
+logger = logging.getLogger(__name__)
+_coco_logger = logging.getLogger("detectron2.data.datasets.coco")
 
 # The key that says how many classes a meta architecture has. One that is not here (ProposalNetwork,
 # SemanticSegmentor, a user's own) has no such key, or none that is known.
@@ -63,11 +66,10 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
             to evaluate with; with ``MODEL.KEYPOINT_ON``, if their categories do not name the same
             keypoints.
     """
-    folder = cache_folder(cfg.DATASETS.CACHE)
     configure_storages(cfg)
     datasets = {}
     for entry in cfg.DATASETS.COCO_JSON:
-        dataset = _register(_parse_entry(entry, with_masks=cfg.MODEL.MASK_ON, cache=folder))
+        dataset = _register(_parse_entry(entry, with_masks=cfg.MODEL.MASK_ON))
         datasets[dataset.name] = dataset
 
     train = [] if eval_only else [datasets[n] for n in cfg.DATASETS.TRAIN if n in datasets]
@@ -97,32 +99,29 @@ class CocoJsonDataset:
         json_file (str): annotation file.
         image_root (str): image folder.
         with_masks (bool): whether an annotation without a usable mask is to be dropped.
-        cache (str): folder for what was read; "" for none.
 
     Attributes:
         checked (CheckedCocoJson or None): what the check found.
     """
 
-    returns_packed_records = True
+    returns_coco_records = True
 
-    def __init__(self, name: str, json_file: str, image_root: str, with_masks: bool, cache: str):
+    def __init__(self, name: str, json_file: str, image_root: str, with_masks: bool):
         self.name = name
         self.json_file = json_file
         self.image_root = image_root
         self.with_masks = with_masks
-        self.cache = cache
         self.checked: CheckedCocoJson | None = None
-        self._records: PackedRecords | None = None
         self._checked_as: Tuple | None = None
         self._keypoint_metadata: Dict[str, Any] = {}
 
-    def __call__(self) -> PackedRecords:
+    def __call__(self) -> CocoRecords:
         """Return Detectron2's dicts, each of which is made when it is asked for."""
         self.check()
         checked = self.checked
         set_coco_metadata(self.name, checked.category_names, checked.category_ids)
         # A list of its own, as its records can be given other keys.
-        return self._records.select(slice(None))
+        return checked.records.select(slice(None))
 
     def check(self) -> None:
         """Check the files, unless they are as they were at the last check; set the metadata.
@@ -134,17 +133,22 @@ class CocoJsonDataset:
             check_as = (self.with_masks, *_size_and_time(self.json_file))
             if check_as == self._checked_as:
                 return
-            kind = CHECKED_WITH_MASKS if self.with_masks else CHECKED
-            source = AnnotationSource(self.json_file, self.image_root, kind, self.cache)
-            self._records = source.open()
-            checked = CheckedCocoJson(**self._records.header["checked"])
+            start = time.perf_counter()
+            checked = check_coco_json(self.json_file, self.image_root, with_masks=self.with_masks)
         except UserError as e:
             raise UserError(f"data set {self.name}: {self.json_file}: {e}") from None
         if self.checked is not None:
             MetadataCatalog.remove(self.name)  # metadata cannot be set twice
         self.checked, self._checked_as = checked, check_as
         self.set_metadata()
-        say_messages(self._records, checked.json_file)
+        seconds = time.perf_counter() - start
+        if seconds > 1:  # as Detectron2 does
+            logger.info(f"Reading {self.json_file} took {seconds:.2f} s")
+        for level, text in checked.messages:
+            logger.log(level, text)
+        _coco_logger.info(
+            f"Loaded {len(checked.records)} images in COCO format from {checked.json_file}"
+        )
 
     def set_metadata(self) -> None:
         metadata = MetadataCatalog.get(self.name)
@@ -189,15 +193,25 @@ class CocoJsonDataset:
         metadata.set(**self._keypoint_metadata)
 
     @property
+    def num_objects(self) -> int:
+        """int: the annotations that can be learned or found: all but crowds; needs the check."""
+        return int(self.checked.records.num_objects().sum())
+
+    @property
+    def num_rle_objects(self) -> int:
+        """int: those of them whose mask is an RLE, not polygons; needs the check."""
+        return int(self.checked.records.num_rle_objects().sum())
+
+    @property
     def num_visible_keypoints(self) -> int:
         """int: of all objects; needs the check."""
-        return int(self._records.visible_keypoints().sum())
+        return int(self.checked.records.visible_keypoints().sum())
 
 
 # ---- entries ----
 
 
-def _parse_entry(entry: Any, with_masks: bool, cache: str) -> CocoJsonDataset:
+def _parse_entry(entry: Any, with_masks: bool) -> CocoJsonDataset:
     is_entry = isinstance(entry, (list, tuple)) and len(entry) == 3
     if not (is_entry and all(isinstance(e, str) and e for e in entry)):
         raise UserError(
@@ -205,7 +219,7 @@ def _parse_entry(entry: Any, with_masks: bool, cache: str) -> CocoJsonDataset:
             "[[name, annotation file, image folder], ...], three strings each"
         )
     name, json_file, image_root = entry
-    return CocoJsonDataset(name, absolute(json_file), absolute(image_root), with_masks, cache)
+    return CocoJsonDataset(name, absolute(json_file), absolute(image_root), with_masks)
 
 
 def absolute(path: str) -> str:
@@ -234,7 +248,7 @@ def _register(dataset: CocoJsonDataset) -> CocoJsonDataset:
             f"DATASETS.COCO_JSON: {dataset.name} is registered already, with {', '.join(old)}; "
             f"choose another name for {', '.join(new)}"
         )
-    registered.with_masks, registered.cache = dataset.with_masks, dataset.cache
+    registered.with_masks = dataset.with_masks
     return registered
 
 
@@ -286,7 +300,7 @@ def _check_num_classes(cfg: CfgNode, datasets: List[CocoJsonDataset]) -> None:
 
 
 def _check_something_to_train_on(train: List[CocoJsonDataset]) -> None:
-    if train and not any(d.checked.num_objects for d in train):
+    if train and not any(d.num_objects for d in train):
         raise UserError(
             f"DATASETS.TRAIN: there is no usable annotation in {first(d.name for d in train)}, "
             "so there is nothing to learn (crowds do not count); check the annotation file"
@@ -295,7 +309,7 @@ def _check_something_to_train_on(train: List[CocoJsonDataset]) -> None:
 
 def _check_something_to_evaluate(test: List[CocoJsonDataset]) -> None:
     for dataset in test:
-        if not dataset.checked.num_objects:
+        if not dataset.num_objects:
             raise UserError(
                 f"DATASETS.TEST: {dataset.name} has no usable annotation, so AP cannot be computed "
                 "(crowds do not count); check the annotation file, or take it out of DATASETS.TEST"
@@ -304,9 +318,9 @@ def _check_something_to_evaluate(test: List[CocoJsonDataset]) -> None:
 
 def _check_masks_are_polygons(train: List[CocoJsonDataset]) -> None:
     for dataset in train:
-        if dataset.checked.num_rle_objects:
+        if dataset.num_rle_objects:
             raise UserError(
-                f"{dataset.name} has {dataset.checked.num_rle_objects} masks in RLE, which "
+                f"{dataset.name} has {dataset.num_rle_objects} masks in RLE, which "
                 "INPUT.MASK_FORMAT polygon cannot train on; write INPUT.MASK_FORMAT bitmask"
             )
 

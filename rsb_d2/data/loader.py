@@ -14,11 +14,10 @@ from torch.utils.data import Dataset
 from ..errors import UserError
 from ..memory import is_pinned_for
 from .bad_images import BadImages
-from .cache.annotation_cache import cache_folder
-from .cache.records import PackedRecords
-from .cache.selection import JoinedRecords, detection_records
 from .catalog import registered
+from .coco_records import CocoRecords, JoinedRecords
 from .dataset_dicts import fill_image_ids
+from .detection_records import detection_records
 from .images import BadImageError, CheckedDatasetMapper
 from .order import (
     Place,
@@ -46,8 +45,8 @@ class TrainLoader:
     nothing but the seed and the place.
 
     Args:
-        records (sequence of dict): in Detectron2's dataset format; those of a cache are made by the
-            workers, one at a time.
+        records (sequence of dict): in Detectron2's dataset format; those of an annotation file are
+            made by the workers, one at a time.
         mapper (callable): from a record to what the model takes, with random augmentation or
             without; raises :class:`rsb_d2.data.images.BadImageError` for an image that cannot be
             used, or returns ``None`` to have another one drawn.
@@ -94,7 +93,7 @@ class TrainLoader:
         if not len(records):
             raise UserError("DATASETS.TRAIN: there is no image to train on")
         self._groups = are_high(records) if aspect_ratio_grouping else bytes(len(records))
-        is_packed = isinstance(records, (PackedRecords, JoinedRecords))
+        is_packed = isinstance(records, (CocoRecords, JoinedRecords))
         self._records = records if is_packed else _serialize(records)
         self.mapper = mapper
         self.num_records = len(records)
@@ -290,7 +289,6 @@ def annotated_records(cfg: CfgNode, split: str) -> Sequence[dict]:
         if cfg.MODEL.KEYPOINT_ON
         else 0,
         proposal_files=proposal_files if cfg.MODEL.LOAD_PROPOSALS else None,
-        cache=cache_folder(cfg.DATASETS.CACHE),
     )
 
 
@@ -316,7 +314,6 @@ def evaluated_records(cfg: CfgNode, name: str) -> Sequence[dict]:
         [name],
         filter_empty=False,
         proposal_files=proposal_files,
-        cache=cache_folder(cfg.DATASETS.CACHE),
     )
     return fill_image_ids(records) if isinstance(records, list) else records
 

@@ -61,11 +61,6 @@ class Storage:
                 missing.append(file_name)
         return missing
 
-    def watched_paths(self, file_names: List[str], image_root: str) -> Set[str]:
-        """Return the local paths whose times change when files are added or removed."""
-        folders = {os.path.dirname(name) for name in file_names}
-        return {os.path.join(image_root, folder) for folder in folders}
-
 
 def storage_of(path: str) -> Storage:
     """Return the storage that a path belongs to."""

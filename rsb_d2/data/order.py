@@ -14,8 +14,8 @@ from detectron2.data.samplers import (
 from torch.utils.data import Sampler
 
 from ..errors import UserError
-from .cache.records import PackedRecords
-from .cache.selection import JoinedRecords, repeat_factors
+from .coco_records import CocoRecords, JoinedRecords
+from .detection_records import repeat_factors
 from .images import BadImageError, image_size
 
 # What DATALOADER.SAMPLER_TRAIN may name.
@@ -46,7 +46,7 @@ def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
         threshold, options = cfg.DATALOADER.REPEAT_THRESHOLD, {}
         if "REPEAT_SQRT" in cfg.DATALOADER:  # of Detectron2's main
             options["sqrt"] = cfg.DATALOADER.REPEAT_SQRT
-        if isinstance(records, (PackedRecords, JoinedRecords)):
+        if isinstance(records, (CocoRecords, JoinedRecords)):
             factors = repeat_factors(records, threshold, **options)
         else:
             factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
@@ -220,7 +220,7 @@ def are_high(records: Sequence[dict]) -> bytes:
     Returns:
         bytes: N.
     """
-    if isinstance(records, (PackedRecords, JoinedRecords)):
+    if isinstance(records, (CocoRecords, JoinedRecords)):
         height, width = records.sizes().T
         return (width <= height).astype("uint8").tobytes()
     return bytes(map(is_high, records))

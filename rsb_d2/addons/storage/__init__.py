@@ -3,7 +3,7 @@
 import io
 import os
 from functools import partial
-from typing import BinaryIO, List, Set
+from typing import BinaryIO, List
 
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
@@ -34,9 +34,6 @@ class TarStorage(Storage):
             return list(file_names)
         members = [split_tar_path(os.path.join(image_root, name))[1] for name in file_names]
         return [name for name, member in zip(file_names, members) if index.find(member) is None]
-
-    def watched_paths(self, file_names: List[str], image_root: str) -> Set[str]:
-        return {split_tar_path(image_root)[0]}
 
 
 class RemoteStorage(Storage):
@@ -70,6 +67,3 @@ class RemoteStorage(Storage):
 
     def is_file(self, path: str) -> bool:
         return bool(remote_exists(path))
-
-    def watched_paths(self, file_names: List[str], image_root: str) -> Set[str]:
-        return set()

@@ -8,16 +8,18 @@ that two files have both given, names of images where the files' folders differ,
 
 import itertools
 import json
+import logging
 import os
 from collections import Counter
 from typing import Any, Dict, Iterable, Iterator, List
 
-from ....data.cache.annotation_cache import check_coco_json_alone
-from ....data.coco_correct import correct_masks, drop_bad_boxes
+from ....data.coco_check import check_coco_json, correct_masks, drop_bad_boxes
 from ....data.images import image_size
 from ....errors import UserError
 from .records import DataSet, Object, Picture, Problems, note_left_out, progress
 from .shapes import area_of
+
+logger = logging.getLogger("rsb_d2.data.coco_check")
 
 _SPLITS = ("train", "val", "test")
 
@@ -55,7 +57,9 @@ def read_coco(paths: List[str], images: List[str], problems: Problems) -> DataSe
 
 def _load(path: str, folder: str) -> tuple:
     try:
-        checked = check_coco_json_alone(path, folder)
+        checked = check_coco_json(path, folder, with_masks=False)
+        for level, message in checked.messages:
+            logger.log(level, message)
         with open(path, encoding="utf-8") as f:
             content = json.load(f)
     except UserError as e:

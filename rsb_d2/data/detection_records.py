@@ -1,16 +1,16 @@
-"""What training asks of all records at once, answered without making any of them.
+"""The records of the data sets of a training or an evaluation, and what is asked of all of them.
 
 The counterparts of ``detectron2.data.build.get_detection_dataset_dicts`` and of what it calls, for
-records that are packed; the same images in the same order.
+records that are made when they are asked for; the same images in the same order.
 """
 
 import inspect
-import itertools
 import logging
 import math
 import os
+from array import array
 from collections.abc import Sequence
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 import numpy as np
 import torch
@@ -25,57 +25,24 @@ from detectron2.utils.logger import log_first_n
 from termcolor import colored
 from torch.utils.data import ConcatDataset, Dataset
 
-from ...errors import UserError, first, printable
-from ..catalog import registered
-from ..class_table import class_table
-from ..dataset_dicts import check_classes, count_visible_keypoints, load_dicts, standardize
-from .annotation_cache import AS_STOCK, AnnotationSource
-from .records import PackedRecords
-from .stock import NotPlain
+from ..errors import UserError, first, printable
+from ..memory import garbage_collection_paused
+from .catalog import registered
+from .class_table import class_table
+from .coco_records import (
+    AnnotationFile,
+    CocoRecords,
+    JoinedRecords,
+    NotPlain,
+    RecordTable,
+    to_object,
+)
+from .dataset_dicts import check_classes, count_visible_keypoints, load_dicts, standardize
 
 logger = logging.getLogger(__name__)
 _COCO_IDS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
 # Whose warnings go onto the pages of a data set, too.
 _coco_logger = logging.getLogger("detectron2.data.datasets.coco")
-
-
-class JoinedRecords(Sequence):
-    """The records of several data sets, one after the other.
-
-    Args:
-        parts (list[PackedRecords]): of each.
-    """
-
-    def __init__(self, parts: List[PackedRecords]):
-        self._parts = parts
-        self._ends = list(itertools.accumulate(map(len, parts)))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        part = next(i for i, end in enumerate(self._ends) if index < end)
-        return self._parts[part][index - self._starts()[part]]
-
-    def sizes(self) -> np.ndarray:
-        """As of :class:`PackedRecords`."""
-        return np.concatenate([part.sizes() for part in self._parts])
-
-    def classes(self, *, with_crowds: bool) -> Tuple[np.ndarray, np.ndarray]:
-        """As of :class:`PackedRecords`."""
-        found = [part.classes(with_crowds=with_crowds) for part in self._parts]
-        images = [image + start for (_, image), start in zip(found, self._starts())]
-        return np.concatenate([classes for classes, _ in found]), np.concatenate(images)
-
-    def has_rle(self) -> bool:
-        """As of :class:`PackedRecords`."""
-        return any(part.has_rle() for part in self._parts)
-
-    def _starts(self) -> List[int]:
-        return [0, *self._ends[:-1]]
 
 
 def detection_records(
@@ -84,7 +51,6 @@ def detection_records(
     filter_empty: bool = True,
     min_keypoints: int = 0,
     proposal_files: Sequence | None = None,
-    cache: str = "",
 ) -> Sequence:
     """The records of data sets, as ``get_detection_dataset_dicts`` returns them.
 
@@ -97,7 +63,6 @@ def detection_records(
         filter_empty (bool): leave out images that have no annotation, or crowds only.
         min_keypoints (int): leave out images with less visible keypoints.
         proposal_files (sequence of str or None): with proposals of each data set.
-        cache (str): folder of the cache for Detectron2's own data sets; "" for none.
 
     Returns:
         Sequence[dict]: in Detectron2's dataset format.
@@ -112,7 +77,7 @@ def detection_records(
         registered(name)
     if not names:
         raise UserError("there is no data set to read: DATASETS.TRAIN or DATASETS.TEST is empty")
-    parts = [None if proposal_files is not None else open_packed(name, cache) for name in names]
+    parts = [None if proposal_files is not None else open_records(name) for name in names]
     if None in parts:
         options = dict(filter_empty=filter_empty, min_keypoints=min_keypoints)
         return _records_in_memory(names, proposal_files, **options)
@@ -185,33 +150,25 @@ def _common_class_names(names: Sequence) -> List[str] | None:
     return list(found[0])
 
 
-def open_packed(name: str, cache: str) -> PackedRecords | None:
-    """The records of a data set, if they can be packed.
+def open_records(name: str) -> CocoRecords | None:
+    """Open a data set whose annotation file this project reads.
 
     Args:
         name (str): registered name.
-        cache (str): folder of the cache; "" for none.
 
     Returns:
-        PackedRecords: or None.
+        CocoRecords: or None for any other data set, which its own function reads.
     """
     load = registered(name)
     found = _arguments_of_stock(load)
     if found is None:
         # Another function is called once, by whoever takes what it returns.
-        records = load() if getattr(load, "returns_packed_records", False) else None
-        return records if isinstance(records, PackedRecords) else None
-    if not cache:
-        return None
+        return load() if getattr(load, "returns_coco_records", False) else None
     try:
-        source = AnnotationSource(found["json_file"], found["image_root"], AS_STOCK, cache)
-        records = source.open()
+        records = _read_as_stock(name, **found)
     except (NotPlain, UserError) as e:
-        logger.info(f"{found['json_file']} is read by Detectron2, at every start: {e}")
+        logger.info(f"{found['json_file']} is read by Detectron2: {e}")
         return None
-    checked = records.header["checked"]
-    set_coco_metadata(name, checked["category_names"], checked["category_ids"])
-    say_messages(records, found["json_file"])
     return records
 
 
@@ -224,6 +181,50 @@ def _arguments_of_stock(load: Any) -> Dict[str, Any] | None:
     found = inspect.getclosurevars(load).nonlocals
     is_known = {"name", "json_file", "image_root"} == found.keys()
     return found if is_known and all(isinstance(v, str) for v in found.values()) else None
+
+
+def _read_as_stock(name: str, json_file: str, image_root: str) -> CocoRecords:
+    """Read a file as ``load_coco_json`` does, without any check.
+
+    Raises:
+        NotPlain, UserError: if ``load_coco_json`` might stop at the file, or read it otherwise.
+    """
+    try:
+        with garbage_collection_paused():
+            file = AnnotationFile(json_file)
+            categories, images = file.records("categories"), file.records("images")
+            names = {category["id"]: category["name"] for category in categories}
+            numbers = [i[key] for i in images for key in ("id", "height", "width")]
+            is_unique = len({i["id"] for i in images}) == len(images)
+            if not (names and len(names) == len(categories) and is_unique):
+                raise NotPlain("its categories or images have no ids of their own")
+            if not all(type(number) is int for number in (*numbers, *names)):
+                raise NotPlain("its ids and sizes are not integers")
+            table, num_left_out = _fill_table(file, images, names)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as e:
+        # UserError is one of them.
+        raise NotPlain(str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}") from None
+    set_coco_metadata(name, [names[i] for i in sorted(names)], sorted(names))
+    if num_left_out:
+        logger.warning(f"Filtered out {num_left_out} instances without valid segmentation.")
+    _coco_logger.info(f"Loaded {len(images)} images in COCO format from {json_file}")
+    return CocoRecords(table, image_root)
+
+
+def _fill_table(file: AnnotationFile, images: List[Dict], category_ids: Iterable[int]) -> tuple:
+    table, ids, num_left_out = RecordTable(file.source, images, category_ids), array("q"), 0
+    add = table.adder()
+    for start, end, annotation in file.annotations():
+        if annotation.get("ignore", 0) != 0 or len(annotation.get("bbox", "none")) == 0:
+            raise NotPlain("it has an annotation with 'ignore' or without a box")
+        ids.append(annotation["id"])
+        if to_object(annotation, table.class_of_id) is None:
+            num_left_out += 1
+        else:
+            add(start, end, annotation)
+    if len(np.unique(np.frombuffer(ids, dtype=np.int64))) < len(ids):
+        raise NotPlain("its annotation ids are not unique")
+    return table.finish(), num_left_out
 
 
 def set_coco_metadata(name: str, category_names: List[str], category_ids: List[int]) -> None:
@@ -248,16 +249,9 @@ def set_coco_metadata(name: str, category_names: List[str], category_ids: List[i
         )
 
 
-def say_messages(records: PackedRecords, json_file: str) -> None:
-    """Log what the reading found, now or when the file of the cache was made."""
-    for level, text in records.header["messages"]:
-        logger.log(level, text)
-    _coco_logger.info(f"Loaded {len(records)} images in COCO format from {json_file}")
-
-
 def _keep(
-    parts: List[PackedRecords], condition: Callable[[PackedRecords], np.ndarray]
-) -> Tuple[List[PackedRecords], int, int]:
+    parts: List[CocoRecords], condition: Callable[[CocoRecords], np.ndarray]
+) -> Tuple[List[CocoRecords], int, int]:
     """The records that meet a condition, how many of all do not, and how many do."""
     kept = [part.select(condition(part)) for part in parts]
     left = sum(map(len, kept))
@@ -282,7 +276,7 @@ def repeat_factors(records: Any, threshold: float, sqrt: bool = True) -> torch.T
     """As ``RepeatFactorTrainingSampler.repeat_factors_from_category_frequency``.
 
     Args:
-        records (PackedRecords or JoinedRecords): of N images.
+        records (CocoRecords or JoinedRecords): of N images.
         threshold (float): share of the images below which those of a class are repeated.
         sqrt (bool): as of Detectron2's main: whether of the ratio its square root is taken.
 

@@ -1,8 +1,10 @@
-"""Records from the cache are those of ``load_coco_json``, for whoever takes them."""
+"""Records of annotation files equal those of ``load_coco_json``, and are read when asked for."""
 
 import json
 import logging
+import os
 import pickle
+import random
 import re
 
 import numpy as np
@@ -19,11 +21,11 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import logger as detectron2_logger
 
-from rsb_d2 import add_rsb_config
+from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.data import register_coco_json
-from rsb_d2.data.cache.coco_view import CocoAnnotations, CocoImages
-from rsb_d2.data.cache.records import PackedRecords
-from rsb_d2.data.cache.selection import detection_records, open_packed, repeat_factors
+from rsb_d2.data.coco_check import _Check, check_coco_json
+from rsb_d2.data.coco_records import CocoRecords
+from rsb_d2.data.detection_records import detection_records, open_records, repeat_factors
 from rsb_d2.data.loader import TrainLoader
 from rsb_d2.data.order import build_sampler
 from tests.helpers.catalogs import catalogs_kept
@@ -79,7 +81,7 @@ def test_checked_records_equal_detectron2s(masks, write):
     register_coco_json(make_cfg(("mine", files), masks=masks))
     records = DatasetCatalog.get("mine")
     expected = load_coco_json(*files, "the_same_by_detectron2")
-    assert isinstance(records, PackedRecords) and len(records) == 30
+    assert isinstance(records, CocoRecords) and len(records) == 30
     assert list(records) == expected and records == expected
     assert kinds_of_all(records) == kinds_of_all(expected)
     assert records[-1] == expected[-1] and records[3:9:2] == expected[3:9:2]
@@ -119,7 +121,7 @@ def spoil(content, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_data_sets_of_detectron2_are_read_as_detectron2_reads_them(seed, write, tmp_path, caplog):
+def test_data_sets_of_detectron2_are_read_as_detectron2_reads_them(seed, write, caplog):
     files = write(spoil(make_content(seed), seed))
     register_coco_instances("my_stock", {"some": "metadata"}, *files)
     before = MetadataCatalog.get("my_stock").as_dict()
@@ -130,15 +132,14 @@ def test_data_sets_of_detectron2_are_read_as_detectron2_reads_them(seed, write, 
     MetadataCatalog.remove("my_stock")
     MetadataCatalog.get("my_stock").set(**before)
 
-    for _ in range(2):  # made, and found
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            records = open_packed("my_stock", str(tmp_path / "cache"))
-        assert list(records) == expected
-        assert MetadataCatalog.get("my_stock").as_dict() == after
-        for words in warned:
-            assert any(set(r.getMessage().split()) <= set(words) for r in caplog.records), words
-    assert open_packed("my_stock", "") is None
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        records = detection_records("my_stock", filter_empty=False)
+    assert list(records) == expected
+    assert isinstance(records, CocoRecords) == (seed != 3)  # text ids are left to Detectron2
+    assert MetadataCatalog.get("my_stock").as_dict() == after
+    for words in warned:
+        assert any(set(r.getMessage().split()) <= set(words) for r in caplog.records), words
 
 
 NOT_PLAIN = {
@@ -153,20 +154,19 @@ NOT_PLAIN = {
 
 
 @pytest.mark.parametrize("case", NOT_PLAIN)
-def test_what_is_not_plain_is_left_to_detectron2(case, write, tmp_path):
+def test_unusual_files_are_left_to_detectron2(case, write):
     content = make_content()
     NOT_PLAIN[case](content)
     files = write(content)
     register_coco_instances("my_stock", {}, *files)
-    assert open_packed("my_stock", str(tmp_path / "cache")) is None
-    assert not list((tmp_path / "cache").glob("*.safetensors"))
+    assert open_records("my_stock") is None
 
 
-def test_other_functions_are_called_and_kept(tmp_path):
+def test_other_functions_are_called_once():
     calls = []
     record = {"file_name": "a", "height": 1, "width": 1, "annotations": []}
     DatasetCatalog.register("of_a_script", lambda: calls.append(1) or [record])
-    found = detection_records(["of_a_script"], filter_empty=False, cache=str(tmp_path))
+    found = detection_records(["of_a_script"], filter_empty=False)
     assert found == [record] and len(calls) == 1
 
 
@@ -175,7 +175,7 @@ def test_other_functions_are_called_and_kept(tmp_path):
 
 @pytest.mark.parametrize("filter_empty", [False, True])
 @pytest.mark.parametrize("min_keypoints", [0, 9])
-def test_selection_is_detectron2s(filter_empty, min_keypoints, write, tmp_path, caplog):
+def test_selection_is_detectron2s(filter_empty, min_keypoints, write, caplog):
     for name, seed in (("a", 1), ("b", 2)):
         register_coco_instances(name, {}, *write(make_content(seed), name))
 
@@ -189,8 +189,7 @@ def test_selection_is_detectron2s(filter_empty, min_keypoints, write, tmp_path, 
 
     options = dict(filter_empty=filter_empty, min_keypoints=min_keypoints)
     expected, table = log_of(lambda: get_detection_dataset_dicts(["a", "b"], **options))
-    cache = str(tmp_path / "cache")
-    records, ours = log_of(lambda: detection_records(["a", "b"], cache=cache, **options))
+    records, ours = log_of(lambda: detection_records(["a", "b"], **options))
     assert list(records) == expected
     assert records[-1] == expected[-1] and records[20:40:3] == expected[20:40:3]
     assert ours == table
@@ -200,11 +199,11 @@ def test_selection_is_detectron2s(filter_empty, min_keypoints, write, tmp_path, 
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.9, 3.0])
-def test_repeat_factors_are_detectron2s(threshold, write, tmp_path):
+def test_repeat_factors_are_detectron2s(threshold, write):
     for name, seed in (("a", 1), ("b", 2)):
         register_coco_instances(name, {}, *write(make_content(seed, annotations=40), name))
     for filter_empty in (False, True):
-        records = detection_records(["a", "b"], filter_empty=filter_empty, cache=str(tmp_path))
+        records = detection_records(["a", "b"], filter_empty=filter_empty)
         expected = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             list(records), threshold
         )
@@ -252,43 +251,157 @@ def test_keys_that_are_set_are_remembered(write):
     assert type(pickle.loads(pickle.dumps(records[3]))) is dict
 
 
-def test_a_worker_that_is_not_forked_gets_the_place_and_not_the_content(write):
-    register_coco_json(make_cfg(("mine", write(make_content(annotations=2000)))))
+def test_workers_that_are_not_forked_open_the_file_again(write):
+    files = write(make_content(annotations=2000))
+    register_coco_json(make_cfg(("mine", files)))
     records = DatasetCatalog.get("mine")
     text = pickle.dumps(records)
-    assert len(text) < 2000 and pickle.loads(text) == records
+    assert len(text) < os.path.getsize(files[0]) / 5 and pickle.loads(text) == records
     assert pickle.loads(pickle.dumps(records.select(np.arange(5)))) == records[:5]
 
+    with open(files[0], "r+") as f:
+        f.write(" ")
+    for use in (lambda: records[0], lambda: pickle.loads(text)):
+        with pytest.raises(UserError, match="mine.json has changed since it was read: start again"):
+            use()
 
-def test_coco_view_is_the_annotation_file(write):
+
+def test_replaced_file_does_not_disturb_a_training(write):
+    files = write(make_content())
+    records = check_coco_json(*files, with_masks=False).records
+    expected = list(records)
+    with open(f"{files[0]}.new", "w") as f:
+        f.write("{}")
+    os.replace(f"{files[0]}.new", files[0])
+    assert records == expected
+
+
+# ---- files that are not plain, and corrected copies ----
+
+
+def with_nan(text):
+    return text.replace('"nobody"', "NaN", 1)
+
+
+def in_lines(text):
+    return json.dumps(json.loads(text), indent=2)
+
+
+def with_braces(text):
+    return text.replace('"nobody"', '"}, {\\"id\\": [}"')
+
+
+def with_keys_twice(text):
+    return '{"annotations": [{"id": 5}], "images": [], ' + text[1:]
+
+
+@pytest.mark.parametrize("change", [with_nan, in_lines, with_braces, with_keys_twice])
+def test_any_json_is_read_as_detectron2_reads_it(change, write):
+    files = write(make_content())
+    text = change(open(files[0]).read())
+    open(files[0], "w").write(text)
+    checked = check_coco_json(*files, with_masks=True)
+    assert checked.json_file == files[0] and checked.messages == []
+    assert checked.records == load_coco_json(*files, "same")
+    assert pickle.loads(pickle.dumps(checked.records)) == checked.records
+
+
+JUNK = [None, 0, 1, -1, 2.5, float("nan"), float("inf"), "", "7", [], [1], {}, True, 10**5, 10**30]
+
+
+def spoil_at_random(content, rng):
+    for _ in range(rng.randint(1, 3)):
+        annotation = rng.choice(content["annotations"])
+        key = rng.choice([*annotation, "ignore", "iscrowd", "keypoints"])
+        if rng.random() < 0.2:
+            annotation.pop(key, None)
+        elif isinstance(annotation.get(key), list) and rng.random() < 0.6:
+            annotation[key][rng.randrange(len(annotation[key]))] = rng.choice([*JUNK, 5, 9])
+        else:
+            annotation[key] = rng.choice(JUNK)
+
+
+def outcome(files, with_masks):
+    try:
+        checked = check_coco_json(*files, with_masks=with_masks)
+        return list(checked.records), checked.messages, checked.json_file
+    except UserError as e:
+        return str(e)
+
+
+def test_quick_check_finds_all_that_the_rules_find(write, monkeypatch):
+    rng = random.Random(0)
+    refused = corrected = 0
+    for number in range(150):
+        content = make_content(number, annotations=40)
+        spoil_at_random(content, rng)
+        files = write(content)
+        with_masks = rng.random() < 0.5
+        found = outcome(files, with_masks)
+        with monkeypatch.context() as m:
+            m.setattr(_Check, "_is_good", lambda self: lambda annotation: False)
+            assert outcome(files, with_masks) == found
+        refused += isinstance(found, str)
+        if not isinstance(found, str):
+            corrected += found[2] != files[0]
+            assert found[0] == load_coco_json(found[2], files[1], f"same {number}")
+    assert min(refused, corrected) > 20
+
+
+def test_mistakes_are_found_in_a_file_of_many_chunks(write, monkeypatch):
+    monkeypatch.setattr("rsb_d2.data.coco_check._CHUNK", 7)
     content = make_content()
-    register_coco_json(make_cfg(("mine", write(content))))
-    records = DatasetCatalog.get("mine")
-    images = sorted(content["images"], key=lambda image: image["id"])
-    assert list(CocoImages(records)) == [
-        {key: image[key] for key in ("id", "file_name", "height", "width")} for image in images
-    ]
-    annotations = CocoAnnotations(records, [2, 7, 11, 90])
-    by_id = {a["id"]: a for a in content["annotations"]}
-    assert len(annotations) == len(by_id) == len({a["id"] for a in annotations})
-    for i, found in enumerate(annotations):
-        expected = by_id[found["id"]]
-        assert annotations[i] == found
-        for key in found.keys() - {"segmentation"}:
-            assert found[key] == expected[key], key
-        if isinstance(expected["segmentation"], list):
-            assert found["segmentation"] == expected["segmentation"]
-    places = [i for i, image in enumerate(images) if image["id"] == annotations[50]["image_id"]]
-    assert annotations[50] in annotations.of_image(places[0])
+    for i in (3, 50, 119):
+        content["annotations"][i]["category_id"] = 5
+    ids = ", ".join(str(content["annotations"][i]["id"]) for i in (3, 50, 119))
+    with pytest.raises(UserError, match=rf"3 annotations are of a category .*\(ids: {ids}\)"):
+        check_coco_json(*write(content), with_masks=False)
+
+    content = make_content()
+    content["annotations"][100]["id"] = content["annotations"][1]["id"]
+    with pytest.raises(UserError, match="1 ids in 'annotations' are there more than once"):
+        check_coco_json(*write(content), with_masks=False)
+
+    content = make_content()
+    for i in (20, 60):
+        content["annotations"][i]["bbox"][3] = 0
+        content["annotations"][i + 1]["id"] = -i
+    content["annotations"][90]["bbox"][0] = float("nan")
+    files = write(content)
+    checked = check_coco_json(*files, with_masks=False)
+    ids = [content["annotations"][i]["id"] for i in (20, 60, 90)]
+    assert checked.messages[0][1].endswith(
+        f"dropped 3 of 120 annotations: 1 with a box that is not finite (ids: {ids[2]}); "
+        f"2 with a box of no area (ids: {ids[0]}, {ids[1]})"
+    )
+    assert checked.records == load_coco_json(checked.json_file, files[1], "same")
+    with open(checked.json_file) as f:
+        corrected = json.load(f)
+    largest = max(a["id"] for a in content["annotations"])
+    assert sorted(a["id"] for a in corrected["annotations"])[-2:] == [largest + 1, largest + 2]
+    assert corrected["images"] == content["images"] and corrected["info"] == content["info"]
+
+
+def test_corrected_copy_is_written_once_and_again_if_it_is_damaged(write):
+    content = make_content()
+    content["annotations"][0].pop("iscrowd")
+    files = write(content)
+    first = check_coco_json(*files, with_masks=False)
+    written = os.stat(first.json_file).st_ino
+    again = check_coco_json(*files, with_masks=False)
+    assert os.stat(again.json_file).st_ino == written and again.messages == first.messages
+    assert pickle.loads(pickle.dumps(first.records)) == again.records
+    os.truncate(again.json_file, 1000)
+    assert check_coco_json(*files, with_masks=False).records == again.records
 
 
 @pytest.mark.parametrize("name", ["caf\udce9.jpg", "half \ud83d.jpg"])
-def test_names_that_are_not_utf_8_as_detectron2_reads_them(write, tmp_path, name):
+def test_names_that_are_not_utf_8_as_detectron2_reads_them(write, name):
     content = make_content()
     path, images = write(content)
     content["images"][0]["file_name"] = name
     with open(path, "w") as f:
         json.dump(content, f)
     register_coco_instances("odd", {}, path, images)
-    records = detection_records(["odd"], filter_empty=False, cache=str(tmp_path / "cache"))
+    records = detection_records(["odd"], filter_empty=False)
     assert list(records) == load_coco_json(path, images, "same")
