@@ -6,7 +6,7 @@ import logging
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..data.stock.packages import PANOPTIC
+from ..data.builtin import PANOPTIC
 from ..errors import UserError
 from ..evaluation.results import metric_names, split_metric
 from ..solver.ema import EMA_PREFIX

@@ -7,11 +7,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..data.catalog import registered
+from ..data.builtin import check_packages
 from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
+from ..data.datasets import registered
+from ..data.loader import SAMPLERS
 from ..data.opening import is_image_folder
-from ..data.order import SAMPLERS
-from ..data.stock.packages import check_packages
 from ..errors import UserError
 from ..registration import architecture_name
 

@@ -31,8 +31,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..data.images import build_augmentation
 from ..data.random_state import random_state_kept
-from ..data.stock.augmentation import build_augmentation
 from ..errors import UserError, printable
 from ..modeling.build import check_pixel_format, name_of_weights
 from ..modeling.norm import BATCH_NORM_TYPES

@@ -16,9 +16,9 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import files_of_run, has_run, has_weights, set_aside
 from ..data import register_coco_json
+from ..data.builtin import check_layouts
 from ..data.class_names import fill_class_names
 from ..data.loader import epoch_size
-from ..data.stock.layouts import check_layouts
 from ..engine.tasks import get_task, remember_checked
 from ..errors import UserError, is_utf8, printable
 from ..evaluation.tta import check_tta

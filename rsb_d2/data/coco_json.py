@@ -21,7 +21,7 @@ from ..files import escape_address
 from ..registration import architecture_name
 from .coco_check import CheckedCocoJson, check_coco_json
 from .coco_records import CocoRecords
-from .detection_records import set_coco_metadata
+from .datasets import set_coco_metadata
 from .keypoints import (
     check_flip_pairs,
     common_keypoints,

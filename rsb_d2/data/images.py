@@ -11,8 +11,10 @@ What Detectron2's ``read_image`` and ``DatasetMapper`` do, and where they would 
 """
 
 import copy
+import inspect
+import logging
 import os
-from typing import Any, BinaryIO, Callable, Dict, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -26,7 +28,6 @@ from ..errors import UserError, printable
 from .dataset_dicts import annotation_reason, keypoint_reason, mask_reason, standardize
 from .opening import StorageError, storage_of
 from .opening import open_file as storage_open
-from .stock.augmentation import build_augmentation, uses_large_scale_jitter
 
 _EXIF_ORIENTATION = 0x0112
 # https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, 4.6.4, Orientation
@@ -355,3 +356,115 @@ class CheckedDatasetMapper(DatasetMapper):
                 raise BadImageError(
                     dataset_dict["file_name"], f"object {index} of its annotations has {reason}"
                 )
+
+
+# ---- augmentation ----
+
+
+# Of the labels of what was padded. Detectron2's main pads with it, as its data sets ignore it.
+_IGNORED_LABEL = 255
+
+
+class FixedSizeCrop(T.FixedSizeCrop):
+    """Detectron2 0.6's, which pads a map of labels with class 0, as its main branch does it."""
+
+    def _get_pad(self, image):
+        pad = super()._get_pad(image)
+        pad.seg_pad_value = _IGNORED_LABEL
+        return pad
+
+
+if "seg_pad_value" in inspect.signature(T.FixedSizeCrop.__init__).parameters:
+    FixedSizeCrop = T.FixedSizeCrop
+
+
+def build_augmentation(cfg: CfgNode, is_train: bool) -> List[T.Augmentation]:
+    """Build what resizes, crops and flips the images.
+
+    Args:
+        cfg (CfgNode): its ``INPUT``. With ``INPUT.LSJ.ENABLED``, training images are jittered in
+            scale as those of Detectron2's ``new_baselines``, and ``INPUT.MIN_SIZE_TRAIN``,
+            ``.MAX_SIZE_TRAIN`` and ``.MIN_SIZE_TRAIN_SAMPLING`` are not read.
+        is_train (bool): for training.
+
+    Returns:
+        list[Augmentation]
+    """
+    if not (is_train and uses_large_scale_jitter(cfg)):
+        return utils.build_augmentation(cfg, is_train)
+    lsj, flip = cfg.INPUT.LSJ, cfg.INPUT.RANDOM_FLIP
+    augmentations = [
+        T.ResizeScale(
+            min_scale=lsj.MIN_SCALE,
+            max_scale=lsj.MAX_SCALE,
+            target_height=lsj.SIZE,
+            target_width=lsj.SIZE,
+        ),
+        FixedSizeCrop(crop_size=(lsj.SIZE, lsj.SIZE)),
+    ]
+    if flip != "none":
+        augmentations.append(
+            T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")
+        )
+    return augmentations
+
+
+def uses_large_scale_jitter(cfg: CfgNode) -> bool:
+    """Whether ``INPUT.LSJ.ENABLED`` is set; it is not in a config without this project's keys."""
+    return "LSJ" in cfg.INPUT and cfg.INPUT.LSJ.ENABLED
+
+
+# ---- bad images of a training ----
+
+
+logger = logging.getLogger(__name__)
+
+
+class BadImages:
+    """Which image files were skipped, the same in all processes once they were counted.
+
+    Args:
+        max_num (int): so many different files may be bad.
+
+    Attributes:
+        reasons (dict[str, str]): by path, why each is bad.
+        counted_by_loader (bool): whether each batch is counted when it is loaded, in a collective
+            of its own; a trainer turns that off, and has them counted along with its losses.
+    """
+
+    def __init__(self, max_num: int):
+        self._max_num = max_num
+        self._uncounted: Dict[str, str] = {}
+        self.reasons: Dict[str, str] = {}
+        self.counted_by_loader = True
+
+    def add(self, found: Iterable[Tuple[str, str]]) -> None:
+        """Note what this process has found: paths and reasons."""
+        self._uncounted.update(found)
+
+    def take(self) -> Dict[str, str]:
+        """What this process has found since the last time, for :meth:`count`; as a rule nothing."""
+        uncounted, self._uncounted = self._uncounted, {}
+        return uncounted
+
+    def count(self, found: Sequence[Dict[str, str]]) -> None:
+        """Log and count bad images, those of all processes alike.
+
+        Args:
+            found (sequence of dict[str, str]): of each process, what it took.
+
+        Raises:
+            UserError: if they are too many.
+        """
+        reasons = {path: reason for of_one in found for path, reason in of_one.items()}
+        for path in sorted(reasons.keys() - self.reasons.keys()):
+            self.reasons[path] = reasons[path]
+            logger.warning(
+                f"Skipped a bad image, number {len(self.reasons)} of at most {self._max_num}: "
+                f"{path}: {reasons[path]}"
+            )
+        if len(self.reasons) > self._max_num:
+            raise UserError(
+                f"more than {self._max_num} images are bad, the last one is "
+                f"{list(self.reasons)[-1]}: mend the data, or raise DATALOADER.MAX_BAD_IMAGES"
+            )

@@ -21,8 +21,8 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from ..data.catalog import registered
-from ..data.stock.packages import PANOPTIC, check_packages, cityscapes_modules
+from ..data.builtin import PANOPTIC, check_packages, cityscapes_modules
+from ..data.datasets import registered
 from ..errors import UserError
 from ..extensions import EVALUATORS
 from .coco_evaluation import COCOEvaluator, ensure_json_file

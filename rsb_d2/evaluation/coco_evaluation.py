@@ -17,9 +17,8 @@ from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import Params
 
-from ..data.class_table import class_table
-from ..data.coco_conversion import convert_to_coco_file
 from ..data.dataset_dicts import plain, whole_number
+from ..data.datasets import class_table, convert_to_coco_file
 from ..errors import UserError
 from ..memory import garbage_collection_paused
 from .results import write_dataset_name
@@ -134,7 +133,7 @@ def ensure_json_file(dataset_name: str, folder: str, *, with_masks: bool = False
         with_masks (bool): whether each object needs a mask.
 
     Raises:
-        UserError: as :func:`rsb_d2.data.coco_conversion.convert_to_coco_file`.
+        UserError: as :func:`rsb_d2.data.datasets.convert_to_coco_file`.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if not (metadata.get("json_file") or metadata.get("thing_classes")):

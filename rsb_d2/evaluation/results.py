@@ -7,7 +7,7 @@ from typing import List, NamedTuple, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..data.stock.packages import PANOPTIC
+from ..data.builtin import PANOPTIC
 from ..extensions import EVALUATORS
 from ..files import whole_file
 from ..solver.ema import EMA_KEY, EMA_PREFIX

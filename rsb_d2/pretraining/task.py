@@ -5,7 +5,7 @@ from typing import Any, Iterable, Sequence
 from detectron2.config import CfgNode
 
 from ..config.stock.follow import write_spec
-from ..data.catalog import registered
+from ..data.datasets import registered
 from ..engine.tasks import Task
 from ..engine.validation import number_images
 from ..modeling.resnets.spec import classifier_spec

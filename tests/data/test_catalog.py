@@ -5,7 +5,7 @@ from detectron2.data import DatasetCatalog
 
 from rsb_d2 import Trainer, UserError
 from rsb_d2.addons.workbench.report.source import open_registered
-from rsb_d2.data.catalog import registered
+from rsb_d2.data.datasets import registered
 from rsb_d2.data.loader import evaluated_records
 from rsb_d2.evaluation import build_evaluator
 from rsb_d2.pretraining.data import build_test_loader

@@ -20,8 +20,7 @@ from torch.utils.data import get_worker_info
 
 from rsb_d2 import UserError
 from rsb_d2.data.images import BadImageError
-from rsb_d2.data.loader import build_train_loader
-from rsb_d2.data.order import Replacements, TrainingOrder, build_sampler
+from rsb_d2.data.loader import Replacements, TrainingOrder, build_sampler, build_train_loader
 from tests.helpers.data.loaders import (
     SEED,
     contents,

@@ -23,7 +23,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from rsb_d2 import UserError, add_rsb_config
-from rsb_d2.data.stock import packages
+from rsb_d2.data import builtin as packages
 from rsb_d2.evaluation import build_evaluator
 from rsb_d2.evaluation.build import older_numpy
 from tests.helpers.data import layouts

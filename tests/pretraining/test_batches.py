@@ -10,7 +10,7 @@ from timm.data import create_dataset
 
 from rsb_d2 import Trainer
 from rsb_d2.config.loading import load_config
-from rsb_d2.data.order import share_of_batch
+from rsb_d2.data.loader import share_of_batch
 from rsb_d2.pretraining.classifier import ImageClassifier
 from rsb_d2.pretraining.data import register_image_folders
 from tests.helpers.paths import CONFIGS

@@ -14,7 +14,7 @@ from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
 
-from ...data.catalog import registered
+from ...data.datasets import registered
 from ...data.images import BadImageError, read_rgb
 from ...data.loader import TrainLoader
 from ...data.workers import WorkerLoader

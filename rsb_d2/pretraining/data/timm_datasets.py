@@ -19,7 +19,7 @@ from timm.data import ImageDataset, create_dataset
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
-from ...data.catalog import registered
+from ...data.datasets import registered
 from ...errors import UserError, printable
 from .datasets import ClassificationDataset
 

@@ -8,8 +8,7 @@ import torch
 from detectron2.config import get_cfg
 
 from rsb_d2 import add_rsb_config
-from rsb_d2.data.loader import TrainLoader
-from rsb_d2.data.order import build_sampler
+from rsb_d2.data.loader import TrainLoader, build_sampler
 
 SEED = 7
 

@@ -18,8 +18,8 @@ from detectron2.utils.file_io import PathManager
 from ....config import add_rsb_config
 from ....config.loading import load_config
 from ....data import register_coco_json
-from ....data.catalog import registered
 from ....data.coco_json import absolute
+from ....data.datasets import registered
 from ....data.opening import is_image_folder
 from ....errors import UserError, printable
 from ....evaluation.results import read_dataset_name

@@ -4,7 +4,10 @@ The counterparts of ``detectron2.data.build.get_detection_dataset_dicts`` and of
 records that are made when they are asked for; the same images in the same order.
 """
 
+import difflib
 import inspect
+import itertools
+import json
 import logging
 import math
 import os
@@ -14,21 +17,22 @@ from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import (
     filter_images_with_only_crowd_annotations,
     load_proposals_into_dataset,
 )
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from detectron2.data.datasets.coco import register_coco_instances
+from detectron2.data.datasets.coco import convert_to_coco_dict, register_coco_instances
+from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
+from tabulate import tabulate
 from termcolor import colored
 from torch.utils.data import ConcatDataset, Dataset
 
 from ..errors import UserError, first, printable
+from ..files import whole_file
 from ..memory import garbage_collection_paused
-from .catalog import registered
-from .class_table import class_table
 from .coco_records import (
     AnnotationFile,
     CocoRecords,
@@ -37,12 +41,48 @@ from .coco_records import (
     RecordTable,
     to_object,
 )
-from .dataset_dicts import check_classes, count_visible_keypoints, load_dicts, standardize
+from .dataset_dicts import (
+    check_classes,
+    count_visible_keypoints,
+    fill_image_ids,
+    load_dicts,
+    mask_reason,
+    standardize,
+    whole_number,
+)
+from .images import image_size
 
 logger = logging.getLogger(__name__)
 _COCO_IDS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
+_NUM_LISTED = 10
 # Whose warnings go onto the pages of a data set, too.
 _coco_logger = logging.getLogger("detectron2.data.datasets.coco")
+
+
+def registered(name: str, where: str = "") -> Callable[[], Any]:
+    """Return the function that loads a data set, without calling it.
+
+    Args:
+        name (str): of the data set.
+        where (str): begins the error, as the key that the name comes from.
+
+    Raises:
+        UserError: if there is no such data set; it names the likeliest of those that there are.
+    """
+    if name in DatasetCatalog:
+        return DatasetCatalog[name]
+    names = DatasetCatalog.list()
+    matches = difflib.get_close_matches(str(name), names, n=3)
+    raise UserError(
+        f"{where and f'{where}: '}no data set is registered as {name!r}; "
+        + (
+            f"did you mean {first(matches)}? "
+            if matches
+            # Detectron2's own come first.
+            else f"registered are {first(reversed(names), _NUM_LISTED)}. "
+        )
+        + "A COCO-format one of your own goes into DATASETS.COCO_JSON."
+    )
 
 
 def detection_records(
@@ -165,7 +205,7 @@ def open_records(name: str) -> CocoRecords | None:
         # Another function is called once, by whoever takes what it returns.
         return load() if getattr(load, "returns_coco_records", False) else None
     try:
-        records = _read_as_stock(name, **found)
+        records = _read_as_stock(name, found["json_file"], found["image_root"])
     except (NotPlain, UserError) as e:
         logger.info(f"{found['json_file']} is read by Detectron2: {e}")
         return None
@@ -272,6 +312,38 @@ def _log_classes(classes: np.ndarray, names: List[str]) -> None:
     )
 
 
+def class_table(
+    names: Iterable[str],
+    values: Iterable[str],
+    header: str,
+    align: str = "left",
+    total: str | None = None,
+) -> str:
+    """Lay out one value of each class in the form of Detectron2's tables.
+
+    Args:
+        names (iterable of str): of the classes; shown as they are, also "1.50" and "True", which
+            ``tabulate`` takes for values otherwise.
+        values (iterable of str): one of each class.
+        header (str): names the values.
+        align (str): of the names, ``"left"`` or ``"center"``.
+        total (str or None): value of the last row.
+    """
+    cells: List[str | None] = [x for pair in zip(map(printable, names), values) for x in pair]
+    if not cells:
+        return ""
+    columns = min(6, len(cells))
+    if total is not None:
+        cells += [None] * (columns - len(cells) % columns) + ["total", total]
+    return tabulate(
+        list(itertools.zip_longest(*(cells[i::columns] for i in range(columns)))),
+        headers=["category", header] * (columns // 2),
+        tablefmt="pipe",
+        colalign=(align, "left") * (columns // 2),
+        disable_numparse=True,
+    )
+
+
 def repeat_factors(records: Any, threshold: float, sqrt: bool = True) -> torch.Tensor:
     """As ``RepeatFactorTrainingSampler.repeat_factors_from_category_frequency``.
 
@@ -294,3 +366,93 @@ def repeat_factors(records: Any, threshold: float, sqrt: bool = True) -> torch.T
     largest = np.ones(len(records))
     np.maximum.at(largest, pairs[0], np.array(factors)[pairs[1]])
     return torch.from_numpy(largest).float()
+
+
+# ---- as a file in COCO's format ----
+
+
+def convert_to_coco_file(name: str, path: str, *, with_masks: bool = False) -> None:
+    """Write a data set as Detectron2's ``convert_to_coco_json`` does.
+
+    Other than there, fields may have any type that :func:`.dataset_dicts.standardize` takes, the
+    size of an image may be missing, an image without ``image_id`` is numbered by its place, the
+    dicts of the data set are not changed, and a file that is there is replaced.
+
+    Args:
+        name (str): registered name.
+        path (str): of the file to write; its folder is made where it is missing.
+        with_masks (bool): whether each object needs a mask.
+
+    Raises:
+        UserError: if the data set cannot be converted or evaluated, or if the file cannot be
+            written.
+    """
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes")
+    if classes is None:
+        raise UserError(
+            f"data set {name} has no thing_classes, without which it cannot be evaluated; set "
+            f"MetadataCatalog.get({name!r}).thing_classes to the names of its classes"
+        )
+    records = load_dicts(name)
+    if isinstance(records, Dataset):
+        records = [standardize(records[i]) for i in range(len(records))]
+    records = fill_image_ids(records)
+    for record in records:
+        if "height" not in record:
+            record["width"], record["height"] = image_size(record["file_name"])
+    _check_ids(name, [record["image_id"] for record in records])
+    for record in records:
+        _check_objects(name, record, with_masks)
+
+    # Detectron2 converts what is registered under a name.
+    converted = MetadataCatalog.get(f"{name} (standardized)")
+    converted.thing_classes = list(classes)
+    ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    if ids is not None:
+        ids = {whole_number(category_id): index for category_id, index in ids.items()}
+        converted.thing_dataset_id_to_contiguous_id = ids
+    DatasetCatalog.register(converted.name, lambda: records)
+    try:
+        text = json.dumps(convert_to_coco_dict(converted.name))
+    except (AssertionError, LookupError, TypeError, ValueError) as e:
+        reason = " ".join(f"{type(e).__name__}, {e}".split())
+        raise UserError(f"data set {name} cannot be converted to COCO's format: {reason}") from None
+    finally:
+        DatasetCatalog.remove(converted.name)
+        MetadataCatalog.remove(converted.name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with whole_file(path) as f:
+        f.write(text.encode())
+
+
+def _check_ids(name: str, ids: List[Any]) -> None:
+    wrong = next((i for i in ids if not isinstance(i, (int, float, str))), None)
+    if wrong is not None:
+        raise UserError(f"data set {name}: the image_id {wrong!r} is neither a number nor a string")
+    if len({isinstance(i, str) for i in ids}) > 1:
+        raise UserError(f"data set {name}: some image_id are numbers and some are strings")
+    seen = set()
+    for i in ids:
+        if i in seen:
+            raise UserError(
+                f"data set {name}: the image_id {i!r} is of several images; without image_id, "
+                "images are numbered"
+            )
+        seen.add(i)
+
+
+def _check_objects(name: str, record: Dict[str, Any], with_masks: bool) -> None:
+    for index, annotation in enumerate(record.get("annotations", ())):
+        reason = None
+        if annotation.get("bbox_mode") == BoxMode.XYWHA_ABS:
+            reason = (
+                "a rotated box (BoxMode.XYWHA_ABS), which COCO's evaluation does not take: "
+                "override build_evaluator"
+            )
+        elif with_masks or annotation.get("segmentation"):
+            reason = mask_reason(annotation, [record["height"], record["width"]], "bitmask")
+        if reason:
+            raise UserError(
+                f"data set {name}: object {index} of {printable(record['file_name'])} has {reason}"
+            )

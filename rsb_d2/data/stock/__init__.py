@@ -1,1 +1,0 @@
-"""Detectron2's own data sets, what they need and lack, and its large-scale jitter."""
