@@ -267,7 +267,7 @@ class PlainVisualizer(Visualizer):
         return output
 
     def _jitter(self, color):
-        return color
+        return color  # Detectron2 has no public switch for its random shades
 
 
 def resized(

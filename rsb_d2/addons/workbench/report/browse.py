@@ -182,9 +182,8 @@ def _sample(num_images: int, boxes: Boxes, count: int, seed: int) -> List[int]:
 
 def _describe(source: Source, oddities: Dict[str, List[int]], image: int) -> Dict[str, Any]:
     objects = []
-    annotations = source.annotations(image)
-    labels = source.label[source.image == image].tolist()
-    for annotation, label in zip(annotations, labels):
+    for annotation in source.annotations(image):
+        label = source.class_of[annotation["category_id"]]
         entry = dict(id=annotation["id"], c=label, b=rounded(annotation["bbox"]))
         if has_mask(annotation):
             entry["p"] = outline(source.coco.ann_to_rle(annotation))

@@ -1,4 +1,8 @@
-"""HTML pages with everything inside them: style, scripts, data and pictures."""
+"""HTML pages with everything inside them: style, scripts, data and pictures.
+
+hotcoco's own views do not replace them: ``COCO.browse`` of 1.3 needs a running server and the
+images, and its report is a PDF of figures, without images and without filters.
+"""
 
 import base64
 import html

@@ -39,7 +39,6 @@ class Results:
 
     def __init__(self, records: List[Dict[str, Any]], source: Source, path: str = ""):
         image_index = {image["id"]: i for i, image in enumerate(source.images)}
-        label_index = {category_id: k for k, category_id in enumerate(source.category_ids)}
         unknown = [r["image_id"] for r in records if r["image_id"] not in image_index]
         if unknown:
             raise UserError(
@@ -47,13 +46,15 @@ class Results:
                 f"{source.name} (ids {first(dict.fromkeys(unknown))}); it is a results file of "
                 "another data set"
             )
-        unknown = {r["category_id"]: None for r in records if r["category_id"] not in label_index}
+        unknown = {
+            r["category_id"]: None for r in records if r["category_id"] not in source.class_of
+        }
         if unknown:
             count = sum(r["category_id"] in unknown for r in records)
-            are_indices = {r["category_id"] for r in records} <= set(range(len(label_index)))
+            are_indices = {r["category_id"] for r in records} <= set(range(len(source.class_of)))
             raise UserError(
                 f"{path}: {count} of {len(records)} results are of classes that {source.name} does "
-                f"not have (category ids {first(unknown)}; it has {first(label_index)}); "
+                f"not have (category ids {first(unknown)}; it has {first(source.class_of)}); "
                 + (
                     "they look like a model's own class indices: map them to the category ids"
                     if are_indices
@@ -62,7 +63,7 @@ class Results:
             )
         self.records = records
         self.image = np.array([image_index[r["image_id"]] for r in records], dtype=np.int64)
-        self.label = np.array([label_index[r["category_id"]] for r in records], dtype=np.int64)
+        self.label = np.array([source.class_of[r["category_id"]] for r in records], dtype=np.int64)
         self.score = np.array([r["score"] for r in records], dtype=np.float64)
         with_boxes, with_masks = (_all_have(records, k, path) for k in ("bbox", "segmentation"))
         self.tasks = ["bbox"] * (with_boxes or not records) + ["segm"] * with_masks

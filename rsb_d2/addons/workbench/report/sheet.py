@@ -37,7 +37,7 @@ _MAX_SIZE = 300, (_WIDTH - _MARGIN) // _COLUMNS - _MARGIN - 1
 
 
 def draw_sheet(source: Source, boxes: Boxes, images: List[int]) -> bytes:
-    """Draw the sheet.
+    """Draw the sheet of a data set.
 
     Args:
         source (Source): the data set.
@@ -114,7 +114,7 @@ def _draw_histogram(ax, values: np.ndarray, edges: np.ndarray, title: str) -> No
 def _draw_anchors(ax, iou: np.ndarray | None) -> None:
     ax.set_title("IoU of each box with its best anchor", fontsize=11)
     if iou is None:
-        ax.text(0.5, 0.5, "no config, no anchors:\nwrite --config-file", ha="center", va="center")
+        ax.text(0.5, 0.5, "anchors need a config:\nwrite --config-file", ha="center", va="center")
         ax.set_axis_off()
         return
     ax.hist(iou, bins=IOU_EDGES, color=_BLUE, edgecolor="white", lw=0.4)
@@ -132,10 +132,8 @@ def _draw_image(source: Source, index: int) -> Cell:
         blank = np.full((_MAX_SIZE[0] // 4, _MAX_SIZE[1], 3), 220, dtype=np.uint8)
         return blank, f"{name}: cannot be read", _BLACK
     annotations = [
-        {**annotation, "category_id": label, "bbox_mode": BoxMode.XYWH_ABS}
-        for annotation, label in zip(
-            source.annotations(index), source.label[source.image == index].tolist()
-        )
+        {**a, "category_id": source.class_of[a["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
+        for a in source.annotations(index)
     ]
     size = drawn_size(*picture.shape[:2], *_MAX_SIZE)
     picture, record = resized(picture, {"annotations": annotations}, size)

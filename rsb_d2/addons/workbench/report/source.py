@@ -1,7 +1,9 @@
 """The data set of a page: from the name in a config, or from an annotation file and a folder."""
 
 import argparse
+import array
 import contextlib
+import json
 import logging
 import mmap
 import os
@@ -44,8 +46,8 @@ class Source:
 
     Attributes:
         images (list[dict]): ``id``, ``file_name``, ``height``, ``width``, sorted by id.
-        category_ids (list[int]): sorted; a class is the index of its category here.
-        class_names (list[str]): in the same order.
+        class_of (dict[int, int]): index of the class of each category id, in the order of the ids.
+        class_names (list[str]): by class.
         ids (ndarray): (M,) ids of the annotations, image by image.
         image (ndarray): (M,) index into ``images``.
         label (ndarray): (M,) index into ``class_names``.
@@ -67,24 +69,15 @@ class Source:
         self.json_file, self.image_root, self.warnings = json_file, image_root, list(warnings)
         images, categories = coco.imgs, coco.cats
         self.images: List[Dict[str, Any]] = [images[i] for i in sorted(images)]
-        self.category_ids: List[int] = sorted(categories)
-        self.class_names = [categories[i]["name"] for i in self.category_ids]
-        label = {category_id: k for k, category_id in enumerate(self.category_ids)}
-        rows = [
-            # Not the mask itself: all masks together may be gigabytes.
-            (
-                a["id"],
-                i,
-                label[a["category_id"]],
-                a.get("area", 0),
-                a.get("iscrowd", 0),
-                has_mask(a),
-                *a["bbox"],
-            )
-            for i in range(len(self.images))
-            for a in self.annotations(i)
-        ]
-        columns = np.array(rows, dtype=np.float64).reshape(-1, 10).T
+        self.class_of: Dict[int, int] = {i: k for k, i in enumerate(sorted(categories))}
+        self.class_names = [categories[i]["name"] for i in self.class_of]
+        values = array.array("d")  # without the masks, which may be gigabytes
+        for i in range(len(self.images)):
+            for a in self.annotations(i):
+                label = self.class_of[a["category_id"]]
+                columns = a["id"], i, label, a.get("area", 0), a.get("iscrowd", 0), has_mask(a)
+                values.extend((*columns, *a["bbox"]))
+        columns = np.array(values).reshape(-1, 10).T
         self.ids, self.image, self.label = columns[:3].astype(np.int64)
         self.area, self.boxes = columns[3], columns[6:].T
         self.crowd, self.has_mask = columns[4:6].astype(bool)
@@ -155,17 +148,35 @@ def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) 
     if not (json_file and metadata.get("image_root")):
         raise UserError(f"data set {name} is not in COCO's format: it has no annotation file")
     try:
-        coco = hotcoco.COCO(PathManager.get_local_path(json_file))
+        coco, names = _read(PathManager.get_local_path(json_file))
     except (OSError, ValueError) as e:
         raise UserError(f"data set {name}: {json_file}: {e}") from None
-    warnings = list(dict.fromkeys(warnings))
-    source = Source(name, coco, json_file, metadata.image_root, warnings)
+    source = Source(name, coco, json_file, metadata.image_root, list(dict.fromkeys(warnings)))
+    for image in source.images:
+        image["file_name"] = names.get(image["id"], image["file_name"])
     if source.crowd.all():
         raise UserError(
             f"{json_file}: there is no usable annotation, so there is nothing to show "
             "(crowds do not count); check the annotation file"
         )
     return source
+
+
+def _read(path: str) -> Tuple[hotcoco.COCO, Dict[int, str]]:
+    """Return an annotation file, and the names of images that hotcoco does not accept, by id.
+
+    hotcoco 1.3 stops at names that are not UTF-8, in the file and of the file.
+    """
+    try:
+        return hotcoco.COCO(path), {}
+    except ValueError:
+        with open(path, encoding="utf-8") as f:
+            content = json.load(f)
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    for key, records in (("file_name", content["images"]), ("name", content["categories"])):
+        for record in records:
+            record[key] = printable(record[key])
+    return hotcoco.COCO(content), names
 
 
 @contextlib.contextmanager
