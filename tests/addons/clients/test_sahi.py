@@ -84,21 +84,3 @@ def starts(length, size, overlap):
     while found[-1] + size < length:
         found.append(min(found[-1] + size - overlap, length - size))
     return found
-
-
-def test_a_training_is_not_for_sahi(served, image_file, rgb):
-    """What docs/ecosystem.md warns of: RGB in a program that asks for BGR alone."""
-    run = served.folder.parent / "run"
-    model = AutoDetectionModel.from_pretrained(
-        model_type="detectron2",
-        config_path=str(run / "config.yaml"),
-        model_path=str(run / "model_final.pth"),
-        confidence_threshold=0.3,
-        device="cpu",
-    )
-    model.perform_inference(rgb)
-    wrong = model._original_predictions["instances"].scores.numpy()
-    expected = served.detect(rgb).scores.numpy()
-    turned = served.detect(np.ascontiguousarray(rgb[:, :, ::-1])).scores.numpy()
-    assert len(wrong) == len(turned) and np.abs(wrong - turned).max() < 1e-5
-    assert len(wrong) != len(expected) or np.abs(wrong - expected).max() > 1e-3

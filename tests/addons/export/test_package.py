@@ -7,7 +7,6 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from PIL import Image
 from torch import nn
 
 from rsb_d2 import UserError
@@ -275,30 +274,6 @@ def test_without_detections_there_is_nothing_to_compare(tmp_path):
 
 
 # ---- the program ----
-
-
-def test_the_program_writes_a_package_and_says_how_to_use_it(tool, tmp_path):
-    package = tmp_path / "package"
-    words = ["--run", "{run}", "--output", f"{package}/", "--format", "detectron2"]
-    status, out, err = tool("export", *words)
-    assert status == 0, err
-    names = sorted(path.name for path in package.iterdir())
-    assert names == ["classes.json", "config.yaml", "model_final.pth"]
-    assert "compared with the model on 4 images: the same " in out
-    assert "MetadataCatalog.get('package_classes').thing_classes = ['circle', " in out
-    weights = torch.load(package / "model_final.pth", weights_only=True)
-    assert "backbone.bottom_up.stem.conv1.weight" in weights["model"]
-    # This project's own programs run it, too, and know the names.
-    picture = str(tmp_path / "picture.png")
-    Image.fromarray(pictures(1)[0]).save(picture)
-    words = ["--run", str(package), "--output", str(tmp_path / "found"), "--threshold", "0.3"]
-    status, out, err = tool("predict", *words, picture)
-    assert status == 0 and any(f" {name} " in out for name in NAMES.names), err
-    # What it wrote is Detectron2's own, and no case for a package.
-    again = ["--run", str(package), "--output", f"{package}2", "--format", "detectron2"]
-    status, _, err = tool("export", *again)
-    assert status == 2 and "build_resnet_fpn_backbone is not of this project" in err[-1]
-    assert not (tmp_path / "package2").exists()
 
 
 @pytest.mark.parametrize(
