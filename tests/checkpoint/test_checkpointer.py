@@ -1,4 +1,4 @@
-"""Checkpoints that are saved and resumed, beside Detectron2's own checkpointer."""
+"""Checkpoints that are saved and resumed, by this project and by Detectron2."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_a_run_is_resumed_with_the_same_model_or_not_at_all(tmp_path):
     assert run.state == {}
 
 
-def test_what_cannot_be_read_back_is_not_saved(tmp_path):
+def test_values_that_cannot_be_read_back_are_not_saved(tmp_path):
     checkpointer = Checkpointer(make_detector(), str(tmp_path), run=Counting(it=[Counting()]))
     with pytest.raises(
         UserError, match=r"run\.it\[0\] is a (tests\.checkpoint\.)?test_checkpointer\.Counting"

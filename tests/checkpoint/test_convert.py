@@ -1,4 +1,4 @@
-"""Conversions: both models compute the same, round trips give the same bytes, failures nothing."""
+"""Conversions: both models compute the same, round trips give equal bytes, failures no file."""
 
 import importlib.util
 import pickle
@@ -235,7 +235,7 @@ def test_other_architectures_go_to_timm_by_their_name(tmp_path, name):
         ("resnet18", "timm", "resnet17", "timm has no model 'resnet17'"),
     ],
 )
-def test_what_cannot_be_converted(tmp_path, name, target, timm_name, words):
+def test_refused_conversions(tmp_path, name, target, timm_name, words):
     torch.save(make_weights(name), tmp_path / "a.pth")
     with pytest.raises(UserError) as error:
         convert_file(str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), target, timm_name)

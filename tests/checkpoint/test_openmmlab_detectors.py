@@ -1,4 +1,4 @@
-"""The published detectors: all of their parameters are loaded, and compute what they did there.
+"""The published detectors: all parameters are loaded, and results equal MMDetection's.
 
 The published files are stood in for by weights made of names and shapes (standin_weights.py), in
 the layout of OpenMMLab's files. tests/data holds the parameter lists and what MMDetection 3.3
@@ -160,7 +160,7 @@ def test_other_numbers_of_classes_are_converted():
     assert (by_anchor == by_anchor[:, :1]).all()
 
 
-def test_a_model_that_computes_something_else_is_told(folder):
+def test_models_that_compute_something_else_are_reported(folder):
     opts = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.P7_RELU", True]
     checkpointer = Checkpointer(build("retinanet", *opts))
     path = save_as_openmmlab(folder / "retinanet.pth", blank("retinanet"))

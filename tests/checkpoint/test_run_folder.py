@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is resumed from, read once, and which ones are removed."""
+"""The checkpoint of a run to resume from, which is read once, and the ones to remove."""
 
 import os
 
@@ -31,9 +31,7 @@ def resumed_from(folder):
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "gone"])
-def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_taken(
-    checkpoints, damage, caplog
-):
+def test_a_damaged_newest_checkpoint_is_reported_and_skipped(checkpoints, damage, caplog):
     assert resumed_from(checkpoints) == 5
     path = checkpoints / "model_0000005.pth"
     content = path.read_bytes()
@@ -72,7 +70,7 @@ def test_no_readable_checkpoint_is_an_error(checkpoints):
     assert "\n" not in str(e.value)
 
 
-def test_what_a_longer_run_has_left_is_not_resumed_from(checkpoints):
+def test_checkpoints_of_an_earlier_longer_run_are_ignored(checkpoints):
     os.utime(checkpoints / "model_0000005.pth", (1e9 - 1,) * 2)
     (checkpoints / "last_checkpoint").write_text("model_0000003.pth")
     os.utime(checkpoints / "last_checkpoint", (1e9 + 4,) * 2)
@@ -92,7 +90,7 @@ def test_old_checkpoints_are_removed(checkpoints):
     assert len(list(checkpoints.glob("*.pth"))) == 4
 
 
-# ---- what is found is kept until it is loaded, and is in no one's way ----
+# ---- the checkpoint found is kept until it is loaded ----
 
 
 @pytest.fixture
@@ -150,7 +148,7 @@ def test_a_checkpoint_that_changes_is_read_again(run, loaded):
     assert find_newest_complete(str(run)) == str(run / "model_0000005.pth")
 
 
-def test_what_is_loaded_is_no_longer_in_the_file(run):
+def test_loaded_tensors_are_copied_out_of_the_file(run):
     state = resume(run)
     path = run / "model_0000003.pth"
     with open(path, "r+b") as f:  # in its place, as a map would see it

@@ -240,7 +240,7 @@ def test_download_is_cached_checked_and_loaded(server, download_cache, tmp_path,
     assert model.training
 
 
-def test_what_is_downloaded_damaged_is_deleted(server, download_cache, tmp_path):
+def test_damaged_downloads_are_deleted(server, download_cache, tmp_path):
     path = tmp_path / "file.pth"
     path.write_bytes(b"half of it")
     url = published(path, digest="0123456789abcdef")
@@ -250,7 +250,7 @@ def test_what_is_downloaded_damaged_is_deleted(server, download_cache, tmp_path)
     assert not list(download_cache.rglob("*.pth"))
 
 
-def test_what_is_damaged_in_the_cache_is_left_there(download_cache, tmp_path, monkeypatch):
+def test_damaged_files_in_the_cache_are_reported_and_kept(download_cache, tmp_path, monkeypatch):
     path = tmp_path / "file.pth"
     path.write_bytes(b"something else")
     url = published(path, digest="0123456789abcdef")
@@ -276,7 +276,7 @@ def test_force_downloads_again(server, download_cache, tmp_path):
     )
 
 
-def test_without_a_network_it_says_what_to_do(download_cache):
+def test_without_a_network_the_error_says_what_to_do(download_cache):
     with pytest.raises(UserError) as e:
         sources.fetch_published("zoo://frcnn_rsb_1x")
     message = str(e.value)
@@ -311,7 +311,7 @@ def test_a_download_cache_that_cannot_be_written(download_cache, monkeypatch):
 @pytest.mark.parametrize(
     "name, asked", [("a#1 50%.pth", "a%231%2050%25.pth"), ("a%20b.pth", "a%20b.pth")]
 )
-def test_signs_that_mean_something_in_an_address(server, download_cache, tmp_path, name, asked):
+def test_special_characters_in_addresses(server, download_cache, tmp_path, name, asked):
     (tmp_path / "file").write_bytes(b"weights")
     for start in ("https://example.org/w/", f"{sources.SERVER}w/"):
         server[start + asked] = tmp_path / "file"

@@ -1,4 +1,4 @@
-"""Batch norms folded into their convolutions in training: the same features and gradients."""
+"""Batch norms folded into convolutions in training: equal features and gradients."""
 
 import copy
 
@@ -63,7 +63,7 @@ def test_folded_norms_have_the_same_features_and_gradients(name, number, device)
         )
 
 
-def test_norms_are_folded_in_training_alone(device):
+def test_norms_are_folded_only_in_training(device):
     plain, folded, _ = make_backbones("resnet18", freeze_at=2, device=device)
     x = torch.randn(1, 3, 64, 64).to(device)
     with torch.no_grad():  # bit for bit

@@ -1,4 +1,4 @@
-"""What is recorded and replayed, on the CPU, where a recording is the function itself."""
+"""Recording and replaying, on the CPU, where a recording is the function itself."""
 
 import copy
 import pickle

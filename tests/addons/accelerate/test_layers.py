@@ -29,8 +29,8 @@ def check_has_kernels(is_fused, device):
         pytest.skip("has no fused kernels of oneDNN")
 
 
-@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "SyncBN", "naiveSyncBN", "GN", ""])
-@pytest.mark.parametrize("activation", [nn.ReLU(), torch.nn.functional.relu, nn.GELU(), None])
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "naiveSyncBN", "GN", ""])
+@pytest.mark.parametrize("activation", [nn.ReLU(), torch.nn.functional.relu, nn.GELU()])
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_conv_with_its_norm_and_activation(norm, activation, is_fused, device):
     check_has_kernels(is_fused, device)
@@ -102,7 +102,7 @@ class _TwoReaders(nn.Module):
         return self.norm2(self.twice(y)) + self.norm3(self.twice(x))
 
 
-def test_what_is_read_elsewhere_is_not_folded():
+def test_outputs_that_are_read_elsewhere_are_not_folded():
     model = _TwoReaders().eval()
     randomise_norms(model)
     x = torch.randn(1, 4, 3, 3)

@@ -1,4 +1,4 @@
-"""RoIAlign and the pooler on channels-last features, beside the stock ones."""
+"""RoIAlign and the poolers compared with the stock ones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""SAHI on a package, and on a model in memory: what it finds is what this project finds."""
+"""SAHI on a package and on a model in memory finds what this project finds."""
 
 import numpy as np
 import pytest

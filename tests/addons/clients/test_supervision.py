@@ -1,4 +1,4 @@
-"""supervision's detections and annotators, on a package and on a model in memory."""
+"""supervision on a package and on a model in memory."""
 
 import numpy as np
 import pytest
@@ -46,6 +46,6 @@ def test_annotators(served, predictor, bgr):
 @pytest.mark.parametrize(
     "image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))]
 )
-def test_what_is_no_image(served, image):
+def test_images_that_are_refused(served, image):
     with pytest.raises(UserError, match="must be uint8 of shape"):
         served.in_memory(image)

@@ -194,7 +194,7 @@ def test_nothing_detected_is_nothing_compared(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_outputs_that_cannot_be(tmp_path):
+def test_outputs_that_are_refused(tmp_path):
     (tmp_path / "folder.onnx").mkdir()
     for path, message in [
         ("model.pth", "must end in .onnx, in .pt2"),
@@ -206,7 +206,7 @@ def test_outputs_that_cannot_be(tmp_path):
             check_output(str(tmp_path / path))
 
 
-def test_models_that_cannot_be_exported(tmp_path):
+def test_models_that_are_refused(tmp_path):
     cfg = make_seeded_config("faster")
     model = make_seeded_model(cfg)
     model.roi_heads.keypoint_on = True

@@ -156,7 +156,7 @@ def test_another_eps_of_batch_norm_is_folded_into_its_variance(tmp_path):
     assert exported.difference.detections >= 5
 
 
-def test_the_order_of_the_channels_alone_makes_the_rounding(packages):
+def test_only_the_order_of_the_channels_makes_the_rounding(packages):
     cfg, model, exported, _ = packages["faster"]
     plain = get_cfg()
     plain.merge_from_file(os.path.join(exported.folder, "config.yaml"))
@@ -227,7 +227,7 @@ def test_the_order_of_the_channels_alone_makes_the_rounding(packages):
         ),
     ],
 )
-def test_what_detectron2_has_not_is_refused(tmp_path, kind, opts, message):
+def test_models_that_detectron2_lacks_are_refused(tmp_path, kind, opts, message):
     cfg = make_seeded_config(kind, *opts)
     with pytest.raises(UserError, match=message) as e:
         export_package(cfg, build_model(cfg), NAMES, str(tmp_path / "package"), pictures(1))
@@ -285,7 +285,7 @@ def test_without_detections_there_is_nothing_to_compare(tmp_path):
         ("none/package", "there is no folder "),
     ],
 )
-def test_where_no_folder_can_be_made(tool, tmp_path, monkeypatch, output, message):
+def test_outputs_that_are_refused(tool, tmp_path, monkeypatch, output, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
