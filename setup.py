@@ -2,6 +2,9 @@
 
 Nor is OpenCV, which comes from one of several packages that overwrite each other: for that reason
 there is no extra for LVIS, whose package lvis asks for one of them (pip install --no-deps lvis).
+
+packaging/test_lowest_versions.py tests the bounds, with torch 2.6. timm before 1.0.21 cannot build
+some models on torch's meta device, which checks of a config do.
 """
 
 import shutil
@@ -64,12 +67,12 @@ setup(
     package_data={"rsb_d2.addons.workbench.report": ["page/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
-        "timm>=1.0.12",
+        "timm>=1.0.21",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.9",
         "hotcoco>=1.3",
         "pycocotools>=2.0.7",
-        "huggingface_hub>=0.23",
+        "huggingface_hub>=0.25",
         "safetensors>=0.4",
         "msgspec>=0.19",
         "orjson>=3.9",

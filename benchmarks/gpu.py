@@ -40,6 +40,7 @@ def rows_of_parts(device: str) -> Dict[str, List[Row]]:
     low, graphs = "--dtype bfloat16", "--compile reduce-overhead"
     on_device, large = f"--device {device}", f"--device {device} --image-size 800x1333"
     rows = [Row("tests", "-m pytest -q -m gpu --durations=10".split(), PART_SECONDS)]
+    rows.append(Row("train, its data", ["tools/sample_data.py", "pictures"], 60))
     train = f"--config-file configs/frcnn_rsb_sample.yaml MODEL.DEVICE {device}"
     rows.append(Row("train", f"train_net.py {train} OUTPUT_DIR {_SAMPLE_OUTPUT}".split(), 300))
 
@@ -79,7 +80,7 @@ def rows_of_parts(device: str) -> Dict[str, List[Row]]:
     add("evaluation", 240, {"x2000": "--images 2000 --runs 3"})
     parts: Dict[str, List[Row]] = {}
     for row in rows:
-        parts.setdefault(row.name.split()[0], []).append(row)
+        parts.setdefault(row.name.replace(",", "").split()[0], []).append(row)
     add("inference", 120, {"profile": f"{large} --runs 5 --profile {low} {weights} {graphs}"})
     add("training", 150, {"profile": f"{large} --runs 5 --profile {low} --batch 2"})
     return {**parts, "profile": rows[-2:]}

@@ -21,7 +21,7 @@ for _layer in ("addons", "pretraining"):
     if importlib.util.find_spec(f"{__name__}.{_layer}"):
         importlib.import_module(f"{__name__}.{_layer}")
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Checkpointer",

@@ -57,7 +57,8 @@ class Setter:
     """An object whose unpickling sets an attribute of the unpickler's own stand-in."""
 
     def __reduce__(self):
-        return np._core.numeric._frombuffer, (), {"tampered": True}
+        core = np.core if np.__version__ < "2" else np._core
+        return core.numeric._frombuffer, (), {"tampered": True}
 
 
 # How a trap may be packed: by torch.save of today and of old, as Detectron2's .pkl in several
