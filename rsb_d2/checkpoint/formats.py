@@ -20,6 +20,7 @@ from ..modeling.openmmlab import (
     OpenMMLabCascadeROIHeads,
     OpenMMLabRetinaNet,
 )
+from . import torchvision_detectors
 from .reading import StateDict
 
 # What a converter returns: a backbone by the names of timm's classification model (conv1.weight,
@@ -40,12 +41,15 @@ class Format:
         matches (callable): whether a state dict, ``{name: Tensor}``, is of this format.
         convert (callable): a state dict of this format to one that ``holds`` says; it raises
             :class:`UserError` where that cannot be done.
+        differences (callable): config lines without which a model computes something else with
+            converted weights than where they come from.
     """
 
     name: str
     holds: str
     matches: Callable[[StateDict], bool]
     convert: Callable[[StateDict], StateDict]
+    differences: Callable[[nn.Module, StateDict], List[str]] = lambda model, weights: []
 
 
 def recognize(weights: StateDict) -> Format:
@@ -349,6 +353,14 @@ OPENMMLAB_DETECTOR = Format(
     DETECTOR,
     is_openmmlab_detector,
     from_openmmlab,
+    openmmlab_differences,
+)
+TORCHVISION_DETECTOR = Format(
+    "torchvision detector",
+    DETECTOR,
+    torchvision_detectors.is_torchvision_detector,
+    torchvision_detectors.from_torchvision,
+    torchvision_detectors.differences,
 )
 TIMM_CLASSIFIER = Format(
     "timm or torchvision classification model", BACKBONE, lambda weights: True, _unchanged
@@ -358,6 +370,7 @@ TIMM_CLASSIFIER = Format(
 FORMATS = [
     PROJECT_BACKBONE,
     PROJECT_CLASSIFIER,
+    TORCHVISION_DETECTOR,  # before the next one: its backbone has the names of a plain one
     PROJECT_DETECTOR,
     STOCK_DETECTOR,
     DETECTRON2_RESNET,

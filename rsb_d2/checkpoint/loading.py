@@ -13,10 +13,8 @@ from ..modeling.last_stage import find_backbone, timm_tensors
 from .formats import (
     DETECTOR,
     FORMATS,
-    OPENMMLAB_DETECTOR,
     TIMM_CLASSIFIER,
     Format,
-    openmmlab_differences,
     recognize,
 )
 from .reading import StateDict
@@ -144,8 +142,7 @@ def load_weights(
     report.other_shape = rest_match.other_shape
     report.unused = without_spare_counters(body_match.unused) + rest_match.unused
     report.classes = _class_counts(others, rest)
-    if format is OPENMMLAB_DETECTOR:
-        report.differs = openmmlab_differences(model, converted)
+    report.differs = format.differences(model, converted)
     if complete and report.initial:
         raise UserError(incomplete(report))
 

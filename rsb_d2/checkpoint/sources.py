@@ -1,7 +1,7 @@
 """Where weights come from: local files, addresses, ``timm://NAME`` and ``zoo://NAME``.
 
-``timm://`` are the pretrained weights of timm, from the Hugging Face hub; ``zoo://`` are the
-published detectors, from OpenMMLab's server.
+``timm://`` are the pretrained weights of timm, from the Hugging Face hub; ``zoo://`` are
+published detectors and backbones, from the servers of OpenMMLab and PyTorch.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 TIMM = "timm://"
 ZOO = "zoo://"
 SERVER = "https://download.openmmlab.com/"
+TORCHVISION = "https://download.pytorch.org/models/"
 
 # "ResNet strikes back", by which timm marks the weights that were trained with its recipes, and
 # its recipes, best first.
@@ -43,9 +44,12 @@ _STOCK = ("detectron2://", "catalog://", "https://dl.fbaipublicfiles.com/detectr
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 _FOLDER = f"{SERVER}mmdetection/v2.0/resnet_strikes_back/"
+_MMDETECTION = f"{SERVER}mmdetection/v2.0/"
+_BACKBONES = f"{SERVER}mmclassification/v0/resnet/"
 
-# The published detector of each config that has one; the names of the files end in the first 8 hex
-# digits of their sha256.
+# The published detector of each config that has one, and OpenMMLab's reproduction of the RSB
+# backbones, from which its detectors started. The names of the files end in the first 8 hex digits
+# of their sha256.
 URLS = {
     "frcnn_rsb_1x": f"{_FOLDER}faster_rcnn_r50_fpn_rsb-pretrain_1x_coco/"
     "faster_rcnn_r50_fpn_rsb-pretrain_1x_coco_20220113_162229-32ae82a9.pth",
@@ -55,6 +59,29 @@ URLS = {
     "cascade_mask_rcnn_r50_fpn_rsb-pretrain_1x_coco_20220113_193636-8b9ad50f.pth",
     "retinanet_rsb_1x": f"{_FOLDER}retinanet_r50_fpn_rsb-pretrain_1x_coco/"
     "retinanet_r50_fpn_rsb-pretrain_1x_coco_20220113_175432-bd24aae9.pth",
+    "frcnn_tv2_1x": f"{_MMDETECTION}faster_rcnn/faster_rcnn_r50_fpn_tnr-pretrain_1x_coco/"
+    "faster_rcnn_r50_fpn_tnr-pretrain_1x_coco_20220320_085147-efedfda4.pth",
+    "frcnn_tv_3x": f"{_MMDETECTION}faster_rcnn/faster_rcnn_r50_fpn_mstrain_3x_coco/"
+    "faster_rcnn_r50_fpn_mstrain_3x_coco_20210524_110822-e10bd31c.pth",
+    "mask_rcnn_tv_3x": f"{_MMDETECTION}mask_rcnn/mask_rcnn_r50_fpn_mstrain-poly_3x_coco/"
+    "mask_rcnn_r50_fpn_mstrain-poly_3x_coco_20210524_201154-21b550bb.pth",
+    "cascade_mask_rcnn_tv_3x": f"{_MMDETECTION}cascade_rcnn/"
+    "cascade_mask_rcnn_r50_fpn_mstrain_3x_coco/"
+    "cascade_mask_rcnn_r50_fpn_mstrain_3x_coco_20210628_164719-5bdc3824.pth",
+    "retinanet_tv_3x": f"{_MMDETECTION}retinanet/retinanet_r50_fpn_mstrain_3x_coco/"
+    "retinanet_r50_fpn_mstrain_3x_coco_20210718_220633-88476508.pth",
+    "frcnn_tv_resnet101_3x": f"{_MMDETECTION}faster_rcnn/faster_rcnn_r101_fpn_mstrain_3x_coco/"
+    "faster_rcnn_r101_fpn_mstrain_3x_coco_20210524_110822-4d4d2ca8.pth",
+    "frcnn_torchvision_v2": f"{TORCHVISION}fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
+    "mask_rcnn_torchvision_v2": f"{TORCHVISION}maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+    "retinanet_torchvision_v2": f"{TORCHVISION}retinanet_resnet50_fpn_v2_coco-5905b1c5.pth",
+    "frcnn_torchvision": f"{TORCHVISION}fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+    "mask_rcnn_torchvision": f"{TORCHVISION}maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+    "keypoint_rcnn_torchvision": f"{TORCHVISION}keypointrcnn_resnet50_fpn_coco-fc266e95.pth",
+    "retinanet_torchvision": f"{TORCHVISION}retinanet_resnet50_fpn_coco-eeacb38b.pth",
+    "resnet50_rsb_a1": f"{_BACKBONES}resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth",
+    "resnet50_rsb_a2": f"{_BACKBONES}resnet50_8xb256-rsb-a2-300e_in1k_20211228-0fd8be6e.pth",
+    "resnet50_rsb_a3": f"{_BACKBONES}resnet50_8xb256-rsb-a3-100e_in1k_20211228-3493673c.pth",
 }
 
 _DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth$")
@@ -146,7 +173,7 @@ class TimmHubHandler(_ReadOnlyHandler):
 
 
 class ZooHandler(_ReadOnlyHandler):
-    """Resolves ``zoo://NAME``, NAME being a config of the published table: ``frcnn_rsb_1x``."""
+    """Resolves ``zoo://NAME``, NAME being a key of :data:`URLS`: ``frcnn_rsb_1x``."""
 
     PREFIX = ZOO
 
@@ -240,6 +267,25 @@ def recommended_weights(name: str) -> Tuple[str, bool]:
 def is_rsb(name: str) -> bool:
     """Whether timm counts weights among those of "ResNet strikes back"."""
     return RSB_PAPER in str(timm.get_pretrained_cfg(name).paper_ids)
+
+
+def has_modern_recipe(path: str) -> bool:
+    """Whether ImageNet weights come from a recipe after which detectors train badly with SGD.
+
+    These are "ResNet strikes back", torchvision's second weights (``tv2``) and ImageNet-21K by
+    MIIL. With SGD at the rates for older weights, detectors get worse than from older weights:
+    MMDetection's issue 8497 (Cascade R-CNN 35.5 AP from torchvision's second weights, 40.3 from
+    the first), Alibaba-MIIL/ImageNet21K's issues 41 and 57 (8 AP less in Detectron2).
+
+    Args:
+        path (str): as in ``MODEL.WEIGHTS``; of files elsewhere, the published name is recognized.
+    """
+    if path.startswith(TIMM):
+        name = path[len(TIMM) :]
+        tag = name.partition(".")[2]
+        return tag.startswith("tv2_") or "miil" in tag or is_rsb(name)
+    name = os.path.basename(path)
+    return name.startswith(("resnet50_rsb_a", "resnet50-11ad3fa6")) or "-rsb-a" in name
 
 
 def is_stock_weights(path: str) -> bool:
@@ -411,14 +457,14 @@ def _feature_net(name: str) -> torch.nn.Module:
 
 def is_published(path: str) -> bool:
     """Whether :func:`fetch_published` takes a path."""
-    return path.startswith((ZOO, SERVER))
+    return path.startswith((ZOO, SERVER, TORCHVISION))
 
 
 def fetch_published(path: str, force: bool = False) -> str:
     """Find a published file in the cache of Detectron2's ``PathManager``, or download it there.
 
     Args:
-        path (str): ``zoo://NAME``, or an address on OpenMMLab's server.
+        path (str): ``zoo://NAME``, or an address on the server of OpenMMLab or PyTorch.
         force (bool): download it again.
 
     Returns:

@@ -140,6 +140,9 @@ def _defaults() -> CN:
     # A ReLU between P6 and P7 of build_timm_retinanet_fpn_backbone, as Detectron2 has it. The
     # published RetinaNet has none.
     cfg.MODEL.RETINANET.P7_RELU = True
+    # Feature from which build_timm_retinanet_fpn_backbone computes P6: "p5", as torchvision's first
+    # RetinaNet, or a feature of the backbone. "": the deepest of FPN.IN_FEATURES, as in Detectron2.
+    cfg.MODEL.RETINANET.P6_IN_FEATURE = ""
     # With ROI_HEADS.NAME "OpenMMLabCascadeROIHeads": factor of each stage's losses, as published;
     # Detectron2's own CascadeROIHeads scales gradients instead and does not read it.
     cfg.MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS = [1.0, 0.5, 0.25]

@@ -41,6 +41,7 @@ NUM_CLASSES_NODE = {
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
     "OpenMMLabRetinaNet": "RETINANET",
+    "TorchvisionRetinaNet": "RETINANET",
 }
 
 

@@ -81,7 +81,8 @@ def get_checkpoint_url(config_path: str) -> str:
         config_path (str): as for :func:`get_config_file`.
 
     Returns:
-        str: the address; the file is OpenMMLab's and is read by :class:`rsb_d2.Checkpointer`.
+        str: the address; the file is of OpenMMLab or torchvision, which
+            :class:`rsb_d2.Checkpointer` reads.
 
     Raises:
         ModelZooError: if there are no published weights for it.

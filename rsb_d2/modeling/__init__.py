@@ -9,6 +9,11 @@ from .last_stage import TimmLastStage, TimmRes5ROIHeads
 from .lazy import CheckedTimmBackbone
 from .openmmlab import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
 from .timm_backbone import TimmBackbone
+from .torchvision_detectors import (
+    TorchvisionAnchorGenerator,
+    TorchvisionRetinaNet,
+    TorchvisionROIHeads,
+)
 
 __all__ = [
     "CheckedTimmBackbone",
@@ -17,6 +22,9 @@ __all__ = [
     "TimmBackbone",
     "TimmLastStage",
     "TimmRes5ROIHeads",
+    "TorchvisionAnchorGenerator",
+    "TorchvisionROIHeads",
+    "TorchvisionRetinaNet",
     "build_timm_backbone",
     "build_timm_c4_backbone",
     "build_timm_fpn_backbone",

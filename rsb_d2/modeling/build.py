@@ -176,13 +176,19 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) 
 def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> FPN:
     """Build the stock FPN on a timm backbone: p3 ... p5, and p6, p7 from res5, as in RetinaNet.
 
-    ``RETINANET.P7_RELU`` says whether there is a ReLU between p6 and p7. Arguments and errors as
-    :func:`build_timm_backbone`.
+    ``MODEL.RETINANET.P7_RELU`` puts a ReLU between p6 and p7; ``MODEL.RETINANET.P6_IN_FEATURE`` is
+    the feature that p6 is computed from. Arguments and errors as :func:`build_timm_backbone`.
     """
     bottom_up = build_timm_backbone(cfg, input_shape)
+    shapes = bottom_up.output_shape()
     deepest = cfg.MODEL.FPN.IN_FEATURES[-1]
+    source = cfg.MODEL.RETINANET.P6_IN_FEATURE or deepest
+    if source not in (deepest, "p5"):
+        raise UserError(
+            f"MODEL.RETINANET.P6_IN_FEATURE is {source!r}: write {deepest!r}, the deepest of "
+            "MODEL.FPN.IN_FEATURES, or 'p5'"
+        )
     top_block_type = LastLevelP6P7 if cfg.MODEL.RETINANET.P7_RELU else LastLevelP6P7WithoutReLU
-    top_block = top_block_type(
-        bottom_up.output_shape()[deepest].channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=deepest
-    )
+    channels = shapes[source].channels if source in shapes else cfg.MODEL.FPN.OUT_CHANNELS
+    top_block = top_block_type(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=source)
     return _build_fpn(cfg, bottom_up, top_block)

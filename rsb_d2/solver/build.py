@@ -1,5 +1,6 @@
 """The optimizer of a config: parameter groups, optimizer and gradient clipping."""
 
+import logging
 from typing import Any, Dict, List, Set
 
 import torch
@@ -10,7 +11,10 @@ from detectron2.solver.build import reduce_param_groups
 from timm.optim import Lamb, param_groups_weight_decay
 from torch import nn
 
+from ..checkpoint.sources import has_modern_recipe
 from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("SGD", "AdamW", "LAMB")
 
@@ -69,10 +73,25 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         UserError: as :func:`check_optimizer`.
     """
     check_optimizer(cfg)
+    if hasattr(model, "backbone"):
+        _warn_of_sgd(cfg)
     optimizer = _build_unclipped(cfg, model)
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         _clip_before_steps(cfg, optimizer)
     return optimizer
+
+
+def _warn_of_sgd(cfg: CfgNode) -> None:
+    """Warn of SGD on a detector's backbone with weights that need AdamW."""
+    if optimizer_name(cfg) != "SGD" or not has_modern_recipe(cfg.MODEL.WEIGHTS):
+        return
+    is_dense = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
+    rate = (0.0001 if is_dense else 0.0002) * cfg.SOLVER.IMS_PER_BATCH / 16
+    logger.warning(
+        f"SOLVER.OPTIMIZER is SGD, but detectors from {cfg.MODEL.WEIGHTS} were published with "
+        "AdamW only, and several public reports have lower AP with SGD than from older weights; "
+        f"write SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR {rate:g} SOLVER.WEIGHT_DECAY 0.05"
+    )
 
 
 def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -9,9 +9,10 @@ others with torchvision's RoIAlign and NMS in their place.
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from rsb_d2 import Checkpointer, UserError
+from rsb_d2 import Checkpointer, UserError, model_zoo
 from rsb_d2.checkpoint.convert import convert_file
 from rsb_d2.checkpoint.formats import (
     from_openmmlab,
@@ -172,6 +173,37 @@ def test_models_that_compute_something_else_are_reported(folder):
     model = build("cascade_mask_rcnn", "MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *weights)
     found = openmmlab_differences(model, from_openmmlab(blank("cascade_mask_rcnn")))
     assert [line.split()[0].split(".")[-1] for line in found] == ["NAME", "BBOX_REG_WEIGHTS"]
+
+
+@pytest.mark.parametrize(
+    "name, twin",
+    [
+        ("frcnn_tv2_1x", "frcnn_rsb_1x"),
+        ("frcnn_tv_3x", "frcnn_rsb_1x"),
+        ("mask_rcnn_tv_3x", "mask_rcnn_rsb_1x"),
+        ("cascade_mask_rcnn_tv_3x", "cascade_mask_rcnn_rsb_1x"),
+        ("retinanet_tv_3x", "retinanet_rsb_1x"),
+    ],
+)
+def test_detectors_from_older_weights_are_the_same_models(name, twin):
+    """MMDetection's configs differ in weights, optimizer, schedule and training images only."""
+    cfg, expected = (model_zoo.get_config(n).MODEL for n in (name, twin))
+    expected.WEIGHTS = cfg.WEIGHTS
+    assert cfg == expected
+
+
+def test_a_detector_on_resnet101(folder):
+    cfg = model_zoo.get_config("frcnn_tv_resnet101_3x")
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    model = build_model(cfg)
+    weights = blank("faster_rcnn")
+    for name, tensor in blank("faster_rcnn").items():  # layer3 has 23 blocks instead of 6
+        if name.startswith("backbone.layer3.5."):
+            for block in range(6, 23):
+                weights[name.replace("layer3.5.", f"layer3.{block}.")] = tensor
+    checkpointer = Checkpointer(model)
+    checkpointer.load(save_as_openmmlab(folder / "r101.pth", weights))
+    assert checkpointer.report.initial == [] == checkpointer.report.unused
 
 
 # ---- written out in this project's format ----

@@ -1,6 +1,7 @@
 """Every config in configs/, found there rather than listed: it builds, trains and evaluates."""
 
 import json
+import shutil
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -83,6 +84,23 @@ def panoptic(sample):
         MetadataCatalog.remove(name)
 
 
+@pytest.fixture(scope="module")
+def keypoints(sample, tmp_path_factory):
+    """The sample data with 17 keypoints on each object, one after the other along its box."""
+    folder = tmp_path_factory.mktemp("keypoints")
+    shutil.copytree(sample, folder, dirs_exist_ok=True)
+    for path in (folder / "annotations").glob("*.json"):
+        content = json.loads(path.read_text())
+        for category in content["categories"]:
+            category["keypoints"] = [*(f"{side}_{i}" for i in range(8) for side in "lr"), "nose"]
+        for a in content["annotations"]:
+            x, y, w, h = a["bbox"]
+            points = [(x + w * i / 16, y + h * i / 16, 2) for i in range(17)]
+            a["keypoints"], a["num_keypoints"] = [v for p in points for v in p], 17
+        path.write_text(json.dumps(content))
+    return folder
+
+
 def test_there_are_configs_of_the_whole_table():
     published = "frcnn_rsb_1x mask_rcnn_rsb_1x cascade_mask_rcnn_rsb_1x retinanet_rsb_1x"
     assert {f"{name}.yaml" for name in published.split()} < set(CONFIGS)
@@ -98,12 +116,15 @@ def test_it_trains_two_iterations_and_evaluates(name, sample, request, tmp_path)
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (request.getfixturevalue("panoptic"),)
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
     else:
-        folders = {"train": "rsb_tiny_train", "val": "rsb_tiny_val"}
+        kind = "keypoints" if cfg.MODEL.KEYPOINT_ON else "tiny"
+        folders = {"train": f"rsb_{kind}_train", "val": f"rsb_{kind}_val"}
+        if cfg.MODEL.KEYPOINT_ON:
+            sample = request.getfixturevalue("keypoints")
         cfg.DATASETS.COCO_JSON = [
             [n, str(sample / "annotations" / f"{f}.json"), str(sample / f)]
             for f, n in folders.items()
         ]
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("rsb_tiny_train",), ("rsb_tiny_val",)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (folders["train"],), (folders["val"],)
         register_coco_json(cfg)
     cfg.freeze()
     torch.manual_seed(0)
@@ -125,6 +146,7 @@ def test_it_trains_two_iterations_and_evaluates(name, sample, request, tmp_path)
     results = Trainer.test(cfg, trainer.model)
     assert "AP" in results["bbox"]
     assert ("AP" in results.get("segm", {})) == cfg.MODEL.MASK_ON
+    assert ("AP" in results.get("keypoints", {})) == cfg.MODEL.KEYPOINT_ON
     assert ("mIoU" in results.get("sem_seg", {})) == (cfg.MODEL.META_ARCHITECTURE == "PanopticFPN")
 
 
@@ -142,4 +164,5 @@ def test_each_config_starts_from_weights_of_its_architecture():
     for name in CONFIGS:
         cfg = load_config(str(FOLDER / name), [])
         if cfg.MODEL.WEIGHTS:
-            assert cfg.MODEL.WEIGHTS.startswith(f"timm://{cfg.MODEL.TIMM.NAME}."), name
+            expected = f"zoo://{name.removesuffix('.yaml')}", f"timm://{cfg.MODEL.TIMM.NAME}."
+            assert cfg.MODEL.WEIGHTS.startswith(expected), name

@@ -209,3 +209,26 @@ def test_a_decay_that_the_filter_leaves_out_is_refused(key):
     layer = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm2d(1))
     decays = [s["weight_decay"] for s in settings(build_optimizer(cfg, layer)).values()]
     assert 0.1 in decays
+
+
+@pytest.mark.parametrize(
+    "weights, optimizer, is_warned",
+    [
+        ("timm://resnet50.a1_in1k", "SGD", True),
+        ("timm://resnet50.tv2_in1k", "SGD", True),
+        ("zoo://resnet50_rsb_a2", "SGD", True),
+        ("weights/resnet50-11ad3fa6.pth", "SGD", True),  # torchvision's second, by its own name
+        ("timm://resnet50.tv_in1k", "SGD", False),
+        ("timm://resnet50.a1_in1k", "AdamW", False),
+        ("", "SGD", False),
+    ],
+)
+def test_sgd_on_weights_of_a_modern_recipe_is_warned_of(caplog, weights, optimizer, is_warned):
+    cfg = make_cfg(OPTIMIZER=optimizer, IMS_PER_BATCH=4)
+    cfg.MODEL.WEIGHTS = weights
+    detector = nn.ModuleDict({"backbone": nn.Linear(2, 2)})
+    build_optimizer(cfg, detector)
+    warned = [r.getMessage() for r in caplog.records if "SOLVER.OPTIMIZER" in r.getMessage()]
+    assert len(warned) == is_warned
+    if is_warned:  # the published rate, for the config's batch
+        assert "SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR 5e-05 SOLVER.WEIGHT_DECAY 0.05" in warned[0]

@@ -304,6 +304,8 @@ def _reasons_of_pyramid(cfg: CfgNode, model: nn.Module) -> Iterator[str]:
             "MODEL.RETINANET.P7_RELU is False, as in the published RetinaNet: Detectron2's has a "
             "ReLU between P6 and P7"
         )
+    if cfg.MODEL.RETINANET.P6_IN_FEATURE not in ("", levels[-1]):
+        yield "MODEL.RETINANET.P6_IN_FEATURE is p5: Detectron2 makes P6 of res5"
     if backbone_name(cfg) == RETINANET_FPN and levels[-1] != "res5":
         yield f"Detectron2 makes P6 and P7 of res5, and MODEL.FPN.IN_FEATURES ends in {levels[-1]}"
 

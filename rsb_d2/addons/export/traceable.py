@@ -174,14 +174,20 @@ def make_dataflow(model: nn.Module) -> nn.Module:
         nn.Module: its ``forward`` takes and returns what that of ``make_traceable`` does.
 
     Raises:
-        UserError: for heads that are not Detectron2's own or this project's.
+        UserError: for heads or anchors other than Detectron2's own and OpenMMLab's.
     """
-    if isinstance(model, RetinaNet):
-        return _RetinaNet(model).eval()
-    if isinstance(model, GeneralizedRCNN) and type(model.roi_heads) in _DATAFLOW_HEADS:
-        return _RCNN(model).eval()
-    heads = type(getattr(model, "roi_heads", model)).__name__
-    raise UserError(f"{heads} cannot be exported with torch.export: name a file in .onnx")
+    rpn = getattr(model, "proposal_generator", None)
+    anchors = type(getattr(rpn or model, "anchor_generator", None))
+    heads = type(getattr(model, "roi_heads", model))
+    if anchors is DefaultAnchorGenerator:
+        if isinstance(model, RetinaNet):
+            return _RetinaNet(model).eval()
+        if isinstance(model, GeneralizedRCNN) and heads in _DATAFLOW_HEADS:
+            return _RCNN(model).eval()
+    raise UserError(
+        f"{heads.__name__} with {anchors.__name__} cannot be exported with torch.export: name a "
+        "file in .onnx"
+    )
 
 
 def smallest_side(model: nn.Module) -> int:
