@@ -24,7 +24,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from _program import make_parser, report_user_errors
 
 from rsb_d2.checkpoint.convert import TARGETS, Conversion, convert_file
-from rsb_d2.modeling.resnets.shape import PLAIN_RESNETS
+from rsb_d2.modeling.spec import PLAIN_RESNETS
 
 warnings.simplefilter("ignore")  # libraries warn about each other
 

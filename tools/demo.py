@@ -17,7 +17,7 @@ sys.path.insert(0, ROOT)
 
 import torch  # noqa: E402
 
-from rsb_d2.config.check_device import cpu_has_bfloat16  # noqa: E402
+from rsb_d2.engine.train_step import cpu_has_bfloat16  # noqa: E402
 
 DATA = ["tools/sample_data.py"]
 WEIGHTS = "output/resnet50_rsb_sample/model_final.pth"

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from ..errors import UserError, first
-from ..modeling.resnets.shape import PLAIN_RESNETS
+from ..modeling.spec import PLAIN_RESNETS
 from .formats import (
     DETECTOR,
     PROJECT_CLASSIFIER,

@@ -1,9 +1,20 @@
-"""The keys of a config, its loading, and the checks between a command line and a frozen config.
+"""The way of a config: ``load_config`` (or ``setup``), ``resolve``, ``validate``.
 
-Importing this package brings in the keys alone: ``loading`` and ``setup`` are modules of their own,
-as the checks look at data, weights and the model.
+Importing this package provides the keys alone. The other names are imported at their first use, as
+they look at data, weights and the model.
 """
 
-from .defaults import add_rsb_config
+import importlib
 
-__all__ = ["add_rsb_config"]
+from .defaults import add_rsb_config
+from .nodes import flat_items, get_value
+
+_MODULES = {"load_config": ".loading", "resolve": ".resolving", "validate": ".validating"}
+
+__all__ = ["add_rsb_config", "flat_items", "get_value", *_MODULES]
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

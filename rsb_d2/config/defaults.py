@@ -33,7 +33,7 @@ def add_rsb_config(cfg: CN) -> None:
     """
     register_waiting()
     for key in _REMOVED_KEYS:
-        if not cfg.key_is_deprecated(key):
+        if key not in vars(cfg)[CN.DEPRECATED_KEYS]:  # key_is_deprecated() would log a warning
             cfg.register_deprecated_key(key)
     kept: List[str] = []
     if _add(cfg, _defaults(), "", kept) and kept:

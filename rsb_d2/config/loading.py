@@ -1,9 +1,16 @@
-"""A YAML file and ``KEY VALUE`` pairs into a config, or one line that says which key is wrong."""
+"""YAML files and the command line into a config, or one line that says which key is wrong.
 
+Detectron2's ``Base-RetinaNet.yaml`` writes its anchor sizes as ``!!python/object/apply:eval
+["[[x, x * 2**(1.0/3)] for x in [32, 64]]"]``, for which Detectron2 lets the file run any code.
+Numbers, lists, tuples and comprehensions over these are evaluated here, and nothing else.
+"""
+
+import ast
 import difflib
+import operator
 import os
 from types import NoneType
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Set, Tuple
 
 import detectron2
 import yaml
@@ -11,16 +18,13 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
-from ..engine.tasks import get_task
 from ..errors import UserError
-from ..solver.epochs import keep_last_word
-from .check_values import check_no_key_is_empty
 from .defaults import add_rsb_config
-from .paths import expand_paths
-from .stock.arithmetic import ArithmeticLoader
-from .stock.follow import said_of_resnets
+from .nodes import flat_items
+from .resolving import resolve_keys
+from .values import check_no_key_is_empty
 
-# Keys of Detectron2's main branch that 0.6 does not have, and what they are about.
+# Keys of Detectron2's main branch that 0.6 does not have, and their subjects.
 _OF_MAIN = {
     "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": "federated loss",
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": "a sigmoid loss in the box head",
@@ -33,8 +37,38 @@ _OF_MAIN = {
     "FLOAT32_PRECISION": "a choice of the precision of float32",
 }
 
+_TAG = "tag:yaml.org,2002:python/object/apply:eval"
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+}
+_LARGEST_EXPONENT = 64
+
 
 def load_config(config_file: str, opts: list) -> CfgNode:
+    """Read a config, and fill in the values that follow from its keys.
+
+    A config for anything but a run: machine and data are not looked at, see
+    :func:`rsb_d2.config.setup.setup`.
+
+    Args:
+        config_file, opts: as of :func:`read_config`.
+
+    Returns:
+        CfgNode: not frozen.
+
+    Raises:
+        UserError: as of :func:`read_config`, and if the keys of the backbone contradict each other.
+    """
+    cfg, layers = read_config(config_file, opts)
+    resolve_keys(cfg, layers)
+    return cfg
+
+
+def read_config(config_file: str, opts: list) -> Tuple[CfgNode, List[Set[str]]]:
     """Merge a YAML file and ``KEY VALUE`` pairs into this project's default config.
 
     Args:
@@ -42,14 +76,12 @@ def load_config(config_file: str, opts: list) -> CfgNode:
         opts (list[str]): ``["SOLVER.BASE_LR", "0.001", ...]``.
 
     Returns:
-        CfgNode: not frozen; see :func:`.stock.follow.follow_stock_keys` for what follows in it. Of
-        a length in epochs and one in iterations, the one that is said last counts: on the command
-        line rather than in the file, in the file rather than in its base.
+        CfgNode, list[set[str]]: the config, not frozen, and the keys that each layer contains: the
+        base files first, then the file, at last the command line.
 
     Raises:
-        UserError: if the file or one of its bases is missing or is no YAML, if a key does not
-            exist, is left empty or has a value of the wrong type, or if the keys of the backbone
-            contradict each other.
+        UserError: if the file or one of its bases is missing or is not YAML, if a key does not
+            exist, is left empty or has a value of the wrong type.
     """
     cfg = get_cfg()
     add_rsb_config(cfg)
@@ -73,16 +105,11 @@ def load_config(config_file: str, opts: list) -> CfgNode:
     except (KeyError, ValueError, AssertionError) as e:
         raise UserError(f"command line: {_explain(cfg, e)}") from e
     check_no_key_is_empty(cfg)
-    contents = [content for _, content in layers]
-    on_command_line = [key[len("SOLVER.") :] for key in opts[::2] if key.startswith("SOLVER.")]
-    of_solver = [content.get("SOLVER", {}) for content in contents]
-    keep_last_word(cfg, [*of_solver, dict.fromkeys(on_command_line)])
-    get_task(cfg).resolve(cfg, said_of_resnets(contents, opts[::2]))
-    return expand_paths(cfg)
+    return cfg, [*({key for key, _ in flat_items(c)} for _, c in layers), set(opts[::2])]
 
 
 def _merge(cfg: CfgNode, path: str, contents: List[dict]) -> None:
-    """Merge a file and its bases as Detectron2 does, which also reads those of older versions."""
+    """Merge a file and its bases as Detectron2 does, also those of older versions."""
     merged: dict = {}
     for content in contents:
         _merge_into(merged, content)
@@ -145,7 +172,7 @@ def _read(path: str) -> dict:
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}") from e
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}: this is no text in UTF-8 ({e.reason} at byte {e.start})") from e
+        raise UserError(f"{path}: this is not text in UTF-8 ({e.reason} at byte {e.start})") from e
     except yaml.MarkedYAMLError as e:
         where = f" (line {e.problem_mark.line + 1})" if e.problem_mark else ""
         what = " ".join(filter(None, [e.context, e.problem])).replace("\n", " ")
@@ -155,12 +182,12 @@ def _read(path: str) -> dict:
     if content is None:
         raise UserError(f"{path}: the file is empty; write keys of the form `KEY: value`")
     if not isinstance(content, dict):
-        raise UserError(f"{path}: this is no YAML of the form `KEY: value`")
+        raise UserError(f"{path}: this is not YAML of the form `KEY: value`")
     return content
 
 
-class _Loader(ArithmeticLoader):
-    """A loader of arithmetic, but that a key is text and stands once in its node."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with arithmetic, and for keys that are text and stand once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -168,7 +195,7 @@ class _Loader(ArithmeticLoader):
             key = self.construct_object(key_node, deep=True)
             problem = None
             if not isinstance(key, str):
-                problem = f"the key {key!r} is no text"
+                problem = f"the key {key!r} is not text"
             elif key in seen:
                 problem = f"the key {key} is there twice; YAML takes the last one"
             if problem:
@@ -177,11 +204,76 @@ class _Loader(ArithmeticLoader):
         return super().construct_mapping(node, deep)
 
 
+def _construct_arithmetic(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    values = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
+    if len(values) == 1 and isinstance(values[0], str):
+        try:
+            return evaluate(values[0])
+        except (ValueError, SyntaxError, ArithmeticError, RecursionError) as e:
+            reason = str(e)
+    else:
+        reason = "it must be a list of one text"
+    raise yaml.constructor.ConstructorError(
+        None, None, f"only arithmetic is evaluated ({reason}); write the numbers", node.start_mark
+    )
+
+
+_Loader.add_constructor(_TAG, _construct_arithmetic)
+
+
+def evaluate(text: str) -> Any:
+    """Evaluate arithmetic.
+
+    Args:
+        text (str): numbers, lists and tuples, + - * / and **, and ``[... for x in ...]``.
+
+    Returns:
+        int, float, list or tuple
+
+    Raises:
+        ValueError: for anything else.
+        SyntaxError: if it is not Python.
+    """
+    return _evaluate(ast.parse(text.strip(), mode="eval").body, {})
+
+
+def _evaluate(node: ast.AST, names: Dict[str, Any]) -> Any:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return node.value
+    if isinstance(node, ast.Name) and node.id in names:
+        return names[node.id]
+    if isinstance(node, (ast.List, ast.Tuple)):
+        values = [_evaluate(item, names) for item in node.elts]
+        return values if isinstance(node, ast.List) else tuple(values)
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_number(node.operand, names))
+    if isinstance(node, ast.BinOp):
+        left, right = _number(node.left, names), _number(node.right, names)
+        if type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](left, right)
+        if isinstance(node.op, ast.Pow) and abs(right) <= _LARGEST_EXPONENT:
+            return left**right
+    if isinstance(node, ast.ListComp) and len(node.generators) == 1:
+        (loop,) = node.generators
+        if isinstance(loop.target, ast.Name) and not loop.ifs and not loop.is_async:
+            values = _evaluate(loop.iter, names)
+            if isinstance(values, (list, tuple)):
+                return [_evaluate(node.elt, {**names, loop.target.id: v}) for v in values]
+    raise ValueError(f"not {ast.unparse(node)!r}")
+
+
+def _number(node: ast.AST, names: Dict[str, Any]) -> int | float:
+    value = _evaluate(node, names)
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r} is not a number")
+    return value
+
+
 def _check_nodes(path: str, content: dict, cfg: CfgNode, prefix: str = "") -> None:
     """Check that keys stand below the names that have keys, and values at those that have one."""
     for name, value in content.items():
         if name not in cfg:
-            continue  # yacs says so
+            continue  # yacs reports it
         key, is_group = f"{prefix}{name}", isinstance(cfg[name], CfgNode)
         if is_group and not isinstance(value, dict):
             raise UserError(f"{path}: {_not_one_value(key, cfg[name], value)}")
@@ -226,14 +318,5 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
             f"{key}: this is Detectron2 {detectron2.__version__}, which has no {_OF_MAIN[key]}; "
             "build Detectron2's main branch, or leave the key out"
         )
-    matches = difflib.get_close_matches(key, _all_keys(cfg), n=3)
+    matches = difflib.get_close_matches(key, [key for key, _ in flat_items(cfg)], n=3)
     return message + (f"; did you mean {', '.join(matches)}?" if matches else "")
-
-
-def _all_keys(cfg: CfgNode, prefix: str = "") -> list:
-    keys = []
-    for name, value in cfg.items():
-        keys.append(prefix + name)
-        if isinstance(value, CfgNode):
-            keys += _all_keys(value, f"{prefix}{name}.")
-    return keys

@@ -15,30 +15,14 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import files_of_run, has_run, has_weights, set_aside
-from ..data import register_coco_json
-from ..data.builtin import check_layouts
-from ..data.class_names import fill_class_names
-from ..data.loader import epoch_size
-from ..engine.tasks import get_task, remember_checked
 from ..errors import UserError, is_utf8, printable
-from ..evaluation.tta import check_tta
-from ..extensions import DATASET_SOURCES
-from ..solver.accumulation import check_accumulation
-from ..solver.build import check_optimizer
-from ..solver.ema import check_average
-from ..solver.epochs import is_by_epochs, resolve_epochs
-from .check_best_metric import check_best_metric
-from .check_datasets import check_datasets, check_other_datasets
-from .check_device import check_amp, check_compiler, check_device
-from .check_keypoints import resolve_keypoints
-from .check_resume import check_resumed_config
-from .check_values import check_schedule, check_values
-from .check_weights import check_weights
-from .loading import load_config
+from .loading import read_config
+from .resolving import resolve
+from .validating import validate
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Make the config of a run, check it, and set up logging and the output folder.
+    """Make the config of a run, and set up logging and the output folder.
 
     Everything that can be checked without training is checked before anything is written, so a
     mistake leaves an earlier run's output as it was.
@@ -55,41 +39,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     args = argparse.Namespace(**vars(args))
     args.config_file = os.path.expanduser(args.config_file)  # which Detectron2 reads, too
     with _messages_held_back():  # until there is an output folder with a log
-        cfg = load_config(args.config_file, args.opts)
-        check_values(cfg, args.eval_only)
-        task = get_task(cfg)
-        task.check_config(cfg)
-        check_device(cfg)
-        check_amp(cfg)
-        check_compiler(cfg)
-        for register in DATASET_SOURCES:
-            register(cfg, eval_only=args.eval_only)
-        register_coco_json(cfg, eval_only=args.eval_only)
-        check_datasets(cfg, args.eval_only)
-        task.check_data(cfg, args.eval_only)
-        fill_class_names(cfg)
-        resolve_keypoints(cfg, args.eval_only)
-        if cfg.TEST.AUG.ENABLED:
-            check_tta(cfg)
-        check_average(cfg)
-        if not args.eval_only:
-            check_best_metric(cfg)
-            check_optimizer(cfg)
-            check_accumulation(cfg, comm.get_world_size())
-        task.check_model(cfg, args.eval_only)
-        check_weights(cfg, args)
-        check_other_datasets(cfg, args.eval_only)
-        check_layouts(cfg, args.eval_only)
-        if is_by_epochs(cfg) and not args.eval_only:  # the data is there
-            resolve_epochs(cfg, _num_training_images(cfg))
-            check_schedule(cfg)
-        if args.resume and not args.eval_only:
-            check_resumed_config(cfg)
+        cfg, layers = read_config(args.config_file, args.opts)
+        resolve(cfg, layers, args.eval_only)
+        validate(cfg, args.eval_only, args.resume)
         _check_output_dir(cfg.OUTPUT_DIR)
         if not (args.eval_only or (args.resume and has_run(cfg.OUTPUT_DIR))):
             _set_earlier_run_aside(cfg)
         cfg.freeze()
-        remember_checked(cfg)
         written = _of_evaluation(cfg) if args.eval_only else cfg
         default_setup(written, args)
         setup_logger(written.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rsb_d2")
@@ -99,7 +55,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 @contextlib.contextmanager
 def _messages_held_back():
-    """Give what this project logs to the handlers that are added meanwhile, the log file's too."""
+    """Hold this project's messages back for the handlers that are added, such as the log file's."""
     ours, *others = (logging.getLogger(name) for name in ("rsb_d2", "detectron2", "fvcore"))
     ours.setLevel(logging.INFO)
     before = list(ours.handlers)
@@ -117,11 +73,11 @@ def _messages_held_back():
                     handler.handle(record)
         added += [h for logger in others for h in logger.handlers if h not in before_others]
         for handler in added:
-            _leave_out_what_cannot_be_written(handler)
+            _ignore_full_disk(handler)
 
 
-def _leave_out_what_cannot_be_written(handler: logging.Handler) -> None:
-    """Let a full disk end a run with the line that says so, not buried in those of its log."""
+def _ignore_full_disk(handler: logging.Handler) -> None:
+    """Do not report each message that a full disk cannot take; the run ends with one line on it."""
     tell = handler.handleError
 
     def handle_error(record: logging.LogRecord) -> None:
@@ -131,16 +87,8 @@ def _leave_out_what_cannot_be_written(handler: logging.Handler) -> None:
     handler.handleError = handle_error
 
 
-def _num_training_images(cfg: CfgNode) -> int:
-    """Return the samples of an epoch: each image once, however often it is repeated."""
-    num_images = epoch_size(cfg, len(get_task(cfg).records(cfg, "TRAIN")))
-    if not num_images:
-        raise UserError("DATASETS.TRAIN: there is no image to train on")
-    return num_images
-
-
 def _escape_in_logs() -> None:
-    """Let the log's streams escape what they cannot encode, such as names that are not UTF-8."""
+    """Let log streams escape characters that they cannot encode, as in names that are not UTF-8."""
     for handler in logging.getLogger("rsb_d2").handlers:
         stream = getattr(handler, "stream", None)
         if hasattr(stream, "reconfigure") and not stream.closed:
@@ -148,7 +96,7 @@ def _escape_in_logs() -> None:
 
 
 def _set_earlier_run_aside(cfg: CfgNode) -> None:
-    """Move an earlier run in ``OUTPUT_DIR``, and follow what the config names of it."""
+    """Move an earlier run in ``OUTPUT_DIR``, and update the paths of the config that lead to it."""
     folder, moved = cfg.OUTPUT_DIR, {}
     if comm.is_main_process():
         moved = set_aside(folder, files_of_run(folder))
@@ -167,9 +115,9 @@ def _set_earlier_run_aside(cfg: CfgNode) -> None:
 
 
 def _of_evaluation(cfg: CfgNode) -> CfgNode:
-    """The config with the folder for the config and the log of an evaluation.
+    """Return the config with a folder of its own for the config and the log of an evaluation.
 
-    Those of a training in ``OUTPUT_DIR`` stay: its weights go with its config.
+    Those of a training in ``OUTPUT_DIR`` stay, as its weights belong to its config.
     """
     if not has_weights(cfg.OUTPUT_DIR):
         return cfg

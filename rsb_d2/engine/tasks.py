@@ -1,16 +1,16 @@
-"""Kinds of training: what a meta architecture needs around its model and Detectron2's trainer."""
+"""Kinds of training: the parts around a model and Detectron2's trainer, by META_ARCHITECTURE."""
 
-from typing import Any, Iterable, List, Sequence
+from typing import Collection, Iterable, Sequence
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from torch import nn
 
 from ..config import add_rsb_config
-from ..config.check_model import build_and_try, check_model
-from ..config.check_values import check_values
 from ..config.defaults import check_has_keys
-from ..config.stock.follow import follow_stock_keys
+from ..config.dry_run import build_and_run
+from ..config.stock_keys import resolve_stock_keys
+from ..config.values import check_schedule, check_values
 from ..data.loader import (
     TrainLoader,
     annotated_records,
@@ -19,7 +19,10 @@ from ..data.loader import (
 )
 from ..errors import UserError
 from ..extensions import ACCELERATION, EVALUATORS, TASKS
+from ..modeling.build import check_pixel_format, name_of_weights
+from ..modeling.spec import backbone_spec, check_heads, is_timm_backbone
 from ..registration import architecture_name
+from ..solver.epochs import is_by_epochs
 from .pictures import PictureWriter
 from .validation import build_validation_loader
 
@@ -27,14 +30,14 @@ from .validation import build_validation_loader
 class Task:
     """Object detection and segmentation; another kind of training overrides what differs.
 
-    Methods that take a config read it and do not change it, unless they say so.
+    Methods that take a config do not change it, except :meth:`resolve`.
     """
 
     name = "detector"
 
-    def resolve(self, cfg: CfgNode, said: Any = ()) -> None:
+    def resolve(self, cfg: CfgNode, explicit_keys: Collection[str] = ()) -> None:
         """Fill in the keys of the backbone that follow from others; changes ``cfg``."""
-        follow_stock_keys(cfg, said)
+        resolve_stock_keys(cfg, explicit_keys)
 
     def check_config(self, cfg: CfgNode) -> None:
         """Check keys that only some kinds of training read.
@@ -68,17 +71,9 @@ class Task:
                         "or use a config of configs/pretrain"
                     )
 
-    def check_model(self, cfg: CfgNode, eval_only: bool) -> None:
-        """Check that the model, its optimizer and what else is built without data can be built.
-
-        Raises:
-            UserError: if one cannot, or if the model fails with a batch.
-        """
-        check_model(cfg, eval_only, self.build_and_try)
-
-    def build_and_try(self, cfg: CfgNode, eval_only: bool) -> nn.Module:
+    def build_and_run(self, cfg: CfgNode, eval_only: bool) -> nn.Module:
         """Build the model and run it on a small batch, as a check; returns the model."""
-        return build_and_try(cfg, eval_only)
+        return build_and_run(cfg, eval_only)
 
     def records(self, cfg: CfgNode, split: str) -> Sequence[dict]:
         """Return the records that losses are computed on, of ``"TRAIN"`` or ``"TEST"``."""
@@ -118,27 +113,21 @@ def get_task(cfg: CfgNode) -> Task:
     return TASKS.get(name)() if name in TASKS else Task()
 
 
-_checked: List[CfgNode] = []
-
-
-def remember_checked(cfg: CfgNode) -> None:
-    """Let :func:`check_config` pass over a config that was checked in more than it checks."""
-    _checked[:] = [cfg.clone()]
-
-
-def check_config(cfg: CfgNode) -> None:
-    """Check the values and the model of a config that a script has made.
+def check_config(cfg: CfgNode, eval_only: bool = False) -> None:
+    """Check the keys of a config, without looking at the data or building the model.
 
     Args:
         cfg (CfgNode): not changed.
+        eval_only (bool): leave out what only training reads.
 
     Raises:
         UserError: for a mistake in it.
     """
-    if _checked == [cfg]:
-        return
     check_has_keys(cfg, "")
-    check_values(cfg, eval_only=False)
-    task = get_task(cfg)
-    task.check_config(cfg)
-    task.check_model(cfg, eval_only=False)
+    check_values(cfg, eval_only)
+    if not (eval_only or is_by_epochs(cfg)):
+        check_schedule(cfg)
+    get_task(cfg).check_config(cfg)
+    if is_timm_backbone(cfg):
+        check_heads(cfg)
+        check_pixel_format(cfg, name_of_weights(cfg.MODEL.WEIGHTS, backbone_spec(cfg).name))

@@ -14,7 +14,6 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config.check_device import AMP_DTYPES
 from ..data.loader import TrainLoader
 from ..memory import send_images
 from ..solver.accumulation import PaddingToBatch, part_weights
@@ -23,12 +22,22 @@ from .signals import SignalWatch
 
 Losses = Dict[str, torch.Tensor]
 
+_AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16: AMX or AVX512-BF16."""
+    # Private, as torch has no public functions for it.
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    checks = (getattr(torch.cpu, name, None) for name in names)
+    return any(check is not None and check() for check in checks)
+
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """Return the data type of mixed precision on ``MODEL.DEVICE``.
 
     Args:
-        cfg (CfgNode): after :func:`rsb_d2.config.check_device.check_amp`.
+        cfg (CfgNode): after :func:`rsb_d2.config.resolve`.
 
     Returns:
         torch.dtype or None: ``None`` without ``SOLVER.AMP.ENABLED``; for ``SOLVER.AMP.DTYPE``
@@ -38,7 +47,7 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     if name not in ("auto", "native"):
-        return AMP_DTYPES[name]
+        return _AMP_DTYPES[name]
     has_bfloat16 = not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_bf16_supported(
         including_emulation=False
     )

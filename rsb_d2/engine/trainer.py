@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 import sys
 import weakref
 from contextlib import contextmanager
@@ -21,10 +22,9 @@ from torch import nn
 
 from ..checkpoint import Checkpointer, files_of_run, remove_leftovers, set_aside
 from ..checkpoint.run_folder import CONFIG_KEY
-from ..config.check_device import check_compiler
-from ..config.check_keypoints import check_keypoints
+from ..config.data_checks import check_keypoints
 from ..config.defaults import check_has_keys
-from ..config.paths import expand_paths
+from ..config.dry_run import dry_run
 from ..data.class_names import stored_class_names
 from ..data.loader import TrainLoader, epoch_size
 from ..data.random_state import random_state_kept
@@ -83,7 +83,6 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's constructor would build another inner trainer and checkpointer.
         TrainerBase.__init__(self)
         self._check_config(cfg)
-        cfg = expand_paths(cfg)
         self._check_data(cfg)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
@@ -366,7 +365,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
+        try:
+            model = super().build_model(cfg)
+        except UserError:
+            raise
+        except Exception:
+            dry_run(cfg, True, get_task(cfg).build_and_run)  # names the keys in one line
+            raise
         if cfg.MODEL.CHANNELS_LAST:
             model.to(memory_format=torch.channels_last)
             make_logits_contiguous(model)
@@ -428,6 +433,28 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     if cfg.MODEL.COMPILE:
         check_compiler(cfg)
         get_task(cfg).compile(model)
+
+
+def check_compiler(cfg: CfgNode) -> None:
+    """Check that ``torch.compile`` finds a compiler, long before it needs one.
+
+    Args:
+        cfg (CfgNode): its ``MODEL.DEVICE``.
+
+    Raises:
+        UserError: if the device is the CPU and there is no C++ compiler.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        return
+    from torch._inductor import config as inductor_config
+
+    names = inductor_config.cpp.cxx
+    names = names if isinstance(names, (list, tuple)) else (names,)
+    if not any(name and shutil.which(name) for name in names):
+        raise UserError(
+            "MODEL.COMPILE needs a C++ compiler, and there is no g++; install one, name it in the "
+            "environment variable CXX, or write False"
+        )
 
 
 # EvalHook and the hooks that use its results.

@@ -20,11 +20,10 @@ from timm.layers import DropBlock2d, DropPath
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..config.check_best_metric import best_mode, uses_best_metric
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import annotated_records, build_inference_loader
 from ..data.random_state import random_state_kept
-from ..evaluation.results import VALIDATION_PREFIX, split_metric
+from ..evaluation.results import VALIDATION_PREFIX, best_mode, split_metric, uses_best_metric
 from ..files import whole_file
 from ..solver.ema import EMA_PREFIX, AveragedWeights
 from ..utils import unwrap

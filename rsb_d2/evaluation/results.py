@@ -75,6 +75,19 @@ def split_metric(name: str, test_sets: Sequence[str]) -> Metric:
     return Metric(averaged, dataset, task, figure) if slash else Metric(averaged, dataset, "", rest)
 
 
+def uses_best_metric(cfg: CfgNode) -> bool:
+    """Whether a training of this config chooses a best checkpoint."""
+    return bool(cfg.SOLVER.BEST_METRIC and cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD > 0)
+
+
+def best_mode(cfg: CfgNode) -> str:
+    """Return whether higher (``"max"``) or lower values of ``SOLVER.BEST_METRIC`` are better."""
+    if cfg.SOLVER.BEST_MODE != "auto":
+        return cfg.SOLVER.BEST_MODE
+    is_loss = split_metric(cfg.SOLVER.BEST_METRIC, cfg.DATASETS.TEST).is_loss
+    return "min" if is_loss else "max"
+
+
 def metric_names(cfg: CfgNode, dataset_name: str) -> List[str]:
     """List the metrics of a data set's evaluation, named as in ``metrics.json``.
 

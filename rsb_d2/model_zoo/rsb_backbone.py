@@ -8,10 +8,11 @@ from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 from ..checkpoint import check_architecture
 from ..checkpoint.sources import is_stock_weights, recommended_weights
 from ..config import add_rsb_config
-from ..config.stock.follow import set_pixels, write_spec
+from ..config.nodes import Changes
+from ..config.stock_keys import set_pixels, write_spec
 from ..errors import UserError
 from ..modeling.build import check_pixel_format, name_of_weights
-from ..modeling.resnets.spec import (
+from ..modeling.spec import (
     BUILDERS,
     C4,
     C4_HEADS,
@@ -64,6 +65,14 @@ def with_rsb_backbone(cfg: CfgNode, weights: str = "") -> CfgNode:
     if cfg.is_frozen():
         raise UserError("with_rsb_backbone changes the config, which is frozen; give cfg.clone()")
     add_rsb_config(cfg)
+    changes = Changes(cfg)
+    with changes.because("the network is timm's"):
+        _put_under(cfg, weights)
+    changes.log()
+    return cfg
+
+
+def _put_under(cfg: CfgNode, weights: str) -> None:
     builder = backbone_name(cfg)
     if builder not in BUILDERS:
         if builder not in _BUILDERS:
@@ -86,7 +95,6 @@ def with_rsb_backbone(cfg: CfgNode, weights: str = "") -> CfgNode:
     if len(cfg.MODEL.PIXEL_MEAN) != 3:
         check_pixel_format(cfg, name_of_weights(cfg.MODEL.WEIGHTS, spec.name))
     set_pixels(cfg)
-    return cfg
 
 
 def _weights(cfg: CfgNode) -> str:

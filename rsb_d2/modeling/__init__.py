@@ -1,4 +1,5 @@
 from .build import (
+    CheckedTimmBackbone,
     build_timm_backbone,
     build_timm_c4_backbone,
     build_timm_fpn_backbone,
@@ -6,7 +7,6 @@ from .build import (
     check_pixel_format,
 )
 from .last_stage import TimmLastStage, TimmRes5ROIHeads
-from .lazy import CheckedTimmBackbone
 from .openmmlab import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
 from .timm_backbone import TimmBackbone
 from .torchvision_detectors import (

@@ -1,7 +1,8 @@
-"""The registered builders: the only place in modeling that reads a config."""
+"""The registered builders of backbones, and the backbone of LazyConfigs."""
 
 import logging
-from typing import List, Sequence, Tuple
+import weakref
+from typing import Any, Dict, List, Sequence, Tuple
 
 import timm
 from detectron2.config import CfgNode, get_cfg
@@ -13,33 +14,33 @@ from timm.models import is_model_pretrained
 from torch import nn
 
 from ..config.defaults import check_has_keys
-from ..errors import UserError
+from ..errors import UserError, first
 from ..registration import register
 from .openmmlab import LastLevelP6P7WithoutReLU
-from .resnets.spec import backbone_spec
-from .timm_backbone import TimmBackbone
+from .spec import backbone_spec
+from .timm_backbone import TimmBackbone, check_model_name
 
 logger = logging.getLogger(__name__)
 
 _DEFAULTS = get_cfg().MODEL
-# Of Detectron2's own weights: of BGR, with the standard deviation in their first layer or outside.
+# Detectron2's own weights take BGR, with the standard deviation in their first layer or outside.
 _STOCK_MEAN, _STOCK_STDS = _DEFAULTS.PIXEL_MEAN, (_DEFAULTS.PIXEL_STD, [57.375, 57.12, 58.395])
 
-# Gray levels of 255. Room for figures rounded to one decimal; a swapped channel differs by 1.
+# In gray levels of 255: numbers may be rounded to one decimal; a swapped channel differs by 1.
 _PIXEL_TOLERANCE = 0.1
 
 
 def check_pixel_format(cfg: CfgNode, name: str) -> None:
-    """Compare the images that a config feeds with those that a timm model was trained on.
+    """Check that the images of a config have the format that a timm model was trained on.
 
-    The wrong channel order, mean or scale costs several AP without a word in any log.
+    A wrong channel order, mean or scale costs several AP, and nothing else would report it.
 
     Args:
         cfg (CfgNode): its ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD``.
         name (str): timm's name of the model; its ``mean`` and ``std`` are of RGB in 0 ... 1.
 
     Raises:
-        UserError: if one differs; it gives the lines to write.
+        UserError: if one differs; the message has the lines to write.
     """
     if pixels_fit(name, cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD):
         return
@@ -53,13 +54,13 @@ def check_pixel_format(cfg: CfgNode, name: str) -> None:
 
 
 def has_default_pixels(cfg: CfgNode) -> bool:
-    """Whether a config feeds images as Detectron2's defaults and its own weights have them."""
+    """Whether a config has the image format of Detectron2's defaults or of its own weights."""
     pixels = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     return pixels in [("BGR", _STOCK_MEAN, std) for std in _STOCK_STDS]
 
 
 def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
-    """The mean and standard deviation that a timm model was trained with.
+    """Return the mean and the standard deviation that a timm model was trained with.
 
     Args:
         name (str): timm's name of the model, or of its weights.
@@ -76,7 +77,7 @@ def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
 def pixels_fit(
     name: str, image_format: str, pixel_mean: Sequence[float], pixel_std: Sequence[float]
 ) -> bool:
-    """Whether images of this format and normalisation are those of a timm model.
+    """Whether a timm model was trained on images of this format and normalization.
 
     Args:
         name (str): timm's name of the model, or of its weights.
@@ -88,9 +89,9 @@ def pixels_fit(
 
 
 def name_of_weights(weights: str, name: str) -> str:
-    """timm's name of the model with the tag of the weights, if they are timm's own.
+    """Return timm's name of the model, with the tag of the weights if they are timm's.
 
-    Weights of one architecture may take images of different mean and scale.
+    Weights of one architecture may expect different image statistics.
 
     Args:
         weights (str): as in ``MODEL.WEIGHTS``.
@@ -113,9 +114,9 @@ def _rounded(values: List[float]) -> List[float]:
 
 @register(BACKBONE_REGISTRY, waits=True)  # Detic has one of this name
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> TimmBackbone:
-    """Build the plain timm backbone that a config describes: :func:`.resnets.spec.backbone_spec`.
+    """Build the plain timm backbone that a config describes: :func:`.spec.backbone_spec`.
 
-    Only keys of the backbone are looked at; those of the heads are checked with the config.
+    Only keys of the backbone are read; :func:`rsb_d2.config.validate` checks those of the heads.
 
     Args:
         cfg (CfgNode): a config with the keys of :func:`rsb_d2.add_rsb_config`; not changed.
@@ -124,9 +125,9 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> T
 
     Raises:
         UserError: if the config lacks keys of :func:`rsb_d2.add_rsb_config`, if the model is
-            unknown or lacks a feature, if keys contradict each other or cannot be carried over to
-            timm, or if the images that the config feeds are in neither the format of the model
-            nor, which is warned of, Detectron2's default.
+            unknown or lacks a feature, if keys contradict each other or cannot be translated for
+            timm, or if the image format is neither that of the model nor Detectron2's default,
+            which only causes a warning.
     """
     check_has_keys(cfg)
     spec = backbone_spec(cfg)
@@ -145,7 +146,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> T
 
 @register(BACKBONE_REGISTRY)
 def build_timm_c4_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> TimmBackbone:
-    """Build a timm backbone up to res4, for ROI heads with res5 in them.
+    """Build a timm backbone up to res4, for ROI heads that contain res5.
 
     Arguments and errors as :func:`build_timm_backbone`.
     """
@@ -192,3 +193,73 @@ def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec | Non
     channels = shapes[source].channels if source in shapes else cfg.MODEL.FPN.OUT_CHANNELS
     top_block = top_block_type(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=source)
     return _build_fpn(cfg, bottom_up, top_block)
+
+
+class CheckedTimmBackbone(TimmBackbone):
+    """A :class:`TimmBackbone` for Detectron2's ``tools/lazyconfig_train_net.py``.
+
+    There is no builder to check its config, so the constructor compares the image format with that
+    of the weights. Each of its tensors, and no others below its name, must be in a checkpoint, even
+    for the stock ``DetectionCheckpointer``, which only logs tensors that do not fit.
+    """
+
+    _alive: "weakref.WeakSet[CheckedTimmBackbone]" = weakref.WeakSet()
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str,
+        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        norm: str = "BN",
+        norm_eval: bool = True,
+        freeze_at: int = 0,
+    ):
+        """
+        Args:
+            name (str): as for :class:`TimmBackbone`; with the tag of the weights, as weights of
+                one architecture may expect different image statistics.
+            pixel_mean, pixel_std (sequence of float): of the meta architecture.
+            input_format (str): of the images.
+            out_features, norm, norm_eval, freeze_at: as for :class:`TimmBackbone`.
+
+        Raises:
+            UserError: as :class:`TimmBackbone`, and if the model expects other images.
+        """
+        check_model_name(name)
+        if not pixels_fit(name, input_format, pixel_mean, pixel_std):
+            mean, std = pixel_statistics(name)
+            raise UserError(
+                f"input_format {input_format}, pixel_mean {list(pixel_mean)} and pixel_std "
+                f"{list(pixel_std)} are not what timm's {name} takes; write model.input_format="
+                f"RGB model.pixel_mean={_without_spaces(mean)} "
+                f"model.pixel_std={_without_spaces(std)}"
+            )
+        super().__init__(name, out_features, norm, norm_eval, freeze_at)
+        self._alive.add(self)
+
+    @classmethod
+    def names_in_use(cls) -> List[str]:
+        """timm's names of the existing backbones of this process."""
+        return sorted(backbone.name for backbone in cls._alive)
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args) -> None:
+        wanted = {f"{prefix}{name}" for name in self.state_dict()}
+        given = {name for name in state_dict if name.startswith(prefix)}
+        missing = sorted(n for n in wanted - given if not n.endswith("num_batches_tracked"))
+        foreign = sorted(given - wanted)
+        if missing or foreign:
+            raise UserError(
+                f"the weights do not fit the backbone, timm's {self.name}: {len(missing)} of its "
+                f"{len(wanted)} tensors are missing or have another shape "
+                f"({first(missing, 3) or 'none'}), and {len(foreign)} are not of it "
+                f"({first(foreign, 3) or 'none'}). Take timm://{self.name}, or a checkpoint of "
+                "this model"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _without_spaces(values: List[float]) -> str:
+    return str(_rounded(values)).replace(" ", "")

@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import UserError
 from ..registration import register
 from .norm import apply_norm_policy, fold_norms_in_training
-from .resnets.spec import backbone_spec
+from .spec import backbone_spec
 from .timm_backbone import TimmBackbone, build_feature_net, keep_norms_fixed
 
 

@@ -1,13 +1,12 @@
 """The keys of an image classifier, which meet no detector's; its data, and its network."""
 
 import logging
-from typing import Any, Dict
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
-from ..config.defaults import add_rsb_config
+from ..config import add_rsb_config, get_value
 from ..errors import UserError
 from .classifier import ImageClassifier
 from .data import EVALUATOR_TYPE
@@ -40,9 +39,8 @@ def check_classifier(cfg: CfgNode) -> None:
     defaults = get_cfg()
     add_rsb_config(defaults)
     for key, instead in _OF_DETECTORS.items():
-        parent, _, name = key.rpartition(".")
-        value = _node(cfg, parent)[name]
-        if value != _node(defaults, parent)[name]:
+        value = get_value(cfg, key)
+        if value != get_value(defaults, key):
             raise UserError(
                 f"{key} is {value!r}, which an image classifier does not read: leave "
                 f"it out; there is {instead}"
@@ -85,7 +83,7 @@ def check_data(cfg: CfgNode, eval_only: bool) -> None:
                 )
 
 
-def try_network(cfg: CfgNode, eval_only: bool) -> ImageClassifier:
+def run_network(cfg: CfgNode, eval_only: bool) -> ImageClassifier:
     """Build the classifier on the meta device, and run it on images of the sizes of a config.
 
     Args:
@@ -109,12 +107,6 @@ def try_network(cfg: CfgNode, eval_only: bool) -> ImageClassifier:
     if not eval_only:
         build_sampler(cfg, num_images=1, seed=0)
     return model
-
-
-def _node(cfg: CfgNode, key: str) -> Dict[str, Any]:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _check_images(keys: CfgNode) -> None:

@@ -26,7 +26,7 @@ from ..checkpoint.timm_names import classifier_names, without_spare_counters
 from ..errors import UserError
 from ..modeling.build import check_pixel_format
 from ..modeling.norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy
-from ..modeling.resnets.spec import classifier_spec
+from ..modeling.spec import classifier_spec
 from ..modeling.timm_backbone import check_model_name
 from ..registration import register
 

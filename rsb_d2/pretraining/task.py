@@ -1,15 +1,15 @@
 """Image classification as a kind of training."""
 
-from typing import Any, Iterable, Sequence
+from typing import Collection, Iterable, Sequence
 
 from detectron2.config import CfgNode
 
-from ..config.stock.follow import write_spec
+from ..config.stock_keys import write_spec
 from ..data.datasets import registered
 from ..engine.tasks import Task
 from ..engine.validation import number_images
-from ..modeling.resnets.spec import classifier_spec
-from .checks import check_classifier, check_data, try_network
+from ..modeling.spec import classifier_spec
+from .checks import check_classifier, check_data, run_network
 from .classifier import ImageClassifier
 from .data import build_test_loader, build_train_loader
 from .data.loading import ClassificationMapper, build_transform
@@ -22,7 +22,7 @@ class ClassificationTask(Task):
 
     name = "image classifier"
 
-    def resolve(self, cfg: CfgNode, said: Any = ()) -> None:
+    def resolve(self, cfg: CfgNode, explicit_keys: Collection[str] = ()) -> None:
         write_spec(cfg, classifier_spec(cfg))
 
     def check_config(self, cfg: CfgNode) -> None:
@@ -31,8 +31,8 @@ class ClassificationTask(Task):
     def check_data(self, cfg: CfgNode, eval_only: bool) -> None:
         check_data(cfg, eval_only)
 
-    def build_and_try(self, cfg: CfgNode, eval_only: bool) -> ImageClassifier:
-        return try_network(cfg, eval_only)
+    def build_and_run(self, cfg: CfgNode, eval_only: bool) -> ImageClassifier:
+        return run_network(cfg, eval_only)
 
     def records(self, cfg: CfgNode, split: str) -> Sequence[dict]:
         return [record for name in cfg.DATASETS[split] for record in registered(name)()]

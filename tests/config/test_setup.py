@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -12,19 +11,7 @@ from detectron2.engine import default_argument_parser
 from rsb_d2 import UserError
 from rsb_d2.config.setup import setup
 from tests.helpers.catalogs import catalogs_kept
-from tests.helpers.data.bad_input import Case, check_stop, opts
-from tests.helpers.runs.programs import check_line
 from tests.helpers.runs.sample_run import CONFIG, SMALL
-
-STOPS = [
-    Case("output folder without a name", opts("OUTPUT_DIR", ""), "OUTPUT_DIR is empty"),
-    Case("output folder in a file", opts("OUTPUT_DIR", "val.json/x"), "cannot write to val.json/x"),
-]
-
-
-@pytest.mark.parametrize("case", STOPS, ids=str)
-def test_train_net_stops_at_once(case, little_data, train_net):
-    check_stop(case, little_data, train_net)
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +31,6 @@ class NoSpace:
         raise OSError(self.number, os.strerror(self.number))
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_an_output_folder_that_takes_nothing(number, little_data, train_net, monkeypatch):
-    monkeypatch.setattr(tempfile, "TemporaryFile", NoSpace(number))  # as root, one can write
-    check_line(train_net(), f"OUTPUT_DIR: cannot write to output: {os.strerror(number)}")
-
-
 def call_setup(folder, monkeypatch, *opts, config=CONFIG, flags=()):
     monkeypatch.chdir(folder)
     args = default_argument_parser().parse_args(["--config-file", config, *flags, *SMALL, *opts])
@@ -67,75 +48,21 @@ def earlier_output(run_folder):
     assert (output / "config.yaml").read_text() == "an earlier run's"
 
 
-SAMPLE = "datasets/rsb_sample"
-
-
 @pytest.mark.parametrize(
     "opts, flags, message",
     [
-        (["MODEL.TIMM.NAME", "resnet15"], [], "MODEL.TIMM.NAME.*'resnet15'.*did you mean"),
-        (["MODEL.TIMM.NAME", "3"], [], "MODEL.TIMM.NAME"),
-        (["SOLVER.BASE_LR", "fast"], [], "SOLVER.BASE_LR"),
         (["SOLVER.BASE_LR"], [], "pairs of KEY VALUE"),
-        (["INPUT.FORMAT", "BGR"], [], "INPUT: {FORMAT: RGB}"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], [], "NUM_CLASSES.*4"),
-        (["MODEL.WEIGHTS", "no/such/model.pth"], [], "MODEL.WEIGHTS: .*no/such/model.pth"),
+        (["MODEL.RPN.HEAD_NAME", "Head"], [], "MODEL.RPN.HEAD_NAME"),
         (["MODEL.WEIGHTS", "no/such.pth"], ["--eval-only"], "MODEL.WEIGHTS: .*no/such.pth"),
-        ([], ["--eval-only"], "--eval-only needs MODEL.WEIGHTS"),
-        (["DATASETS.TRAIN", "('coco_2017_trian',)"], [], "coco_2017_trian.*coco_2017_train"),
-        (["DATASETS.TRAIN", "()"], [], "DATASETS.TRAIN is empty"),
-        (
-            ["DATASETS.COCO_JSON", f"[['rsb_sample_train', '{SAMPLE}/none.json', '{SAMPLE}']]"],
-            [],
-            "none.json",
-        ),
-        (
-            [
-                "DATASETS.COCO_JSON",
-                f"[['other', '{SAMPLE}/annotations/val.json', '{SAMPLE}/train']]",
-                *("DATASETS.TRAIN", "('other',)", "DATASETS.TEST", "('other',)"),
-                *("MODEL.ROI_HEADS.NUM_CLASSES", "4"),
-            ],
-            [],
-            None,
-        ),
+        (["DATASETS.COCO_JSON", "[['rsb_sample_train', 'none.json', 'x']]"], [], "none.json"),
     ],
 )
-def test_mistakes_stop_before_anything_is_written(
+def test_a_mistake_leaves_an_earlier_run_as_it_was(
     run_folder, earlier_output, monkeypatch, opts, flags, message
 ):
-    if message is None:  # val's annotations in an emptied image folder
-        wrong = run_folder / "wrong_folder"
-        wrong.mkdir()
-        opts = [o.replace(f"{SAMPLE}/train", "wrong_folder") for o in opts]
-        message = "wrong_folder"
     with pytest.raises(UserError, match=message) as e:
         call_setup(run_folder, monkeypatch, *opts, "OUTPUT_DIR", str(earlier_output), flags=flags)
-    assert len(str(e.value).splitlines()) <= 3
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        (None, "there is no file"),
-        ("MODEL: [", "bad.yaml: .*"),
-        ("MODEL:\n  BACKBON: {}\n", "MODEL.BACKBON"),
-        ("- 1\n", "bad.yaml: .*KEY: value"),
-    ],
-)
-def test_mistakes_in_the_config_file(run_folder, monkeypatch, tmp_path, text, message):
-    path = tmp_path / "bad.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match=message) as e:
-        call_setup(run_folder, monkeypatch, config=str(path))
     assert len(str(e.value).splitlines()) == 1
-
-
-def test_output_dir_that_cannot_be_written(run_folder, monkeypatch):
-    (run_folder / "a_file").write_text("")
-    with pytest.raises(UserError, match="OUTPUT_DIR: cannot write to a_file/output"):
-        call_setup(run_folder, monkeypatch, "OUTPUT_DIR", "a_file/output")
 
 
 def test_a_log_on_a_full_disk_says_nothing_about_it(run_folder, monkeypatch, tmp_path, capfd):

@@ -18,9 +18,8 @@ from pycocotools.cocoeval import COCOeval
 
 import train_net
 from rsb_d2 import UserError
-from rsb_d2.config.check_keypoints import resolve_keypoints
-from rsb_d2.config.loading import load_config
-from rsb_d2.data import register_coco_json
+from rsb_d2.config import load_config, resolve
+from rsb_d2.config.data_checks import check_keypoints, log_keypoint_notes
 from rsb_d2.data.images import CheckedDatasetMapper
 from rsb_d2.data.keypoints import flip_pairs, unpaired_names
 from rsb_d2.evaluation.coco_evaluation import keypoint_sigmas
@@ -96,8 +95,9 @@ def data(tmp_path, monkeypatch):
 
 def make_cfg(opts):
     cfg = load_config(str(CONFIGS / "frcnn_rsb_sample.yaml"), opts)
-    register_coco_json(cfg)
-    resolve_keypoints(cfg, eval_only=False)
+    resolve(cfg)
+    check_keypoints(cfg)
+    log_keypoint_notes(cfg, eval_only=False)
     return cfg
 
 

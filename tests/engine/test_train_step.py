@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsb_d2 import UserError
-from rsb_d2.config.check_device import check_amp
 from rsb_d2.config.loading import load_config
+from rsb_d2.config.resolving import resolve_amp
 from rsb_d2.data.images import BadImageError
 from rsb_d2.engine.checkpoints import share_buffers
 from rsb_d2.engine.signals import SignalWatch
@@ -267,7 +267,7 @@ def test_the_dtype_of_mixed_precision(switch_folder, monkeypatch):
     for supported, dtype in [(True, torch.bfloat16), (False, torch.float16)]:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **k: supported)  # noqa: B023
         assert amp_dtype(cfg) is dtype
-        check_amp(cfg)
+        resolve_amp(cfg)
         assert cfg.SOLVER.AMP.ENABLED
 
 

@@ -7,7 +7,6 @@ import pytest
 from detectron2.modeling import build_model
 
 from rsb_d2 import UserError
-from rsb_d2.config.check_device import check_compiler
 from rsb_d2.engine.trainer import prepare_for_training
 from tests.helpers.runs.switched_training import ITERATIONS, make_config, train
 
@@ -85,7 +84,7 @@ def test_compiling_keeps_names_and_copies(switch_folder):
 def test_a_missing_compiler_is_told_in_a_line(switch_folder, monkeypatch):
     monkeypatch.setenv("PATH", str(switch_folder))
     cfg = make_config(switch_folder)
-    check_compiler(cfg)
+    prepare_for_training(build_model(cfg), cfg)
     cfg.MODEL.COMPILE = True
     with pytest.raises(UserError, match="MODEL.COMPILE needs a C\\+\\+ compiler"):
         prepare_for_training(build_model(cfg), cfg)

@@ -5,7 +5,7 @@ from detectron2.config import get_cfg
 
 from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.checkpoint import check_architecture
-from rsb_d2.modeling.resnets.spec import backbone_spec, check_heads
+from rsb_d2.modeling.spec import backbone_spec, check_heads
 
 # Key, value, and a part of the message (a regular expression).
 REFUSED = [

@@ -26,9 +26,7 @@ def test_it_changes_the_config_and_returns_it(caplog):
     assert cfg.MODEL.WEIGHTS == "timm://resnet50.a1_in1k"
     assert cfg.INPUT.FORMAT == "RGB" and cfg.MODEL.PIXEL_MEAN[0] > cfg.MODEL.PIXEL_MEAN[2]
     assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
-    assert (
-        "in the config they were BGR, [103.53, 116.28, 123.675] and [1.0, 1.0, 1.0]" in caplog.text
-    )
+    assert "'BGR'" in caplog.text and "[103.53, 116.28, 123.675]" in caplog.text
     assert "strides in its 3x3 convolutions" in caplog.text
     before = cfg.dump()
     caplog.clear()

@@ -11,7 +11,7 @@ from rsb_d2 import Checkpointer, TimmBackbone, UserError, optimize_for_inference
 from rsb_d2.checkpoint.convert import convert
 from rsb_d2.engine.trainer import prepare_for_training
 from rsb_d2.modeling import TimmLastStage
-from rsb_d2.modeling.resnets.spec import backbone_spec, check_heads
+from rsb_d2.modeling.spec import backbone_spec, check_heads
 from tests.helpers.devices import check_same, tolerance
 from tests.helpers.fake_hub import add_to_cache, make_weights
 from tests.helpers.small_detector import make_config

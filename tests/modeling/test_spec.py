@@ -6,8 +6,7 @@ import torch
 from detectron2.config import get_cfg
 
 from rsb_d2 import UserError, add_rsb_config
-from rsb_d2.modeling.resnets.shape import PLAIN_RESNETS, resnets_keys
-from rsb_d2.modeling.resnets.spec import backbone_spec, check_heads
+from rsb_d2.modeling.spec import PLAIN_RESNETS, backbone_spec, check_heads, resnets_keys
 
 STAGES = ["res2", "res3", "res4", "res5"]
 

@@ -36,7 +36,7 @@ def test_train_writes_what_detectron2_writes_and_the_pictures(trained):
     assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert {"curves.png", "detections.png"} <= names
-    assert "MODEL.DEVICE is cuda, but torch finds no GPU" in first or torch.cuda.is_available()
+    assert "torch finds no GPU" in first or torch.cuda.is_available()
     assert "Pictures: " in first and re.search(r"\| +AP +\| +AP50 +\|", first)
     assert json.loads((output / "inference" / "coco_instances_results.json").read_text())
 

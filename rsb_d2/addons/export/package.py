@@ -24,8 +24,13 @@ from ...errors import UserError, is_utf8
 from ...files import whole_folder
 from ...modeling import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
 from ...modeling.openmmlab import LastLevelP6P7WithoutReLU
-from ...modeling.resnets.shape import PLAIN_RESNETS
-from ...modeling.resnets.spec import FPN, RETINANET_FPN, backbone_spec, is_timm_backbone
+from ...modeling.spec import (
+    FPN,
+    PLAIN_RESNETS,
+    RETINANET_FPN,
+    backbone_spec,
+    is_timm_backbone,
+)
 from ...predictor import Predictor
 from ...pretraining.classifier import ImageClassifier
 from ...registration import backbone_name

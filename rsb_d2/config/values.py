@@ -1,7 +1,7 @@
-"""The values of a config against what they mean, before a run trips over one of them hours later.
+"""Checks of single values: numbers against their ranges, and names against the known ones.
 
-yacs checks that a value has the type of the default. Here: numbers that are not in their range, and
-names that do not exist.
+yacs checks only that a value has the type of the default, and Detectron2 notices many a wrong value
+hours later or never.
 """
 
 import difflib
@@ -25,16 +25,17 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from detectron2.solver import build_lr_scheduler
+from detectron2.utils import comm
 
-from ..errors import UserError
-from ..solver.epochs import is_by_epochs
+from ..errors import UserError, first
 from .defaults import add_rsb_config
+from .nodes import flat_items, get_value
 
 logger = logging.getLogger(__name__)
 
 
 class _Range(NamedTuple):
-    """The numbers from ``low`` to ``high``, in words."""
+    """The numbers from ``low`` to ``high``, and their description."""
 
     words: str
     low: float = -math.inf
@@ -53,9 +54,9 @@ _NOT_NEGATIVE = _Range("0 or more", 0)
 _COUNT = _Range("1 or more", 1)
 _SHARE = _Range("between 0 and 1", 0, 1)
 _BELOW_1 = _Range("from 0 to below 1", 0, math.nextafter(1, 0))
-_SEED = _Range("below 2^31; a negative one is drawn anew in each run", high=2**31 - 1)
+_SEED = _Range("below 2^31; a negative one is drawn again in each run", high=2**31 - 1)
 
-# For lists, of each of their values. None, the default of some, is allowed for all.
+# For a list, the range is of each of its values. None, the default of some keys, always passes.
 _RANGES = {
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
     "DATASETS.IMAGE_CACHE_GB": _NOT_NEGATIVE,
@@ -148,7 +149,7 @@ _RANGES_OF_TRAINING = {
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "VIS_PERIOD": _NOT_NEGATIVE,
 }
-# Of all keys of a name below MODEL: what Detectron2 takes, and makes a wrong model or loss of.
+# Of all keys of a name below MODEL: Detectron2 accepts any value, and builds a wrong model or loss.
 _RANGES_OF_MODEL = {
     "BBOX_REG_WEIGHTS": _POSITIVE,
     "BBOX_REG_LOSS_WEIGHT": _NOT_NEGATIVE,
@@ -169,7 +170,8 @@ _RANGES_OF_MODEL = {
     "SMOOTH_L1_LOSS_BETA": _NOT_NEGATIVE,
     "STAGE_LOSS_WEIGHTS": _NOT_NEGATIVE,
 }
-# Beside those whose default is None: Detectron2's optimizers take SOLVER.WEIGHT_DECAY and BASE_LR.
+# In addition to those whose default is None: Detectron2's optimizers then take SOLVER.WEIGHT_DECAY
+# and BASE_LR.
 _MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_NORM", "SOLVER.BIAS_LR_FACTOR")
 _CHOICES = {
     "INPUT.CLASSIFIER.INTERPOLATION": ("bicubic", "bilinear", "random"),
@@ -180,6 +182,8 @@ _CHOICES = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
+    "SOLVER.AMP.DTYPE": ("auto", "native", "bfloat16", "float16"),
+    "SOLVER.BEST_MODE": ("auto", "max", "min"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
     "SOLVER.DECAY_FILTER": ("auto", "detectron2", "timm"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -198,8 +202,8 @@ _REGISTRIES = {
 }
 
 
-def check_values(cfg: CfgNode, eval_only: bool) -> None:
-    """Check the values of a config; warn of those that are possible, but hardly meant.
+def check_values(cfg: CfgNode, eval_only: bool = False) -> None:
+    """Check the values of a config, each by itself or against its neighbors.
 
     A key that a version of Detectron2 does not have is passed over.
 
@@ -213,15 +217,16 @@ def check_values(cfg: CfgNode, eval_only: bool) -> None:
     """
     check_no_key_is_empty(cfg)
     for key, range_ in {**_RANGES, **({} if eval_only else _RANGES_OF_TRAINING)}.items():
-        _check_range(cfg, key, range_)
-    for node, keys in cfg.MODEL.items():
-        for name in _RANGES_OF_MODEL.keys() & keys.keys() if isinstance(keys, CfgNode) else ():
-            _check_range(cfg, f"MODEL.{node}.{name}", _RANGES_OF_MODEL[name])
+        _check_range(key, get_value(cfg, key), range_)
+    for key, value in flat_items(cfg.MODEL, "MODEL."):
+        # The keys of a group only: MODEL.GROUP.NAME.
+        if key.count(".") == 2 and (range_ := _RANGES_OF_MODEL.get(key.rpartition(".")[2])):
+            _check_range(key, value, range_)
     for key, choices in _CHOICES.items():
-        _check_choice(key, _value(cfg, key), choices)
+        _check_choice(key, get_value(cfg, key), choices)
     for key, registry in _REGISTRIES.items():
         # "PrecomputedProposals" and "" are ways of having none.
-        name = _value(cfg, key)
+        name = get_value(cfg, key)
         if name not in ("", "PrecomputedProposals") and name not in registry:
             raise UserError(f"{key} is {name!r}; {_did_you_mean(name, [n for n, _ in registry])}")
     if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
@@ -229,12 +234,17 @@ def check_values(cfg: CfgNode, eval_only: bool) -> None:
             f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values, MODEL.PIXEL_STD has "
             f"{len(cfg.MODEL.PIXEL_STD)}; write one of each for a channel"
         )
+    _check_device(cfg.MODEL.DEVICE)
+    if cfg.OUTPUT_DIR.startswith("~"):
+        raise UserError(
+            f"OUTPUT_DIR is {cfg.OUTPUT_DIR}; write the home directory in full, or call "
+            "rsb_d2.config.resolve(cfg), which replaces ~"
+        )
     _check_proposals(cfg, eval_only)
     _check_expected_results(cfg)
     if not eval_only:
         _check_training_sizes(cfg)
-        if not is_by_epochs(cfg):  # otherwise where the data is known
-            check_schedule(cfg)
+        _check_batch(cfg)
 
 
 def check_no_key_is_empty(cfg: CfgNode) -> None:
@@ -248,28 +258,14 @@ def check_no_key_is_empty(cfg: CfgNode) -> None:
     """
     defaults = get_cfg()
     add_rsb_config(defaults)
-    _check_not_empty(cfg, defaults, "")
-
-
-def _check_not_empty(cfg: CfgNode, defaults: CfgNode, prefix: str) -> None:
-    for name, default in defaults.items():
-        key, value = prefix + name, cfg.get(name, default)
-        if isinstance(default, CfgNode) and isinstance(value, CfgNode):
-            _check_not_empty(value, default, f"{key}.")
-        elif None in _flat(value) and default is not None and key not in _MAY_BE_NONE:
+    for key, default in flat_items(defaults):
+        value = get_value(cfg, key, default)
+        if None in _flat(value) and default is not None and key not in _MAY_BE_NONE:
             what = "is empty (None)" if value is None else f"has an empty item: {value!r}"
-            as_default = (
-                "" if isinstance(default, CfgNode) else f", such as the default {default!r}"
+            raise UserError(
+                f"{key} {what}; write a value, such as the default {default!r}, or leave the key "
+                "out"
             )
-            raise UserError(f"{key} {what}; write a value{as_default}, or leave the key out")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        if part not in cfg:
-            return None
-        cfg = cfg[part]
-    return cfg
 
 
 def _flat(value: Any) -> List[Any]:
@@ -278,8 +274,7 @@ def _flat(value: Any) -> List[Any]:
     return [value]
 
 
-def _check_range(cfg: CfgNode, key: str, range_: _Range) -> None:
-    value = _value(cfg, key)
+def _check_range(key: str, value: Any, range_: _Range) -> None:
     if value is None or all(range_.holds(v) for v in _flat(value)):
         return
     each = "each value" if isinstance(value, (list, tuple)) else "it"
@@ -288,7 +283,8 @@ def _check_range(cfg: CfgNode, key: str, range_: _Range) -> None:
 
 def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
     if value is not None and value not in choices:
-        words = " or ".join(choice or '""' for choice in choices)
+        *others, last = [choice or '""' for choice in choices]
+        words = f"{', '.join(others)} or {last}"
         raise UserError(f"{key} is {value!r}; write {words}")
 
 
@@ -297,6 +293,18 @@ def _did_you_mean(name: Any, names: List[str]) -> str:
     if matches:
         return f"did you mean {' or '.join(matches)}?"
     return f"write one of {', '.join(sorted(names))}"
+
+
+def _check_device(device: str) -> None:
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"MODEL.DEVICE is {device!r}; write cpu or cuda") from None
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count() > 0:
+        raise UserError(
+            f"MODEL.DEVICE is {device}, but there are {torch.cuda.device_count()} GPUs, counted "
+            "from 0; write cuda"
+        )
 
 
 def _check_proposals(cfg: CfgNode, eval_only: bool) -> None:
@@ -316,18 +324,18 @@ def _check_proposals(cfg: CfgNode, eval_only: bool) -> None:
 
 
 def _check_expected_results(cfg: CfgNode) -> None:
-    """Detectron2 reads them when the training is over."""
+    """Detectron2 reads them only when the training is over."""
     for entry in cfg.TEST.EXPECTED_RESULTS:
         is_list = isinstance(entry, (list, tuple)) and len(entry) == 4
-        if not (is_list and all(map(_FINITE.holds, entry[2:])) and all(map(_is_text, entry[:2]))):
+        if not (
+            is_list
+            and all(isinstance(name, str) for name in entry[:2])
+            and all(map(_FINITE.holds, entry[2:]))
+        ):
             raise UserError(
                 f"TEST.EXPECTED_RESULTS: {entry!r} is not a task, a metric, its value and a "
                 "tolerance; write [['bbox', 'AP', 38.5, 0.2], ...]"
             )
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _check_training_sizes(cfg: CfgNode) -> None:
@@ -364,28 +372,32 @@ def _check_training_sizes(cfg: CfgNode) -> None:
         )
 
 
+def _check_batch(cfg: CfgNode) -> None:
+    """Check that Detectron2 can scale the batch to the number of processes, and divide it."""
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference and batch % reference:
+        raise UserError(
+            f"SOLVER.REFERENCE_WORLD_SIZE is {reference}, of which SOLVER.IMS_PER_BATCH {batch} is "
+            "not a multiple; write the number of processes that this batch is for, or 0"
+        )
+    world_size = comm.get_world_size()
+    if not reference and batch % world_size:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {batch}: it must be a multiple of the number of processes, "
+            f"which is {world_size}"
+        )
+
+
 def check_schedule(cfg: CfgNode) -> None:
-    """Check that a learning-rate schedule can be made, and warn of what it leaves out.
+    """Check that the learning-rate schedule can be built.
 
     Args:
         cfg (CfgNode): its ``SOLVER``, whose epochs are iterations by now; not changed.
 
     Raises:
-        UserError: if none can be made.
+        UserError: if the schedule cannot be built.
     """
     solver = cfg.SOLVER
-    late = [step for step in solver.STEPS if step > solver.MAX_ITER]
-    if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        # No error: whoever shortens a run of a published config means just this.
-        logger.warning(
-            f"SOLVER.STEPS {tuple(solver.STEPS)}: the training ends at SOLVER.MAX_ITER "
-            f"{solver.MAX_ITER}, so the learning rate is not lowered at {_listed(late)}."
-        )
-    if solver.WARMUP_ITERS >= solver.MAX_ITER:
-        logger.warning(
-            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS}: the training ends at SOLVER.MAX_ITER "
-            f"{solver.MAX_ITER}, before the learning rate has come up to SOLVER.BASE_LR."
-        )
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.STEPS = tuple(step for step in solver.STEPS if step <= solver.MAX_ITER)
@@ -400,5 +412,20 @@ def check_schedule(cfg: CfgNode) -> None:
         ) from None
 
 
-def _listed(values: List[int]) -> str:
-    return ", ".join(map(str, values))
+def log_schedule_notes(cfg: CfgNode) -> None:
+    """Warn of steps and a warm-up beyond the end of the training.
+
+    Not errors: shortening a run of a published config looks like this.
+    """
+    solver = cfg.SOLVER
+    late = [step for step in solver.STEPS if step > solver.MAX_ITER]
+    if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        logger.warning(
+            f"SOLVER.STEPS {tuple(solver.STEPS)}: the training ends at SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}, so the learning rate is not lowered at {first(late)}."
+        )
+    if solver.WARMUP_ITERS >= solver.MAX_ITER:
+        logger.warning(
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS}: the training ends at SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}, before the learning rate has reached SOLVER.BASE_LR."
+        )

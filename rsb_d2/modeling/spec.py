@@ -1,16 +1,19 @@
-"""What a config says of its backbone: ``MODEL.TIMM``, and Detectron2's own ``MODEL.RESNETS``.
+"""The backbone that a config describes: ``MODEL.TIMM``, and Detectron2's own ``MODEL.RESNETS``.
 
 A stock YAML describes its ResNet under ``MODEL.RESNETS``. With a timm backbone each of these keys
-is carried over to timm, or refused in one line. Where ``MODEL.TIMM.NAME`` is empty, the backbone is
-the one that ``MODEL.RESNETS`` describes. Where it names a model, that is built, and a key of
-``MODEL.RESNETS`` that is not at Detectron2's default must say the same: the defaults stand in every
-config, whoever wrote it, so they say nothing.
+is translated for timm, or refused in one line. Where ``MODEL.TIMM.NAME`` is empty, the backbone is
+the one that ``MODEL.RESNETS`` describes. Where it names a model, that model is built, and a key of
+``MODEL.RESNETS`` that is not at Detectron2's default must agree with it. The defaults themselves
+say nothing, as they are in every config.
 """
 
+import re
 from collections.abc import Collection
-from typing import Any, List, NamedTuple
+from functools import cache
+from typing import Dict, List, NamedTuple
 
 import timm
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -20,28 +23,64 @@ from detectron2.modeling import (
     SemanticSegmentor,
 )
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from timm.models import resnet as timm_resnet
+from torch import nn
 
-from ...errors import UserError
-from ...registration import backbone_name, roi_heads_name
-from ..norm import NORM_POLICIES
-from ..timm_backbone import check_model_name
-from .shape import PLAIN_RESNETS, RESNETS_KEYS, ResNetShape, resnets_keys
+from ..config.nodes import get_value
+from ..errors import UserError
+from ..registration import backbone_name, roi_heads_name
+from .norm import NORM_POLICIES
+from .timm_backbone import check_model_name
 
 PLAIN, C4 = "build_timm_backbone", "build_timm_c4_backbone"
 FPN, RETINANET_FPN = "build_timm_fpn_backbone", "build_timm_retinanet_fpn_backbone"
-# The registered builders by what Detectron2 calls theirs: that of C4 and DC5 is the same.
+# The registered builders. Detectron2 has one builder for C4 and DC5.
 BUILDERS = (PLAIN, C4, FPN, RETINANET_FPN)
 C4_HEADS = "TimmRes5ROIHeads"
 
 _RESNETS = get_cfg().MODEL.RESNETS
 _STAGES = ["res2", "res3", "res4", "res5"]
-# Of rotated boxes: the data, the operators and the evaluators would be others, too.
+# Rotated boxes would need other data, operators and evaluators.
 _ROTATED = {
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RRPN", "RPN"),
     "MODEL.ANCHOR_GENERATOR.NAME": ("RotatedAnchorGenerator", "DefaultAnchorGenerator"),
     "MODEL.ROI_HEADS.NAME": ("RROIHeads", "StandardROIHeads"),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignRotated", "ROIAlignV2"),
 }
+
+
+class ResNetShape(NamedTuple):
+    """``MODEL.RESNETS.DEPTH``, ``NUM_GROUPS`` and ``WIDTH_PER_GROUP`` of a ResNet."""
+
+    depth: int
+    num_groups: int = 1
+    width_per_group: int = 64
+
+    @property
+    def res2_out_channels(self) -> int:
+        """int: ``MODEL.RESNETS.RES2_OUT_CHANNELS``."""
+        return 64 if self.depth in (18, 34) else 256
+
+
+# timm's names of the plain ResNets, which are the ones that Detectron2 can build.
+PLAIN_RESNETS = {
+    "resnet18": ResNetShape(18),
+    "resnet34": ResNetShape(34),
+    "resnet50": ResNetShape(50),
+    "resnet101": ResNetShape(101),
+    "resnet152": ResNetShape(152),
+    "resnext50_32x4d": ResNetShape(50, 32, 4),
+    "resnext101_32x4d": ResNetShape(101, 32, 4),
+    "resnext101_32x8d": ResNetShape(101, 32, 8),
+    "resnext101_32x16d": ResNetShape(101, 32, 16),
+    "resnext101_32x32d": ResNetShape(101, 32, 32),
+    "resnext101_64x4d": ResNetShape(101, 64, 4),
+    "wide_resnet50_2": ResNetShape(50, 1, 128),
+    "wide_resnet101_2": ResNetShape(101, 1, 128),
+}
+
+# The keys of MODEL.RESNETS that tell which network it is.
+RESNETS_KEYS = ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS")
 
 
 class BackboneSpec(NamedTuple):
@@ -65,19 +104,19 @@ def is_c4(cfg: CfgNode) -> bool:
     return _has_roi_heads(cfg) and roi_heads_name(cfg) in ("Res5ROIHeads", C4_HEADS)
 
 
-def backbone_spec(cfg: CfgNode, said: Collection[str] = ()) -> BackboneSpec:
-    """Read what the backbone of a config is, from ``MODEL.TIMM`` and ``MODEL.RESNETS``.
+def backbone_spec(cfg: CfgNode, explicit_keys: Collection[str] = ()) -> BackboneSpec:
+    """Read the description of the backbone from ``MODEL.TIMM`` and ``MODEL.RESNETS``.
 
     Args:
         cfg (CfgNode): with the keys of :func:`rsb_d2.add_rsb_config`; not changed.
-        said (collection of str): of ``MODEL.RESNETS``, the keys that somebody wrote, so that they
-            say something also where the value is the default: ``"DEPTH"``.
+        explicit_keys (collection of str): the keys of ``MODEL.RESNETS`` that somebody wrote, which
+            count even where the value is the default: ``"DEPTH"``.
 
     Returns:
         BackboneSpec
 
     Raises:
-        UserError: if timm has no such model, if a key cannot be carried over to it, or if keys
+        UserError: if timm has no such model, if a key cannot be translated for it, or if keys
             contradict each other.
     """
     resnets = cfg.MODEL.RESNETS
@@ -89,8 +128,8 @@ def backbone_spec(cfg: CfgNode, said: Collection[str] = ()) -> BackboneSpec:
     name = cfg.MODEL.TIMM.NAME or _name_of(resnets)
     check_model_name(name)
     _check_norm_of_model(name, resnets.NORM)
-    _check_agreement(cfg, name, said)
-    norm, norm_eval = _norm(cfg, "NORM" in said)
+    _check_agreement(cfg, name, explicit_keys)
+    norm, norm_eval = _norm(cfg, "NORM" in explicit_keys)
     return BackboneSpec(
         name,
         _out_features(cfg),
@@ -102,10 +141,10 @@ def backbone_spec(cfg: CfgNode, said: Collection[str] = ()) -> BackboneSpec:
 
 
 def classifier_spec(cfg: CfgNode) -> BackboneSpec:
-    """Read what the network of an image classifier is: as of :func:`backbone_spec`, but whole.
+    """Read the description of an image classifier's network, with all of its stages.
 
     Args:
-        cfg (CfgNode): as of :func:`backbone_spec`; of the features nothing is read.
+        cfg (CfgNode): as of :func:`backbone_spec`; keys of features are not read.
     """
     name = cfg.MODEL.TIMM.NAME or _name_of(cfg.MODEL.RESNETS)
     check_model_name(name)
@@ -113,8 +152,43 @@ def classifier_spec(cfg: CfgNode) -> BackboneSpec:
     return BackboneSpec(name, list(cfg.MODEL.TIMM.OUT_FEATURES), norm, norm_eval, 0, 1)
 
 
+@cache
+def resnets_keys(name: str) -> Dict[str, int | None]:
+    """Return the keys of ``MODEL.RESNETS`` that describe a timm model, read from the model itself.
+
+    Args:
+        name (str): timm's name of an existing model, with or without a tag.
+
+    Returns:
+        dict[str, int or None]: of :data:`RESNETS_KEYS`; ``None`` where the key has no meaning
+        for the architecture.
+    """
+    architecture = name.partition(".")[0]
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    infos = getattr(model, "feature_info", [])
+    channels = {i["reduction"]: i["num_chs"] for i in infos} if isinstance(infos, list) else {}
+    keys = {"DEPTH": None, "NUM_GROUPS": None, "WIDTH_PER_GROUP": None}
+    keys.update(RES2_OUT_CHANNELS=channels.get(4), STEM_OUT_CHANNELS=channels.get(2))
+    if not isinstance(model, timm_resnet.ResNet):
+        # resnetv2_101, res2net101_26w_4s: timm counts the layers in the name.
+        found = re.search(r"resne\w*?(\d{2,3})", architecture)
+        keys["DEPTH"] = int(found[1]) if found else None
+        return keys
+    stages = [model.layer1, model.layer2, model.layer3, model.layer4]
+    convs = sum(
+        isinstance(m, nn.Conv2d) for n, m in model.layer1[0].named_children() if "conv" in n
+    )
+    conv2 = model.layer1[0].conv2
+    keys["DEPTH"] = 2 + convs * sum(map(len, stages))
+    if isinstance(conv2, nn.Conv2d):
+        keys["NUM_GROUPS"] = conv2.groups
+        keys["WIDTH_PER_GROUP"] = conv2.out_channels // conv2.groups
+    return keys
+
+
 def stride_in_1x1_message(name: str) -> str:
-    """What becomes of ``RESNETS.STRIDE_IN_1X1`` True, the default and a property of weights."""
+    """Return a note on ``RESNETS.STRIDE_IN_1X1`` True, the default and a property of weights."""
     return (
         "MODEL.RESNETS.STRIDE_IN_1X1 True is how Detectron2's MSRA weights were trained; timm's "
         f"{name} strides in its 3x3 convolutions, as its own weights were."
@@ -128,14 +202,14 @@ def _name_of(resnets: CfgNode) -> str:
         if known == shape:
             return name
     near = [n for n, s in PLAIN_RESNETS.items() if s[1:] == shape[1:] or s[0] == shape[0]]
-    # Those of the same width before those of the same depth.
+    # Models of the same width come before those of the same depth.
     near.sort(key=lambda n: (PLAIN_RESNETS[n][1:] != shape[1:], PLAIN_RESNETS[n][0] - shape[0]))
     there_are = ", ".join(
         f"{{DEPTH: {s.depth}, NUM_GROUPS: {s.num_groups}, WIDTH_PER_GROUP: {s.width_per_group}}}"
         for s in (PLAIN_RESNETS[n] for n in near or ["resnet50", "resnet101"])
     )
-    said = [k for k in ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP") if resnets[k] != _RESNETS[k]]
-    keys = ", ".join(f"MODEL.RESNETS.{key}" for key in said)
+    given = [k for k in ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP") if resnets[k] != _RESNETS[k]]
+    keys = ", ".join(f"MODEL.RESNETS.{key}" for key in given)
     raise UserError(
         f"{keys}: timm has no ResNet of DEPTH {shape.depth}, NUM_GROUPS "
         f"{shape.num_groups} and WIDTH_PER_GROUP {shape.width_per_group}; write MODEL.RESNETS "
@@ -143,13 +217,14 @@ def _name_of(resnets: CfgNode) -> str:
     )
 
 
-def _check_agreement(cfg: CfgNode, name: str, said: Collection[str]) -> None:
-    if not any(key in said or cfg.MODEL.RESNETS[key] != _RESNETS[key] for key in RESNETS_KEYS):
-        return  # nobody has written one; it takes a model to know what they should be
+def _check_agreement(cfg: CfgNode, name: str, explicit_keys: Collection[str]) -> None:
+    resnets = cfg.MODEL.RESNETS
+    if not any(key in explicit_keys or resnets[key] != _RESNETS[key] for key in RESNETS_KEYS):
+        return  # checking them would cost the building of a model
     for key, actual in resnets_keys(name).items():
-        value = cfg.MODEL.RESNETS[key]
-        # Nobody can write less than the default where the word means nothing.
-        is_default = value == _RESNETS[key] and (key not in said or actual is None)
+        value = resnets[key]
+        # Where a key has no meaning for the architecture, its default is all that one can write.
+        is_default = value == _RESNETS[key] and (key not in explicit_keys or actual is None)
         if is_default or value == actual:
             continue
         has = "has nothing of the kind" if actual is None else f"has {actual}"
@@ -186,31 +261,31 @@ def _has_group_norm(name: str) -> bool:
     return name.partition(".")[0].endswith("_gn")
 
 
-def _norm(cfg: CfgNode, is_said: bool) -> tuple:
+def _norm(cfg: CfgNode, is_explicit: bool) -> tuple:
     """The norm policy, and whether statistics stay fixed where weight and bias train."""
     given, norm_eval, stock = cfg.MODEL.TIMM.NORM, cfg.MODEL.TIMM.NORM_EVAL, cfg.MODEL.RESNETS.NORM
     if norm_eval not in (None, True, False):
         raise UserError(f"MODEL.TIMM.NORM_EVAL is {norm_eval!r}; write True or False")
     if stock == "GN":  # of the model itself, which has no other
         stock = "BN"
-    is_said = is_said or stock != _RESNETS.NORM
+    is_explicit = is_explicit or stock != _RESNETS.NORM
     if given:
-        if is_said and given != stock and given in NORM_POLICIES:
+        if is_explicit and given != stock and given in NORM_POLICIES:
             raise UserError(
                 f"MODEL.TIMM.NORM is {given}, but MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM}; "
                 f"write the same in both, or MODEL.RESNETS.NORM {_RESNETS.NORM}, the default"
             )
         return given, norm_eval is not False
-    if not is_said and cfg.MODEL.TIMM.NAME:
+    if not is_explicit and cfg.MODEL.TIMM.NAME:
         return "BN", norm_eval is not False
-    # As Detectron2's ResNet has it: "BN" and "SyncBN" learn their statistics.
+    # As in Detectron2's ResNet, "BN" and "SyncBN" learn their statistics.
     return stock, stock == "FrozenBN" if norm_eval is None else norm_eval
 
 
 def _out_features(cfg: CfgNode) -> List[str]:
     given, stock = list(cfg.MODEL.TIMM.OUT_FEATURES), list(cfg.MODEL.RESNETS.OUT_FEATURES)
-    is_said = stock != list(_RESNETS.OUT_FEATURES)
-    if is_said and (not stock or set(stock) - set(_STAGES)):
+    is_explicit = stock != list(_RESNETS.OUT_FEATURES)
+    if is_explicit and (not stock or set(stock) - set(_STAGES)):
         raise UserError(
             f"MODEL.RESNETS.OUT_FEATURES: {stock} must be of {_STAGES}; timm's stem has stride 2 "
             "and Detectron2's 4, so that one is named in MODEL.TIMM.OUT_FEATURES"
@@ -220,19 +295,19 @@ def _out_features(cfg: CfgNode) -> List[str]:
     if not wanted:
         if builder in (FPN, RETINANET_FPN):
             wanted = _STAGES if named else list(cfg.MODEL.FPN.IN_FEATURES)
-        elif is_said or not named or builder == C4:
+        elif is_explicit or not named or builder == C4:
             wanted = stock
         else:
             wanted = _STAGES
-    # The FPN takes what it needs, and what it does not need is not built.
-    missing = [f for f in stock if f not in wanted] if is_said and given else []
+    # Features that the FPN does not take are not built.
+    missing = [f for f in stock if f not in wanted] if is_explicit and given else []
     if missing:
         raise UserError(
             f"MODEL.RESNETS.OUT_FEATURES: {stock} has {missing[0]}, which is not in "
             f"MODEL.TIMM.OUT_FEATURES {given}; write the same in both"
         )
     if builder in (FPN, RETINANET_FPN):
-        _check_fpn(cfg, wanted, stock if is_said else wanted)
+        _check_fpn(cfg, wanted, stock if is_explicit else wanted)
     if builder == C4 and "res5" in wanted:
         key = "TIMM" if given else "RESNETS"
         raise UserError(
@@ -275,10 +350,11 @@ def check_features(cfg: CfgNode, features: List[str]) -> None:
     if _is_a(cfg, PanopticFPN, SemanticSegmentor):
         keys.append("MODEL.SEM_SEG_HEAD.IN_FEATURES")
     for key in keys:
-        missing = [f for f in _value(cfg, key) if f not in features]
+        wanted = list(get_value(cfg, key))
+        missing = [f for f in wanted if f not in features]
         if missing:
             raise UserError(
-                f"{key}: {list(_value(cfg, key))}: {cfg.MODEL.BACKBONE.NAME} has no {missing[0]}, "
+                f"{key}: {wanted}: {cfg.MODEL.BACKBONE.NAME} has no {missing[0]}, "
                 f"only {', '.join(features)}; write some of these, or another MODEL.BACKBONE.NAME"
             )
 
@@ -299,7 +375,7 @@ def _res5_dilation(cfg: CfgNode) -> int:
 
 
 def check_heads(cfg: CfgNode) -> None:
-    """Check that the heads of a config go with a timm backbone, which is built without them.
+    """Check that the heads of a config work with a timm backbone.
 
     Args:
         cfg (CfgNode): its ``BACKBONE.NAME`` is one of :data:`BUILDERS`; not changed.
@@ -308,7 +384,7 @@ def check_heads(cfg: CfgNode) -> None:
         UserError: if they do not.
     """
     for key, (rotated, plain) in _ROTATED.items():
-        if _value(cfg, key) == rotated and (_has_roi_heads(cfg) or "ROI" not in key):
+        if get_value(cfg, key) == rotated and (_has_roi_heads(cfg) or "ROI" not in key):
             raise UserError(f"{key}: {rotated}: rotated boxes are not supported; write {plain}")
     if not _has_roi_heads(cfg):
         return
@@ -339,9 +415,3 @@ def _is_a(cfg: CfgNode, *classes: type) -> bool:
         return False
     architecture = META_ARCH_REGISTRY.get(name)
     return isinstance(architecture, type) and issubclass(architecture, classes)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

@@ -1,1 +1,0 @@
-"""Detectron2's ``MODEL.RESNETS`` in the words of timm."""
