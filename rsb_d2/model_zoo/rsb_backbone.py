@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 
 from ..checkpoint import check_architecture
-from ..checkpoint.sources import is_stock_weights, recommended_weights
+from ..checkpoint.sources import has_modern_recipe, is_stock_weights, recommended_weights
 from ..config import add_rsb_config
 from ..config.nodes import Changes
 from ..config.stock_keys import set_pixels, write_spec
@@ -25,6 +25,7 @@ from ..modeling.spec import (
     stride_in_1x1_message,
 )
 from ..registration import backbone_name, reachable_name
+from ..solver.build import optimizer_name
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,11 @@ _BUILDERS = {
 }
 
 
-def with_rsb_backbone(cfg: CfgNode, weights: str = "") -> CfgNode:
+# The published recipe for 16 images per iteration (OpenMMLab's configs/resnet_strikes_back).
+_RATE, _RATE_OF_RETINANET, _BATCH, _DECAY = 0.0002, 0.0001, 16, 0.05
+
+
+def with_rsb_backbone(cfg: CfgNode, weights: str = "", recipe: bool = True) -> CfgNode:
     """Put timm's ResNet with "ResNet strikes back" weights under a config of Detectron2.
 
     The model stays that of the config: depth, groups, width, dilation, norm, freezing and features
@@ -48,6 +53,11 @@ def with_rsb_backbone(cfg: CfgNode, weights: str = "") -> CfgNode:
         weights (str): what the backbone starts from, as in ``MODEL.WEIGHTS``. ``""``: RSB's A1
             where the config has weights of Detectron2, or none below a frozen stem; its own
             otherwise, and none where it trains from scratch (``FREEZE_AT`` 0).
+        recipe (bool): replace SGD by the published recipe of weights that train badly with it
+            (:func:`rsb_d2.checkpoint.sources.has_modern_recipe`): AdamW, weight decay 0.05 but none
+            on norms, and a rate of 0.0002 for 16 images (RetinaNet 0.0001), in proportion to
+            ``SOLVER.IMS_PER_BATCH``. Train with :class:`rsb_d2.Trainer` then: ``DefaultTrainer``
+            has no AdamW. ``False``: the config's own solver.
 
     Returns:
         CfgNode: ``cfg`` itself.
@@ -68,8 +78,20 @@ def with_rsb_backbone(cfg: CfgNode, weights: str = "") -> CfgNode:
     changes = Changes(cfg)
     with changes.because("the network is timm's"):
         _put_under(cfg, weights)
+    if recipe and optimizer_name(cfg) == "SGD" and has_modern_recipe(cfg.MODEL.WEIGHTS):
+        with changes.because("the recipe of these weights; train with rsb_d2.Trainer"):
+            _set_recipe(cfg)
     changes.log()
     return cfg
+
+
+def _set_recipe(cfg: CfgNode) -> None:
+    rate = _RATE_OF_RETINANET if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else _RATE
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    cfg.SOLVER.BASE_LR = rate * cfg.SOLVER.IMS_PER_BATCH / _BATCH
+    cfg.SOLVER.WEIGHT_DECAY = _DECAY
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = None
 
 
 def _put_under(cfg: CfgNode, weights: str) -> None:

@@ -73,7 +73,7 @@ def test_its_name_alone_gives_the_same_config_or_the_same_line(name):
     cfg = small_config(name)
     stock = cfg.clone()
     try:
-        with_rsb_backbone(cfg)
+        with_rsb_backbone(cfg, recipe=False)
         refused = ""
     except UserError as e:
         refused = str(e)

@@ -110,3 +110,24 @@ def test_contradiction_with_a_name_and_a_frozen_config():
     cfg.freeze()
     with pytest.raises(UserError, match=r"frozen; give cfg.clone\(\)"):
         with_rsb_backbone(cfg)
+
+
+@pytest.mark.parametrize(
+    "name, opts, weights, expected",
+    [
+        (FRCNN, [], "", ("AdamW", 0.0002, 0.05)),
+        (FRCNN, ["SOLVER.IMS_PER_BATCH", 4], "", ("AdamW", 0.00005, 0.05)),
+        (
+            "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+            ["SOLVER.IMS_PER_BATCH", 8],
+            "",
+            ("AdamW", 0.00005, 0.05),
+        ),
+        (FRCNN, [], "timm://resnet50.tv_in1k", ("SGD", 0.02, 0.0001)),  # for which SGD is right
+    ],
+)
+def test_the_recipe_goes_with_the_weights(name, opts, weights, expected):
+    cfg = with_rsb_backbone(zoo(name, *opts), weights)
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == expected
+    kept = with_rsb_backbone(zoo(name, *opts), weights, recipe=False).SOLVER
+    assert kept.OPTIMIZER == "SGD" and kept.BASE_LR == zoo(name, *opts).SOLVER.BASE_LR
