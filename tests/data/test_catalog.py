@@ -28,8 +28,6 @@ def cfg(sample_data):
         lambda cfg: registered("mien"),
         Trainer.build_train_loader,
         lambda cfg: Trainer.build_test_loader(cfg, "mien"),
-        lambda cfg: Trainer.build_evaluator(cfg, "mien"),
-        lambda cfg: Trainer.test(cfg, None),
         Trainer,
         lambda cfg: build_evaluator(cfg, "mien"),
         lambda cfg: build_test_loader(cfg, "mien"),

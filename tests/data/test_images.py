@@ -58,13 +58,10 @@ def grey(values):
 # What each file holds, and its RGB pixels, from the arrays that it is made of.
 UNUSUAL = {
     "rgb": (save(Image.fromarray(RGB), "PNG"), RGB),
-    "1 x 1": (save(Image.fromarray(RGB[:1, :1]), "PNG"), RGB[:1, :1]),
     "grey": (save(Image.fromarray(GREY), "PNG"), grey(GREY)),
-    "grey with alpha": (save(with_alpha("LA", GREY), "PNG"), grey(GREY)),
     "alpha": (save(with_alpha("RGBA", RGB), "PNG"), RGB),
     "1 bit": (save(Image.fromarray(GREY > 99), "PNG"), grey(255 * (GREY > 99))),
     "palette": (save(palette_image(), "PNG"), PALETTE[INDEX]),
-    "palette of a GIF": (save(palette_image(), "GIF"), PALETTE[INDEX]),
     "palette, one transparent": (save(palette_image(), "PNG", transparency=3), PALETTE[INDEX]),
     "palette, transparencies": (
         save(palette_image(), "PNG", transparency=bytes(range(16))),
@@ -137,20 +134,16 @@ def test_damaged_exif_does_not_cost_the_image(tmp_path):
 
 def bad_files():
     floating = save(Image.fromarray(np.ones((80, 100), dtype=np.float32)), "TIFF")
-    integer = save(Image.fromarray(np.ones((80, 100), dtype=np.int32)), "TIFF")
     return {
         "missing": (None, "there is no such file"),
         "empty": (b"", "the file is empty"),
         "text": (b"this is no image", "it is no image, or of a kind that Pillow does not read"),
-        "web page": (b"<!DOCTYPE html>", "it is no image"),
-        "header alone": (jpeg()[:100], "it is no image|damaged"),
         "cut short": (jpeg()[:1500], "it is damaged .*truncated"),
         "cut short PNG": (png(100, 80, pixels=b"\0" * 1000), "it is damaged"),
         "bomb": (png(20000, 20000, pixels=b"\0"), "too large to be decoded .*400000000 pixels"),
         "large": (png(12000, 12000), "12000 x 12000 pixels, the annotation file says 100 x 80"),
         "other size": (jpeg(100, 79), "100 x 79 pixels, the annotation file says 100 x 80"),
         "32-bit floating-point": (floating, "floating-point pixels.*8 bits a channel"),
-        "32-bit integer": (integer, "32-bit integer pixels.*8 bits a channel"),
     }
 
 
@@ -270,16 +263,11 @@ RLE = mask_util.encode(MASK)
     [
         (dict(bbox=[float("nan"), 0, 5, 5]), "the box .nan, 0, 5, 5., .*four finite"),
         (dict(bbox=[0, 0, float("inf"), 5]), "inf.*four finite"),
-        (dict(bbox=[0, 0, 5]), "four finite"),
-        (dict(bbox=None), "four finite"),
         (dict(category_id=-1), "the class -1"),
-        (dict(category_id="cat"), "the class cat"),
         (dict(segmentation=[[1.0, 1.0, 5.0, 5.0]]), "polygon that is not of three points"),
-        (dict(segmentation=[[1.0, 1.0, 5.0, 5.0, 9.0]]), "polygon that is not of three points"),
         (dict(segmentation=[[1, 1, 5, 5, 9, float("nan")]]), "polygon that is not of three"),
         (dict(segmentation=[[1, 1, 5, 5, 9, 1e9]]), "polygon that is not of three"),
         (dict(segmentation=[]), "no mask"),
-        (dict(segmentation=None), "no mask"),
         (dict(segmentation=RLE), "mask in RLE, write INPUT.MASK_FORMAT bitmask"),
     ],
 )
