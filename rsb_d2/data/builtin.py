@@ -20,7 +20,7 @@ from ..errors import UserError, printable
 from .datasets import registered
 
 _IMAGE = "leftImg8bit.png"
-# What Detectron2 reads beside each image of Cityscapes, and where the last one comes from.
+# Suffixes of the files that Detectron2 reads for each image of Cityscapes.
 _CITYSCAPES_FILES = {
     "cityscapes_instance": ("instanceIds.png", "labelIds.png", "polygons.json"),
     "cityscapes_sem_seg": (
@@ -61,12 +61,12 @@ def check_layouts(cfg: CfgNode, eval_only: bool) -> None:
 
 
 def _check_lvis(path: str) -> None:
-    """What ``lvis`` groups and counts by; a data set without annotations is not evaluated."""
+    """Check the keys that ``lvis`` groups by; a data set without annotations is not evaluated."""
     try:
         with PathManager.open(path) as f:
             content = json.load(f)
     except ValueError as e:
-        raise UserError(f"{path} is no JSON: {e}") from None
+        raise UserError(f"{path} is not JSON: {e}") from None
     if not isinstance(content, dict) or "annotations" not in content:
         return
     for category in content.get("categories", ()):
@@ -107,10 +107,14 @@ def _check_cityscapes(metadata: Metadata, suffixes: tuple) -> None:
     for city in PathManager.ls(metadata.image_dir):
         folder = os.path.join(metadata.image_dir, city)
         if not PathManager.isdir(folder):
-            raise UserError(f"{folder} is no folder; there are folders of cities alone")
+            raise UserError(
+                f"{folder} is not a folder; the image folder must have only folders of cities"
+            )
         for image in PathManager.ls(folder):
             if not image.endswith(_IMAGE):
-                raise UserError(f"{os.path.join(folder, image)} is no image *_{_IMAGE}; remove it")
+                raise UserError(
+                    f"{os.path.join(folder, image)} is not an image *_{_IMAGE}; remove it"
+                )
             start = os.path.join(metadata.gt_dir, city, image[: -len(_IMAGE)] + "gtFine_")
             files += [start + suffix for suffix in suffixes]
     if not files:
@@ -194,10 +198,10 @@ def cityscapes_modules(name: str) -> List[str]:
 
 
 def check_packages(dataset_name: str, split: str) -> None:
-    """Check that what a data set is read and evaluated with is installed.
+    """Check that the packages that a data set needs are installed.
 
-    Without ``panopticapi`` there is a warning: all is evaluated but the panoptic quality. That of
-    Cityscapes is made known to Detectron2.
+    Without ``panopticapi`` there is a warning: everything but the panoptic quality is evaluated.
+    Detectron2's main branch is shown where the package of Cityscapes is.
 
     Args:
         dataset_name (str): a registered data set.

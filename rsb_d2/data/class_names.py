@@ -1,4 +1,4 @@
-"""The names of the classes, on their way from the data to whatever reads the model later."""
+"""The names of a model's classes: from the data into the config and every checkpoint, and back."""
 
 from dataclasses import dataclass
 from typing import Any, Dict, List
@@ -12,7 +12,7 @@ from .coco_json import register_coco_json
 
 @dataclass(frozen=True)
 class ClassNames:
-    """What a model's class indices stand for.
+    """The names and ids of a model's classes.
 
     Args:
         names (tuple[str]): of the classes, in the order of the model's outputs.
@@ -27,7 +27,7 @@ class StoredClassNames:
     """A checkpointable for an entry of every checkpoint: the names, or the ids, of the classes.
 
     Args:
-        values (sequence): what ``state_dict`` returns, as a list.
+        values (sequence): returned by ``state_dict``, as a list.
     """
 
     def __init__(self, values: Any):
@@ -37,7 +37,7 @@ class StoredClassNames:
         return self._values
 
     def load_state_dict(self, values: List[Any]) -> None:
-        """Nothing is taken over: the data that is trained on says what its classes are."""
+        """Ignore the values: the classes are those of the data that is trained on."""
 
 
 def fill_class_names(cfg: CfgNode) -> None:
@@ -56,7 +56,7 @@ def fill_class_names(cfg: CfgNode) -> None:
 
 
 def stored_class_names(cfg: CfgNode) -> Dict[str, StoredClassNames]:
-    """The entries of every checkpoint that say what the classes are.
+    """Return the entries of every checkpoint that name the classes.
 
     Args:
         cfg (CfgNode): as for :func:`fill_class_names`; not changed.
@@ -78,7 +78,7 @@ def find_class_names(cfg: CfgNode, checkpoint: Dict[str, Any], num_classes: int)
 
     Args:
         cfg (CfgNode): with this project's keys.
-        checkpoint (dict): what the file of the weights holds beside the weights.
+        checkpoint (dict): contents of the file of the weights, except the weights.
         num_classes (int): how many the model has; a source with another number is passed over.
 
     Returns:

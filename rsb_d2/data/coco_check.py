@@ -1,10 +1,10 @@
-"""The check of a COCO-format file: what stops, what is dropped, and what is filled in.
+"""The check of a COCO-format file: errors, dropped annotations, and missing keys.
 
-What makes a file ambiguous or unusable (broken JSON, duplicate ids, unknown categories, missing
-image files) stops with a :class:`UserError`. A single annotation that cannot be used (of an unknown
-image, a box of no area or outside its image, no usable mask where masks are trained) is dropped,
-and counted in one warning. Keys that Detectron2's reader or pycocotools need and that many files
-leave out (``iscrowd``, ``area``) are filled in.
+Anything that makes a file ambiguous or unusable (broken JSON, duplicate ids, unknown categories,
+missing image files) stops with a :class:`UserError`. A single annotation that cannot be used (of an
+unknown image, a box of no area or outside its image, no usable mask where masks are trained) is
+dropped, and counted in one warning. Keys that Detectron2's reader or pycocotools need and that many
+files leave out (``iscrowd``, ``area``) are filled in.
 
 Where something is dropped or filled in, a corrected copy of the file is written, which training and
 evaluation read: the ground truth is the same for both. The user's file is never changed.
@@ -33,7 +33,7 @@ from .coco_records import AnnotationFile, CocoRecords, NotPlain, RecordTable
 from .masks import is_finite, is_polygon, is_rle
 from .opening import find_missing
 
-# What fits into 64 and 32 bits, as ids and sizes have to in pycocotools and in images.
+# The largest 64-bit id that pycocotools takes, and the largest 32-bit size of an image.
 _MAX_ID = 2**63 - 1
 _MAX_SIZE = 2**31 - 1
 # Pixels by which a box may reach beyond its image unnoticed: tools round differently.
@@ -59,10 +59,10 @@ class CheckedCocoJson:
         json_file (str): the file to read: the user's, or a corrected copy of it.
         category_names (list[str]): in the order of their ids.
         category_ids (list[int]): ascending.
-        keypoints (list[Any]): what each category has as ``keypoints``, or None.
-        skeletons (list[Any]): what each category has as ``skeleton``, or None.
+        keypoints (list[Any]): ``keypoints`` of each category, or None.
+        skeletons (list[Any]): ``skeleton`` of each category, or None.
         records (CocoRecords): of all images.
-        messages (list[tuple[int, str]]): what to log, with the logger's levels.
+        messages (list[tuple[int, str]]): messages to log, with the logger's levels.
     """
 
     json_file: str
@@ -152,7 +152,7 @@ class _Check:
         return bool(self._changed) or any(self._dropped.values())
 
     def result(self) -> CheckedCocoJson:
-        """Return what was found; the records are valid unless :attr:`changes_file`."""
+        """Return the result, whose records are valid unless :attr:`changes_file`."""
         return CheckedCocoJson(
             json_file=self._json_file,
             category_names=[category["name"] for category in self._categories],
@@ -243,7 +243,7 @@ class _Check:
     def _take_odd(self, odd: List[tuple], new_ids: Iterator[int]) -> List[int]:
         """Check and correct odd annotations, and add those that stay as they are; return all ids.
 
-        Where something is changed, what was added does not matter: the copy is read instead.
+        If anything is changed, the table is not used: the copy is read instead.
         """
         annotations = [annotation for _, _, annotation in odd]
         try:
@@ -269,7 +269,7 @@ class _Check:
     def _correct(
         self, annotations: Annotations, new_ids: Iterator[int]
     ) -> Tuple[Annotations, Dict[str, List[int]], Dict[str, int]]:
-        """Return those to keep, the ids of the others by reason, and what changed by kind."""
+        """Return the annotations to keep, the other ids by reason, and counts of changes."""
         kept, dropped = drop_bad_boxes(annotations, self._sizes)
         kept, dropped[_WITHOUT_MASK], changed = correct_masks(kept, self._sizes, self._with_masks)
         changed.update(fill_in(kept, new_ids, self._num_keypoints))
@@ -346,7 +346,7 @@ def _num_keypoints(category: Dict[str, Any]) -> int | None:
     return len(names) if isinstance(names, list) and names else None
 
 
-# ---- what stops ----
+# ---- errors ----
 
 
 def _check_ids(records: List[Dict[str, Any]], key: str) -> None:
@@ -417,7 +417,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _can_be_a_name(file_name: str) -> bool:
-    # A name that is not UTF-8 has surrogates in Python, of which any other ones are a mistake.
+    # Python reads bytes that are not UTF-8 as certain surrogates; other surrogates are a mistake.
     try:
         return b"\0" not in file_name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -483,7 +483,7 @@ def _stop_if(ids: List[int], what: str) -> None:
         raise UserError(f"{len(ids)} {what} ({first_ids(ids)})")
 
 
-# ---- what is dropped or filled in ----
+# ---- dropped annotations and missing keys ----
 
 
 def _boxes_and_sizes(annotations: Annotations, sizes: Sizes) -> List[np.ndarray]:
@@ -525,8 +525,7 @@ def correct_masks(
 ) -> Tuple[Annotations, List[int], Dict[str, int]]:
     """Take out the polygons and masks that cannot be used; with masks, the annotation too.
 
-    Returns the annotations to keep, the ids of the others, and what changed in those that are kept
-    by kind.
+    Returns the annotations to keep, the ids of the others, and counts of the changes by kind.
     """
     kept, without_mask, changed = [], [], Counter()
     for annotation in annotations:
@@ -557,7 +556,7 @@ def _usable_mask(segmentation: Any, size: List[int]) -> Any:
 def fill_in(
     annotations: Annotations, new_ids: Iterator[int], num_keypoints: Dict[int, int | None]
 ) -> Dict[str, int]:
-    """Give each annotation what the readers need, in place. Returns how often, by kind.
+    """Fill in the keys that the readers need, in place. Returns how often, by kind.
 
     The new ids, above 0 and those of all annotations, are for annotations without one above 0.
     The numbers of keypoints are those of the categories, None where a category has any.

@@ -1,9 +1,9 @@
-"""COCO-format data of one's own, registered from the config: ``DATASETS.COCO_JSON``.
+"""Users' COCO-format data sets, registered from the config: ``DATASETS.COCO_JSON``.
 
-A data set that is used is checked once, before anything is trained on it; ``coco_check.py`` says
-for what. Where the check dropped or filled in something, a corrected copy of the annotation file
-goes to the cache folder (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``), which training
-and evaluation read: the ground truth is the same for both. The user's file is never changed.
+A data set in use is checked before anything is trained on it, by ``coco_check.py``. Where the check
+dropped or filled in something, a corrected copy of the annotation file goes to the cache folder
+(``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``), which training and evaluation read: the
+ground truth is the same for both. The user's file is never changed.
 """
 
 import logging
@@ -57,7 +57,7 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
             ``[name, annotation file, image folder]``; paths are relative to the working
             directory, may begin with ``~``, or be anything that Detectron2's ``PathManager``
             opens.
-        eval_only (bool): check ``DATASETS.TEST`` alone, so that an evaluation runs where the
+        eval_only (bool): check only ``DATASETS.TEST``, so that an evaluation runs where the
             training data is not.
 
     Raises:
@@ -79,7 +79,7 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
         dataset.check()
     _check_same_categories(train + test)
     _check_num_classes(cfg, train + test)
-    # Another data set may bring the objects; one of background alone is then no mistake.
+    # Another data set may have the objects; one with only background is then not a mistake.
     if len(train) == len(cfg.DATASETS.TRAIN):
         _check_something_to_train_on(train)
     _check_something_to_evaluate(test)
@@ -102,7 +102,7 @@ class CocoJsonDataset:
         with_masks (bool): whether an annotation without a usable mask is to be dropped.
 
     Attributes:
-        checked (CheckedCocoJson or None): what the check found.
+        checked (CheckedCocoJson or None): result of the check.
     """
 
     returns_coco_records = True

@@ -1,9 +1,9 @@
 """COCO-format annotation files, and Detectron2's records of them, made one at a time.
 
 A file is scanned once: of each annotation, its place in the file, its image, its class and a few
-flags are kept in arrays; its JSON is read again when a record is asked for. So the memory of a
-process is a twentieth of the file, forked workers share it, and the pages of the file are shared by
-all processes of the machine.
+flags are kept in arrays; its JSON is read again when a record is asked for. So a process
+needs memory for a small part of the file, which forked workers share, and all processes of the
+machine share the pages of the file.
 
 msgspec finds where each annotation is, orjson decodes it. Measured on a file of COCO's size (426
 MB, 118,000 images, 826,000 polygons), in seconds of one processor and in MiB of the process:
@@ -17,8 +17,9 @@ msgspec alone                                                  11.4      60
 pycocotools and ``load_coco_json``                             35.7   3,266
 ==========================================================  =======  ======
 
-hotcoco also loses what the check has to see: an ``id`` or ``file_name`` or ``bbox`` that is not
-there, ``"image_id": 1.0``, ``"iscrowd": 2``, and it has no check of polygons, RLEs and keypoints.
+hotcoco also hides mistakes that the check must find (a missing ``id``, ``file_name`` or ``bbox``,
+``"image_id": 1.0``, ``"iscrowd": 2``), has no check of polygons, RLEs and keypoints, and turns
+integers into fractions.
 """
 
 import itertools
@@ -194,7 +195,7 @@ class Source:
         self.loads: Callable[[bytes], Any] = orjson.loads
 
     def keep(self, content: bytes) -> None:
-        """Take the bytes from memory from now on: they are what ``json`` has made of the file."""
+        """Use these bytes, written by ``json``, instead of the file from now on."""
         self._in_memory, self.loads = content, json.loads
 
     def map(self) -> Any:
@@ -240,7 +241,7 @@ class Source:
 
 
 class RecordTable:
-    """What is kept of an annotation file, of N images and M annotations, sorted by image.
+    """The columns of an annotation file of N images and M annotations, sorted by image.
 
     Args:
         source (Source): the JSON of the annotations.
@@ -390,7 +391,7 @@ class CocoRecords(Sequence):
         selected._changed = dict(self._changed)
         return selected
 
-    # ---- what is known of all records without making one ----
+    # ---- columns of all records, without making a record ----
 
     def sizes(self) -> np.ndarray:
         """(N, 2), int32: height and width of each image, in pixels."""
@@ -401,7 +402,7 @@ class CocoRecords(Sequence):
         return self._count(self.table.flags & _CROWD == 0)
 
     def num_rle_objects(self) -> np.ndarray:
-        """(N,), int64: those of them whose mask is an RLE."""
+        """(N,), int64: the objects of each image whose mask is an RLE."""
         return self._count(self.table.flags == _RLE)
 
     def visible_keypoints(self) -> np.ndarray:

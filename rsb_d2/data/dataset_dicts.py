@@ -79,7 +79,8 @@ def first_dicts(name: str, count: int) -> List[Dict[str, Any]]:
 def standardize(record: Mapping) -> Dict[str, Any]:
     """A dataset dict with the types that Detectron2's functions compute with.
 
-    What has no such form stays as it is, for :func:`annotation_reason` and :func:`mask_reason`.
+    Values without such a form stay as they are; :func:`annotation_reason` and :func:`mask_reason`
+    report them.
 
     Args:
         record (mapping): one image, in Detectron2's dataset format; not changed.
@@ -208,7 +209,7 @@ def count_visible_keypoints(record: Dict[str, Any]) -> int:
     return sum(is_finite(v) and v > 0 for v in visible)
 
 
-# ---- what cannot be used ----
+# ---- unusable objects ----
 
 
 def annotation_reason(annotation: Dict[str, Any]) -> str | None:
@@ -218,7 +219,7 @@ def annotation_reason(annotation: Dict[str, Any]) -> str | None:
         annotation (dict): standardized.
 
     Returns:
-        str: what it has that cannot be used; or None.
+        str: the unusable part; or None.
     """
     box, mode = annotation.get("bbox"), annotation.get("bbox_mode")
     length, words = (5, "five") if mode == BoxMode.XYWHA_ABS else (4, "four")
@@ -244,7 +245,7 @@ def mask_reason(annotation: Dict[str, Any], size: List[int], mask_format: str) -
         mask_format (str): ``"polygon"`` or ``"bitmask"``, as ``INPUT.MASK_FORMAT``.
 
     Returns:
-        str: what the object has that cannot be used; or None.
+        str: the unusable part of the object; or None.
     """
     mask = annotation.get("segmentation")
     if isinstance(mask, list) and mask:
@@ -266,7 +267,7 @@ def keypoint_reason(annotation: Dict[str, Any], num_keypoints: int) -> str | Non
         num_keypoints (int): K.
 
     Returns:
-        str: what the object has that cannot be used; or None.
+        str: the unusable part of the object; or None.
     """
     keypoints = annotation.get("keypoints") or []
     if not (isinstance(keypoints, list) and all(map(is_finite, keypoints))):

@@ -1,7 +1,7 @@
-"""The records of the data sets of a training or an evaluation, and what is asked of all of them.
+"""The records of all data sets of a training or an evaluation.
 
-The counterparts of ``detectron2.data.build.get_detection_dataset_dicts`` and of what it calls, for
-records that are made when they are asked for; the same images in the same order.
+The counterparts of ``detectron2.data.build.get_detection_dataset_dicts`` and of the functions that
+it calls, for records that are made when they are asked for; the same images in the same order.
 """
 
 import difflib
@@ -202,7 +202,7 @@ def open_records(name: str) -> CocoRecords | None:
     load = registered(name)
     found = _arguments_of_stock(load)
     if found is None:
-        # Another function is called once, by whoever takes what it returns.
+        # Any other function is called once, by the caller.
         return load() if getattr(load, "returns_coco_records", False) else None
     try:
         records = _read_as_stock(name, found["json_file"], found["image_root"])
@@ -213,7 +213,7 @@ def open_records(name: str) -> CocoRecords | None:
 
 
 def _arguments_of_stock(load: Any) -> Dict[str, Any] | None:
-    """With what a data set was registered by ``register_coco_instances``; None for any other."""
+    """Return the arguments of ``register_coco_instances``; None for a data set of another kind."""
     if getattr(load, "__module__", "") != register_coco_instances.__module__:
         return None
     if not getattr(load, "__qualname__", "").startswith("register_coco_instances."):
@@ -268,10 +268,9 @@ def _fill_table(file: AnnotationFile, images: List[Dict], category_ids: Iterable
 
 
 def set_coco_metadata(name: str, category_names: List[str], category_ids: List[int]) -> None:
-    """Set what ``load_coco_json`` sets, and warn as it does of ids that are not 1, 2, 3 and so on.
+    """Set the metadata that ``load_coco_json`` sets, and warn as it does of ids with gaps.
 
-    COCO's own ids have gaps, and there is no warning of these; Detectron2 recognizes COCO by the
-    data set's name.
+    There is no warning of COCO's own ids; Detectron2 recognizes COCO by the name of the data set.
 
     Args:
         name (str): of the data set.
@@ -374,7 +373,7 @@ def repeat_factors(records: Any, threshold: float, sqrt: bool = True) -> torch.T
 def convert_to_coco_file(name: str, path: str, *, with_masks: bool = False) -> None:
     """Write a data set as Detectron2's ``convert_to_coco_json`` does.
 
-    Other than there, fields may have any type that :func:`.dataset_dicts.standardize` takes, the
+    In addition, fields may have any type that :func:`.dataset_dicts.standardize` takes, the
     size of an image may be missing, an image without ``image_id`` is numbered by its place, the
     dicts of the data set are not changed, and a file that is there is replaced.
 
@@ -405,7 +404,7 @@ def convert_to_coco_file(name: str, path: str, *, with_masks: bool = False) -> N
     for record in records:
         _check_objects(name, record, with_masks)
 
-    # Detectron2 converts what is registered under a name.
+    # Detectron2 converts a data set by its registered name.
     converted = MetadataCatalog.get(f"{name} (standardized)")
     converted.thing_classes = list(classes)
     ids = metadata.get("thing_dataset_id_to_contiguous_id")

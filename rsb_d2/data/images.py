@@ -1,6 +1,6 @@
-"""Image files, and what can be wrong with one: read to 8 bit, or one error that names the file.
+"""Images as arrays of 8 bits, and the mapper; one error for everything wrong with a file.
 
-What Detectron2's ``read_image`` and ``DatasetMapper`` do, and where they would go wrong:
+As Detectron2's ``read_image`` and ``DatasetMapper``, except where these go wrong:
 
 - An image of more pixels than Pillow decodes, or of another size than the annotations say, is
   refused by its header, before there is memory for its pixels.
@@ -51,13 +51,13 @@ _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
 
 class BadImageError(UserError):
-    """One image file, or what is annotated in it, cannot be used.
+    """One image file, or an annotation of it, cannot be used.
 
     Args:
         path (str): of the file.
-        reason (str): what is wrong with it. Without it, ``path`` is a text with the message of
-            such an error in it: ``torch.utils.data.DataLoader`` makes a worker's exception anew
-            from the text of its traceback.
+        reason (str): why it cannot be used. Without a reason, ``path`` is a text that contains
+            the message of such an error: ``torch.utils.data.DataLoader`` creates a worker's
+            exception again from the text of its traceback.
 
     Attributes:
         path (str): of the file.
@@ -118,7 +118,7 @@ def read_image(
             if not storage_of(path).is_stale(e):
                 raise
             return _read(path, image_format, size, fresh=True)
-    except Exception as e:  # what a damaged file makes Pillow raise is of many types
+    except Exception as e:  # Pillow raises many types for damaged files
         raise BadImageError(path, _reason(e)) from None
 
 
@@ -133,7 +133,7 @@ def read_rgb(path: str, open_file: Callable[[], BinaryIO] | None = None) -> Imag
     Args:
         path (str): anything that Detectron2's ``PathManager`` opens.
         open_file (callable or None): opens it instead, where it is a part of an archive or a
-            table; ``path`` is then what messages call it.
+            table; ``path`` is then its name in messages.
 
     Returns:
         Image: RGB, upright by its EXIF orientation.
@@ -149,7 +149,7 @@ def read_rgb(path: str, open_file: Callable[[], BinaryIO] | None = None) -> Imag
 
 
 def image_size(path: str) -> Tuple[int, int]:
-    """The size of an image as :func:`read_image` returns it, from its header alone.
+    """Read the size of an image, as :func:`read_image` returns it, from its header.
 
     Args:
         path (str): as of :func:`read_image`.
@@ -173,7 +173,7 @@ def image_size(path: str) -> Tuple[int, int]:
 
 
 class _Unusable(Exception):
-    """Its text says what is wrong with the image."""
+    """The image cannot be used; the text is the reason."""
 
 
 def _open(f: BinaryIO, size: Tuple[int, int] | None) -> Image.Image:
@@ -251,11 +251,11 @@ def _name(error: Exception) -> str:
 
 
 class CheckedDatasetMapper(DatasetMapper):
-    """Detectron2's mapper, with one error for all that can be wrong with one image.
+    """Detectron2's mapper, with one error for everything that can be wrong with an image.
 
-    Use it in the place of ``DatasetMapper``: the arguments, and what it returns, are the same. In
-    training a loader can go on after the error; in evaluation it must stop the run, as it does
-    when nobody catches it, since a figure without the image would be wrong.
+    Use it instead of ``DatasetMapper``, with the same arguments and results. In training, a loader
+    can continue after the error; in evaluation the error must stop the run, since a metric without
+    the image would be wrong.
     """
 
     @classmethod
@@ -268,7 +268,7 @@ class CheckedDatasetMapper(DatasetMapper):
         ret = super().from_config(cfg, is_train)
         if is_train and uses_large_scale_jitter(cfg):
             ret["augmentations"] = build_augmentation(cfg, is_train)
-            # As where Detectron2 crops: the boxes of what is left of the masks.
+            # As where Detectron2 crops: boxes of the remaining parts of the masks.
             ret["recompute_boxes"] = cfg.MODEL.MASK_ON
         return ret
 
@@ -315,7 +315,7 @@ class CheckedDatasetMapper(DatasetMapper):
     def _transform(
         self, dataset_dict: Dict[str, Any], image: np.ndarray, sem_seg: np.ndarray | None
     ) -> Dict[str, Any]:
-        """What the stock ``__call__`` does once the image is read."""
+        """Do the rest of the stock ``__call__``, after the image is read."""
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
         image, sem_seg = aug_input.image, aug_input.sem_seg
@@ -361,7 +361,7 @@ class CheckedDatasetMapper(DatasetMapper):
 # ---- augmentation ----
 
 
-# Of the labels of what was padded. Detectron2's main pads with it, as its data sets ignore it.
+# The label of padded pixels. Detectron2's main pads with it, as its data sets ignore it.
 _IGNORED_LABEL = 255
 
 
@@ -379,7 +379,7 @@ if "seg_pad_value" in inspect.signature(T.FixedSizeCrop.__init__).parameters:
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> List[T.Augmentation]:
-    """Build what resizes, crops and flips the images.
+    """Build the augmentations that resize, crop and flip images.
 
     Args:
         cfg (CfgNode): its ``INPUT``. With ``INPUT.LSJ.ENABLED``, training images are jittered in
@@ -424,7 +424,7 @@ class BadImages:
     """Which image files were skipped, the same in all processes once they were counted.
 
     Args:
-        max_num (int): so many different files may be bad.
+        max_num (int): how many different files may be bad.
 
     Attributes:
         reasons (dict[str, str]): by path, why each is bad.
@@ -439,19 +439,19 @@ class BadImages:
         self.counted_by_loader = True
 
     def add(self, found: Iterable[Tuple[str, str]]) -> None:
-        """Note what this process has found: paths and reasons."""
+        """Add bad images of this process, as paths and reasons."""
         self._uncounted.update(found)
 
     def take(self) -> Dict[str, str]:
-        """What this process has found since the last time, for :meth:`count`; as a rule nothing."""
+        """Return the bad images since the last call, for :meth:`count`; usually none."""
         uncounted, self._uncounted = self._uncounted, {}
         return uncounted
 
     def count(self, found: Sequence[Dict[str, str]]) -> None:
-        """Log and count bad images, those of all processes alike.
+        """Log and count the bad images of all processes.
 
         Args:
-            found (sequence of dict[str, str]): of each process, what it took.
+            found (sequence of dict[str, str]): the result of :meth:`take` of each process.
 
         Raises:
             UserError: if they are too many.
@@ -466,5 +466,5 @@ class BadImages:
         if len(self.reasons) > self._max_num:
             raise UserError(
                 f"more than {self._max_num} images are bad, the last one is "
-                f"{list(self.reasons)[-1]}: mend the data, or raise DATALOADER.MAX_BAD_IMAGES"
+                f"{list(self.reasons)[-1]}: fix the data, or raise DATALOADER.MAX_BAD_IMAGES"
             )

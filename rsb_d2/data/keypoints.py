@@ -31,7 +31,7 @@ def common_keypoints(categories: Sequence[Dict[str, Any]]) -> KeypointNames:
     Args:
         categories (sequence of dict): ``name``, and as COCO has them ``keypoints``, a list of
             names, and ``skeleton``, pairs of their numbers from 1 on. A category may have none:
-            its objects have boxes alone.
+            its objects only have boxes.
 
     Raises:
         UserError: if no category names its keypoints, if a list is not one of different names, or
@@ -69,7 +69,7 @@ def _is_pair(pair: Any, num_keypoints: int) -> bool:
 
 
 def connection_rules(keypoints: KeypointNames) -> List[Tuple[str, str, Tuple[int, int, int]]]:
-    """What Detectron2's ``Visualizer`` connects: two names, and a color."""
+    """Return the pairs that Detectron2's ``Visualizer`` connects: two names and a color."""
     names, skeleton = keypoints
     colors = class_colors(len(skeleton))
     return [(names[a], names[b], color) for (a, b), color in zip(skeleton, colors)]
@@ -105,7 +105,7 @@ def unpaired_names(names: Sequence[str], pairs: Sequence[Sequence[str]]) -> List
 
 
 def _by_key(names: Sequence[str]) -> Dict[Tuple, str]:
-    """Names by their words without sides, and the sides; without those that share these."""
+    """Return the names by their words without sides, and their sides, where these are unique."""
     keys = [_key(name) for name in names]
     counts = Counter(keys)
     return {key: name for key, name in zip(keys, names) if counts[key] == 1}

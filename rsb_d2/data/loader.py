@@ -26,9 +26,9 @@ from .images import BadImageError, BadImages, CheckedDatasetMapper, image_size
 from .random_state import random_state_kept, seed_cpu
 from .workers import WorkerLoader
 
-# So many images are drawn for one place before the data is taken to be gone.
+# How many images are drawn for one place before the data is considered to be gone.
 _MAX_DRAWN = 10
-# What DATALOADER.SAMPLER_TRAIN may name.
+# Values of DATALOADER.SAMPLER_TRAIN.
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
 
 # A place in the stream of the sampler, counted from 0, and the index of the record there.
@@ -47,7 +47,7 @@ def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
         seed (int): of the shuffling.
 
     Returns:
-        Sampler[int]: the endless stream of all processes; each sees the whole of it.
+        Sampler[int]: the endless stream of all processes; each sees all of it.
 
     Raises:
         UserError: if there is no such sampler.
@@ -79,7 +79,7 @@ def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
 
 
 class Replacements:
-    """Draws a record in the place of another one of its group, however many records there are.
+    """Draws a record to replace another one of its group, in constant time.
 
     Args:
         groups (bytes): the group of each record.
@@ -97,7 +97,7 @@ class Replacements:
             index (int): of a record.
 
         Returns:
-            int: of another one; of the same where it is alone in its group.
+            int: of another one; of the same record if its group has no other.
         """
         members = self._members[self._groups[index]]
         drawn = int(torch.randint(max(len(members) - 1, 1), ()))
@@ -208,8 +208,8 @@ def group_seeds(seed: int, first: int, num_images: int, group_share: int) -> Lis
     return [(seed, first + i // group_share) for i in range(num_images)]
 
 
-def is_high(record: dict) -> bool:
-    """Whether an image is at least as high as wide: images of a batch are alike in this.
+def is_portrait(record: dict) -> bool:
+    """Whether an image is at least as high as wide: the images of a batch agree in this.
 
     Args:
         record (dict): in Detectron2's dataset format; without ``width`` and ``height``, the header
@@ -224,8 +224,8 @@ def is_high(record: dict) -> bool:
     return width <= height
 
 
-def are_high(records: Sequence[dict]) -> bytes:
-    """Of each record, as 0 or 1, what :func:`is_high` says; those of a cache are not made for it.
+def aspect_ratio_groups(records: Sequence[dict]) -> bytes:
+    """Return :func:`is_portrait` of each record as 0 or 1, without making records if possible.
 
     Args:
         records (sequence of dict): N of them.
@@ -236,18 +236,18 @@ def are_high(records: Sequence[dict]) -> bytes:
     if isinstance(records, (CocoRecords, JoinedRecords)):
         height, width = records.sizes().T
         return (width <= height).astype("uint8").tobytes()
-    return bytes(map(is_high, records))
+    return bytes(map(is_portrait, records))
 
 
 # ---- the loaders ----
 
 
 class TrainLoader:
-    """An endless stream of batches that goes on where another process's stopped.
+    """An endless stream of batches that continues where another process stopped.
 
     Which images a batch has, and how each is augmented, depends on the seed and on the number of
     the batch: not on the number of workers, nor on what was loaded before. So the state of the
-    loader is two numbers, and to go on from a batch no image before it is read.
+    loader is two numbers, and no image before a batch is read to continue from it.
 
     An image that cannot be read is logged, and another one takes its place, which also depends on
     nothing but the seed and the place.
@@ -255,20 +255,20 @@ class TrainLoader:
     Args:
         records (sequence of dict): in Detectron2's dataset format; those of an annotation file are
             made by the workers, one at a time.
-        mapper (callable): from a record to what the model takes, with random augmentation or
+        mapper (callable): from a record to the input of the model, with random augmentation or
             without; raises :class:`rsb_d2.data.images.BadImageError` for an image that cannot be
             used, or returns ``None`` to have another one drawn.
         build_sampler (callable): from a seed to an endless ``Sampler[int]`` over the records.
         total_batch_size (int): images in a batch, in all processes together.
-        aspect_ratio_grouping (bool): whether the images of a batch are alike in
-            :func:`rsb_d2.data.loader.is_high`, as in Detectron2.
-        mix_group (int): so many neighbours in a batch are mixed by one draw; each image then says
-            its ``mix_seed``. As of :func:`rsb_d2.data.loader.share_of_batch`.
+        aspect_ratio_grouping (bool): whether the images of a batch agree in
+            :func:`is_portrait`, as in Detectron2.
+        mix_group (int): how many neighbors in a batch are mixed by one draw; each image then has
+            its ``mix_seed``. As for :func:`share_of_batch`.
         num_parts (int): equal parts that each process computes its share in, if it is mixed.
         num_workers (int): processes that load for this one; 0 loads in this one.
         pin_memory (bool): load into memory that a GPU copies from by itself, for
             :func:`rsb_d2.memory.send_images`.
-        max_bad_images (int): so many different files may be bad before the training stops.
+        max_bad_images (int): how many different files may be bad before the training stops.
         seed (int): of order and augmentation, the same in all processes.
 
     Attributes:
@@ -300,7 +300,9 @@ class TrainLoader:
     ):
         if not len(records):
             raise UserError("DATASETS.TRAIN: there is no image to train on")
-        self._groups = are_high(records) if aspect_ratio_grouping else bytes(len(records))
+        self._groups = (
+            aspect_ratio_groups(records) if aspect_ratio_grouping else bytes(len(records))
+        )
         is_packed = isinstance(records, (CocoRecords, JoinedRecords))
         self._records = records if is_packed else _serialize(records)
         self.mapper = mapper
@@ -319,7 +321,7 @@ class TrainLoader:
         self._order()  # a batch that cannot be shared out is an error now
 
     def state_dict(self) -> Dict[str, Any]:
-        """What :meth:`load_state_dict` needs to go on behind the last batch that was taken."""
+        """Return the state after the last batch that was taken, for :meth:`load_state_dict`."""
         return {
             "seed": self._seed,
             "num_images": self._num_batches * self._total_batch_size,
@@ -327,7 +329,7 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Go on from a state; takes effect on what is iterated over from now on.
+        """Continue from a state, in iterators that start after this call.
 
         Args:
             state (dict[str, Any]): of :meth:`state_dict`, of any number of processes.
@@ -568,7 +570,7 @@ def build_inference_loader(
 
     Args:
         records (sequence of dict): in Detectron2's dataset format, of all processes.
-        mapper (callable): from a record to what the model takes.
+        mapper (callable): from a record to the input of the model.
         num_workers (int): processes that load for this one; 0 loads in this one.
 
     Returns:

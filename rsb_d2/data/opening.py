@@ -21,7 +21,7 @@ class Storage:
     """Images in files and folders that ``PathManager`` opens; subclasses add other places."""
 
     def configure(self, cfg: CfgNode) -> None:
-        """Take settings from a config; :data:`.workers.SETTINGS` has those that workers need."""
+        """Take settings from a config; put those for workers into :data:`.workers.SETTINGS`."""
 
     def holds(self, path: str) -> bool:
         """Return whether a path, of a file or an image folder, belongs to this storage."""
@@ -100,14 +100,14 @@ def image_path(image_root: str, file_name: str) -> str:
 
     Args:
         image_root (str): as for :func:`is_image_folder`.
-        file_name (str): of the image, as an annotation file has it. It is what the file is called,
+        file_name (str): of the image, as an annotation file has it. It is the name of the file,
             wherever it is: on a web server, too, ``a%20b.jpg`` has a ``%`` in its name.
     """
     return storage_of(image_root).join(image_root, file_name)
 
 
 def is_image_folder(path: str) -> bool:
-    """Return whether images can be in a path: a folder, or what a storage has instead of one.
+    """Return whether images can be in a path: a folder, or its counterpart in a storage.
 
     Args:
         path (str): of an image folder, as in ``DATASETS.COCO_JSON``.

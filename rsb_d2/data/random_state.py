@@ -1,4 +1,4 @@
-"""The random state of a process: kept, set, and put into a checkpoint."""
+"""The random state of a process: restored, seeded, and stored in checkpoints."""
 
 import random
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def random_state_kept(with_gpu: bool = True) -> Iterator[None]:
-    """Put the random state of Python, NumPy and torch (CPU, current GPU) back at the end.
+    """Restore the random state of Python, NumPy and torch (CPU, current GPU) at the end.
 
     Args:
-        with_gpu (bool): False leaves the GPU alone, as the worker of a loader must.
+        with_gpu (bool): False does not touch the GPU; required in loader workers.
     """
     devices = [torch.cuda.current_device()] if with_gpu and torch.cuda.is_available() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -55,7 +55,7 @@ def random_state() -> Dict[str, Any]:
 
 
 def set_random_state(state: Dict[str, Any]) -> None:
-    """Go on from a state of :func:`random_state`; GPUs that are not there are left out."""
+    """Restore a state of :func:`random_state`; missing GPUs are left out."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

@@ -1,4 +1,4 @@
-"""Worker processes: what they do with signals, and their end, with that of the process they serve.
+"""Worker processes: how they treat signals, and how they end with the process that they serve.
 
 That process is ``multiprocessing.parent_process()`` with every start method. It is not always the
 one above a worker in the process tree: with ``forkserver`` that is the fork server, which lives as
@@ -60,7 +60,7 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _start_worker(settings: List[Callable[[], None]], worker_id: int) -> None:
-    """Go on until the training, which finishes its iteration first, ends its workers.
+    """Continue until the training, which finishes its iteration first, ends its workers.
 
     A terminal and a cluster send signals to all processes of a job, the workers among them.
     """

@@ -126,7 +126,7 @@ def test_too_many_bad_images(little_data):
     register_coco_json(cfg)
     for name in IMAGES[:2]:
         (little_data / "train" / name).write_bytes(b"")
-    with pytest.raises(UserError, match="more than 1 .*mend the data, .*MAX_BAD_IMAGES"):
+    with pytest.raises(UserError, match="more than 1 .*fix the data, .*MAX_BAD_IMAGES"):
         [next(batches) for batches in [iter(Trainer.build_train_loader(cfg))] for _ in range(9)]
 
 

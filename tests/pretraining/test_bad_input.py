@@ -278,7 +278,7 @@ def test_too_many_bad_images(data):
     cfg = make_cfg("DATALOADER.MAX_BAD_IMAGES", "1")
     for name in ("0.jpg", "1.jpg"):
         (data / "train" / "emu" / name).write_bytes(b"")
-    with pytest.raises(UserError, match="more than 1 .*mend the data, .*MAX_BAD_IMAGES"):
+    with pytest.raises(UserError, match="more than 1 .*fix the data, .*MAX_BAD_IMAGES"):
         [next(batches) for batches in [iter(Trainer.build_train_loader(cfg))] for _ in range(9)]
 
 
