@@ -166,12 +166,13 @@ class _Check:
     def _read_annotations(self) -> None:
         ids, odd, new_ids = array("q"), [], self._new_ids()
         is_good, add = self._is_good(), self._add
-        for start, end, annotation in self._file.annotations():
-            if is_good(annotation):
+        for place in self._file.annotations():
+            start, text, annotation = place
+            if is_good(text, annotation):
                 ids.append(annotation["id"])
-                add(start, end, annotation)
+                add(start, text, annotation)
                 continue
-            odd.append((start, end, annotation))
+            odd.append(place)
             if len(odd) == _CHUNK:
                 ids.extend(self._take_odd(odd, new_ids))
                 odd = []
@@ -187,8 +188,8 @@ class _Check:
             )
         self._table.finish()
 
-    def _is_good(self) -> Callable[[Dict[str, Any]], bool]:
-        """Return a function that tells annotations that every rule leaves as they are.
+    def _is_good(self) -> Callable[[bytes, Dict[str, Any]], bool]:
+        """Return a function that recognizes annotations that every rule leaves as they are.
 
         It may call a good annotation odd, and is written for speed: it sees each annotation.
         """
@@ -196,28 +197,28 @@ class _Check:
         # And how far the points of its polygons may be to the left and right.
         sizes = {i: (h, w, -max(h, w), 2 * max(h, w)) for i, (h, w) in self._sizes.items()}
         if not self._file.is_plain:  # there may be NaN, which all comparisons below let through
-            return lambda annotation: False
+            return lambda text, annotation: False
 
-        def is_good(annotation: Dict[str, Any]) -> bool:
+        def is_good(text: bytes, annotation: Dict[str, Any]) -> bool:
             try:
                 number, image_id = annotation["id"], annotation["image_id"]
                 area, category_id = annotation["area"], annotation["category_id"]
                 height, width, lowest, highest = sizes[image_id]
+                length = num_keypoints[category_id]
                 x, y, w, h = annotation["bbox"]
                 if (
                     not type(number) is type(image_id) is type(category_id) is int
                     or not 0 < number <= _MAX_ID
-                    or not type(x) is type(y) is type(w) is type(h) is float
-                    and not {type(x), type(y), type(w), type(h)} <= _NUMBERS
-                    or type(area) not in _NUMBERS
                     or not 0 <= area <= _MAX_AREA
                     or not 0 <= x < x + w <= width
                     or not 0 <= y < y + h <= height
                     or annotation["iscrowd"] not in (0, 1)
                     or "ignore" in annotation
+                    or type(area) not in _NUMBERS
+                    or not type(x) is type(y) is type(w) is type(h) is float
+                    and not {type(x), type(y), type(w), type(h)} <= _NUMBERS
                 ):
                     return False
-                length = num_keypoints[category_id]
                 if "keypoints" in annotation:
                     keypoints = annotation["keypoints"]
                     if length is None or len(keypoints) != 3 * length:
@@ -229,10 +230,11 @@ class _Check:
                     return not with_masks
                 if type(mask) is not list:
                     return False
+                has_minus = b"-" in text
                 for polygon in mask:
-                    if len(polygon) < 6 or len(polygon) % 2:
+                    if len(polygon) < 6 or len(polygon) % 2 or max(polygon) > highest:
                         return False
-                    if min(polygon) < lowest or max(polygon) > highest:
+                    if has_minus and min(polygon) < lowest:
                         return False
                 return True
             except (LookupError, TypeError, ValueError):

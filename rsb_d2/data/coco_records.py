@@ -93,11 +93,11 @@ class AnnotationFile:
         """
         return _list_of_objects(self.content, key)
 
-    def annotations(self) -> Iterator[Tuple[int, int, Annotation]]:
+    def annotations(self) -> Iterator[Tuple[int, bytes, Annotation]]:
         """Decode the annotations, in the order of the file.
 
         Yields:
-            tuple[int, int, dict]: where its JSON starts and ends in :attr:`source`, and the
+            tuple[int, bytes, dict]: where its JSON starts in :attr:`source`, this JSON, and the
             annotation.
 
         Raises:
@@ -108,7 +108,8 @@ class AnnotationFile:
             for size in self._sizes:
                 start = content.find(b"{", end)  # behind a comma and spaces
                 end = start + size
-                yield start, end, loads(content[start:end])
+                text = content[start:end]
+                yield start, text, loads(text)
         except ValueError as e:
             raise NotPlain(str(e)) from None
         if end != self._end:
@@ -271,19 +272,19 @@ class RecordTable:
         self._classes, self._flags = array("i"), array("B")
         self.visible_keypoints = np.zeros(len(images), dtype=np.int64)
 
-    def adder(self) -> Callable[[int, int, Annotation], None]:
-        """Return a function that adds an annotation, whose JSON starts and ends at two places."""
+    def adder(self) -> Callable[[int, bytes, Annotation], None]:
+        """Return a function that adds an item of :meth:`AnnotationFile.annotations`."""
         place_of_id, class_of_id = self.place_of_id, self.class_of_id
         visible = self.visible_keypoints
         columns = (self._places, self._classes, self._starts, self._sizes, self._flags)
         add_place, add_class, add_start, add_size, add_flags = (c.append for c in columns)
 
-        def add(start: int, end: int, annotation: Annotation) -> None:
+        def add(start: int, text: bytes, annotation: Annotation) -> None:
             place = place_of_id[annotation["image_id"]]
             add_place(place)
             add_class(class_of_id[annotation["category_id"]])
             add_start(start)
-            add_size(end - start)
+            add_size(len(text))
             flags = _CROWD if annotation.get("iscrowd", 0) else 0
             add_flags(flags | _RLE if type(annotation.get("segmentation")) is dict else flags)
             keypoints = annotation.get("keypoints")

@@ -254,14 +254,14 @@ def _read_as_stock(name: str, json_file: str, image_root: str) -> CocoRecords:
 def _fill_table(file: AnnotationFile, images: List[Dict], category_ids: Iterable[int]) -> tuple:
     table, ids, num_left_out = RecordTable(file.source, images, category_ids), array("q"), 0
     add = table.adder()
-    for start, end, annotation in file.annotations():
+    for start, text, annotation in file.annotations():
         if annotation.get("ignore", 0) != 0 or len(annotation.get("bbox", "none")) == 0:
             raise NotPlain("it has an annotation with 'ignore' or without a box")
         ids.append(annotation["id"])
         if to_object(annotation, table.class_of_id) is None:
             num_left_out += 1
         else:
-            add(start, end, annotation)
+            add(start, text, annotation)
     if len(np.unique(np.frombuffer(ids, dtype=np.int64))) < len(ids):
         raise NotPlain("its annotation ids are not unique")
     return table.finish(), num_left_out

@@ -53,11 +53,11 @@ class Storage:
         listings = {}
         missing = []
         for file_name in file_names:
-            folder, name = os.path.split(self.join(image_root, file_name))
+            folder, name = os.path.split(file_name)
             if folder not in listings:
-                listings[folder] = _list_folder(folder)
+                listings[folder] = _list_folder(self.join(image_root, folder))
             # The second look is for file systems that do not tell A.jpg from a.jpg.
-            if name not in listings[folder] and not self.is_file(os.path.join(folder, name)):
+            if name not in listings[folder] and not self.is_file(self.join(image_root, file_name)):
                 missing.append(file_name)
         return missing
 
