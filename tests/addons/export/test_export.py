@@ -160,7 +160,7 @@ def test_torch_export_refuses_small_images_and_other_heads(tmp_path):
 
     model = make_seeded_model(make_seeded_config("faster"))
     model.roi_heads.__class__ = OtherHeads
-    with pytest.raises(UserError, match="OtherHeads cannot be exported with torch.export"):
+    with pytest.raises(UserError, match="OtherHeads with .* cannot be exported with torch.export"):
         make_dataflow(model)
     assert not list(tmp_path.iterdir())
 
@@ -180,7 +180,7 @@ def test_c4_detectors_are_exported_to_onnx_only(tmp_path):
     result = export_detector(*detector, NAMES, str(tmp_path / "c4.onnx"), pictures())
     assert len(set(result.sizes)) >= 3 and result.difference.detections >= 5
     assert result.difference.box < 0.1 and result.difference.score < 1e-3
-    with pytest.raises(UserError, match="^TimmRes5ROIHeads cannot .*: name a file in .onnx$"):
+    with pytest.raises(UserError, match="^TimmRes5ROIHeads with .*: name a file in .onnx$"):
         export_detector(*detector, NAMES, str(tmp_path / "c4.pt2"), pictures())
 
 
