@@ -1,4 +1,4 @@
-"""A trained detector, from its config and weights to detections on any image."""
+"""A trained detector: loading its config and weights, and detecting objects in images."""
 
 import difflib
 import os
@@ -26,7 +26,7 @@ from .registration import architecture_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Which file of a run to use, the first that is there.
+# Weights of a run in the order of preference.
 _RUN_WEIGHTS = ("model_best.pth", "model_final.pth")
 
 
@@ -38,25 +38,25 @@ def load_predict_config(
     device: str = "",
     threshold: float | None = None,
 ) -> CfgNode:
-    """Make the config of a trained model, from what a user says on a command line.
+    """Load the config of a trained model from command line arguments.
 
     Args:
-        config_file (str): path of a YAML file, or a name in the model zoo; ``""`` for that of
-            ``run``, or of weights named ``zoo://NAME``.
+        config_file (str): path of a YAML file, or a name in the model zoo; ``""`` for the config
+            of ``run``, or of weights named ``zoo://NAME``.
         weights (str): as ``MODEL.WEIGHTS``; ``""`` for those of the run or the config.
-        run (str): ``OUTPUT_DIR`` of a training: its ``config.yaml``, and its best or else its
-            last weights.
+        run (str): ``OUTPUT_DIR`` of a training: its ``config.yaml``, and its best weights or
+            otherwise its last ones.
         opts (list[str]): ``KEY VALUE`` pairs.
-        device (str): ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``""`` for the config's, or the CPU
-            where there is no GPU.
-        threshold (float or None): the lowest score of a detection, 0 ... 1; ``None`` for the
-            config's.
+        device (str): ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``""`` for the device of the config, or
+            the CPU if there is no GPU.
+        threshold (float or None): minimum score of a detection, 0 ... 1; ``None`` for the value of
+            the config.
 
     Returns:
-        CfgNode: not frozen; ``MODEL.WEIGHTS`` is set.
+        CfgNode: not frozen, with ``MODEL.WEIGHTS``.
 
     Raises:
-        UserError: if the files are not there, or an argument has no meaning.
+        UserError: if a file does not exist, or an argument is invalid.
     """
     run, config_file, weights = map(os.path.expanduser, (run, config_file, weights))
     if run:
@@ -73,8 +73,8 @@ def load_predict_config(
     cfg = load_config(config_file, list(opts))
     if architecture_name(cfg) in TASKS:
         raise UserError(
-            f"{config_file} is of an image classifier, which finds no objects; name a detector's, "
-            "trained from its weights (docs/pretraining.md)"
+            f"{config_file} is of an image classifier, which finds no objects; name a detector's "
+            "config, trained from its weights (docs/pretraining.md)"
         )
     cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
     if not cfg.MODEL.WEIGHTS:
@@ -90,7 +90,9 @@ def _find_run(run: str, config_file: str, weights: str) -> Tuple[str, str]:
         raise UserError(f"--run: there is no folder {run}")
     config_file = config_file or os.path.join(run, "config.yaml")
     if not os.path.isfile(config_file):
-        raise UserError(f"--run: {run} has no config.yaml, so it is no OUTPUT_DIR of a training")
+        raise UserError(
+            f"--run: {run} has no config.yaml, so it is not the OUTPUT_DIR of a training"
+        )
     if weights:
         return config_file, weights
     names = list(_RUN_WEIGHTS)
@@ -129,7 +131,7 @@ def _set_threshold(cfg: CfgNode, threshold: float) -> None:
 
 
 def load_detector(cfg: CfgNode) -> Tuple[nn.Module, ClassNames]:
-    """Build a detector, load all of its weights, and find the names of its classes.
+    """Build a detector, load all its weights, and find its class names.
 
     Args:
         cfg (CfgNode): of :func:`load_predict_config`.
@@ -138,7 +140,7 @@ def load_detector(cfg: CfgNode) -> Tuple[nn.Module, ClassNames]:
         nn.Module, ClassNames: the model in evaluation mode, on ``MODEL.DEVICE``.
 
     Raises:
-        UserError: if the weights are not there, or are not those of the whole model.
+        UserError: if the weights do not exist, or do not contain the complete model.
     """
     model = build_model(cfg).eval()
     checkpointer = Checkpointer(model)
@@ -148,7 +150,7 @@ def load_detector(cfg: CfgNode) -> Tuple[nn.Module, ClassNames]:
 
 
 def num_classes(model: nn.Module) -> int:
-    """The number of classes of a detector of Detectron2."""
+    """Return the number of classes of a detector."""
     return getattr(model, "roi_heads", model).num_classes
 
 
@@ -161,21 +163,21 @@ def _check_complete(cfg: CfgNode, checkpointer: Checkpointer) -> None:
         key = "RETINANET" if hasattr(checkpointer.model, "head") else "ROI_HEADS"
         raise UserError(
             f"{cfg.MODEL.WEIGHTS} is of a model with {there} classes, but MODEL.{key}.NUM_CLASSES "
-            f"is {here}: use the config that it was trained with"
+            f"is {here}: use the config of its training"
         )
     if report.initial:
         raise UserError(
-            f"{cfg.MODEL.WEIGHTS} is not a whole detector of this config: "
-            f"{len(report.initial)} tensors are missing, as {report.initial[0]}; name the weights "
-            "of a trained one with --weights"
+            f"{cfg.MODEL.WEIGHTS} is not a complete detector of this config: "
+            f"{len(report.initial)} tensors are missing, such as {report.initial[0]}; name the "
+            "weights of a trained one with --weights"
         )
 
 
 class Preparation:
-    """Resizes images as for evaluation; small, for processes that have no model.
+    """Resizes images as for evaluation, without a model, so that worker processes can use it.
 
     Args:
-        cfg (CfgNode): its ``INPUT`` keys are read.
+        cfg (CfgNode): the ``INPUT`` keys are read.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -185,14 +187,14 @@ class Preparation:
         )
 
     def __call__(self, image: np.ndarray) -> Dict[str, Any]:
-        """Arguments and result as of :meth:`Predictor.prepare`."""
+        """Resize an image; see :meth:`Predictor.prepare`."""
         height, width = image.shape[:2]
         resized = self._resize.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}
 
     def size(self, height: int, width: int) -> Tuple[int, int]:
-        """Height and width in pixels that an image of this height and width is resized to."""
+        """Return the height and width to which an image of this height and width is resized."""
         shortest, longest = self._resize.short_edge_length[0], self._resize.max_size
         if not shortest:
             return height, width
@@ -203,11 +205,12 @@ class Predictor:
     """Runs a detector on images of any size, resized as for evaluation.
 
     Args:
-        cfg (CfgNode): its ``INPUT`` keys are read.
+        cfg (CfgNode): the ``INPUT`` keys are read.
         model (nn.Module): in evaluation mode.
         classes (ClassNames): of the model.
-        dtype (str): ``"float32"``, or ``"bfloat16"`` for automatic mixed precision. A model of
-            :func:`rsb_d2.optimize_for_inference` has its own and takes ``"float32"`` here.
+        dtype (str): ``"float32"``, or ``"bfloat16"`` for automatic mixed precision. Use
+            ``"float32"`` for a model of :func:`rsb_d2.optimize_for_inference`, which has its own
+            precision.
 
     Raises:
         UserError: for another ``dtype``.
@@ -230,7 +233,7 @@ class Predictor:
             dtype (str): ``"float32"`` or ``"bfloat16"``.
 
         Raises:
-            UserError: see :func:`load_detector`; for another ``dtype``, too.
+            UserError: see :func:`load_detector`; also for another ``dtype``.
         """
         _check_dtype(dtype)
         model, classes = load_detector(cfg)
@@ -243,7 +246,7 @@ class Predictor:
             image (ndarray): uint8 of shape (H, W, 3), channels as in ``INPUT.FORMAT``.
 
         Returns:
-            dict: one image of the list that a detector of Detectron2 takes.
+            dict: one image of the list that a Detectron2 model takes.
         """
         return self.preparation(image)
 
@@ -251,12 +254,12 @@ class Predictor:
         """Detect objects.
 
         Args:
-            batch (list[dict]): what :meth:`prepare` returns, of one or more images. Images of a
+            batch (list[dict]): results of :meth:`prepare` for one or more images. Images of a
                 batch are padded to the same size, which changes scores in the third decimal.
 
         Returns:
-            list[Instances]: of each image, on the CPU, in pixels of the image before it was
-            resized: ``pred_boxes``, ``scores``, ``pred_classes``, with masks ``pred_masks``.
+            list[Instances]: of each image, on the CPU, in pixels of the original image:
+            ``pred_boxes``, ``scores``, ``pred_classes``, and ``pred_masks`` of models with masks.
         """
         device, autocast = self.model.device, nullcontext()
         batch = send_images(batch, device)
@@ -270,7 +273,7 @@ class Predictor:
         return [_to_float32(found) for found in instances]
 
     def to_coco(self, instances: Instances, image_id: int) -> List[Dict[str, Any]]:
-        """Detections as entries of a COCO results file.
+        """Convert detections to entries of a COCO results file.
 
         Args:
             instances (Instances): of one image.
@@ -278,13 +281,13 @@ class Predictor:
 
         Returns:
             list[dict]: ``image_id``, ``category_id`` as in the annotation file, ``bbox`` (x, y,
-            width, height in pixels), ``score``, and with masks ``segmentation`` as RLE.
+            width, height in pixels), ``score``, and of masks ``segmentation`` as RLE.
         """
         return to_coco(instances, image_id, self.classes.ids)
 
 
 def to_coco(instances: Instances, image_id: int, class_ids: Sequence[int]) -> List[Dict[str, Any]]:
-    """As :meth:`Predictor.to_coco`, with the ids of the classes as in the annotation file."""
+    """Convert detections as :meth:`Predictor.to_coco` does, with the category id of each class."""
     results = instances_to_coco_json(with_own_keypoints(instances), image_id)
     for result in results:
         result["category_id"] = class_ids[result["category_id"]]
@@ -297,7 +300,7 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _to_cpu(instances: Instances) -> Instances:
-    """Copies that are not waited for; the caller waits once for those of all images."""
+    """Start copying to the CPU; the caller waits once for the copies of all images."""
     fields = instances.get_fields().items()
     return Instances(instances.image_size, **{name: _field_to_cpu(v) for name, v in fields})
 

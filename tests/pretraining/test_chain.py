@@ -211,7 +211,7 @@ def test_a_tool_for_detectors_says_that_it_is_a_classifier(
     monkeypatch.setattr(sys, "argv", [tool, *words])
     assert load_tool(tool).main() == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "is of an image classifier" in line and "name a detector's" in line
+    assert "of an image classifier" in line and "name a detector's config" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image.png", "results.json"]
 
 
@@ -221,4 +221,4 @@ def test_a_detectors_config_with_a_classifiers_weights(final, tmp_path, monkeypa
     words = ["--config-file", "frcnn_rsb_sample", "--weights", final, "image.png", "--opts"]
     monkeypatch.setattr(sys, "argv", ["predict", *words, *DETECTOR])
     assert load_tool("predict").main() == 2
-    assert "is not a whole detector of this config" in capsys.readouterr().err
+    assert "is not a complete detector of this config" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The pipeline of predictions: the same files from any number of processes, killed or not."""
+"""Prediction of many images: the same files from any number of processes, killed or not."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(images, tmp_path_factory):
-    """The outputs of one process that is not killed, by the size of the batch."""
+    """The outputs of one uninterrupted process, by batch size."""
     folder = tmp_path_factory.mktemp("expected")
 
     def get(batch):
@@ -55,7 +55,7 @@ def expected(images, tmp_path_factory):
 
 
 def contents(folder):
-    """All files of a run's output but ``run.json``, by name."""
+    """All output files of a run except ``run.json``, by name."""
     files = (path for path in Path(folder).rglob("*") if path.is_file())
     return {str(p.relative_to(folder)): p.read_bytes() for p in files if p.name != "run.json"}
 
@@ -79,12 +79,12 @@ def test_the_files_of_one_process(images, expected, tmp_path):
     )
     records = json.loads(found["images.json"])
     results = json.loads(found["results.json"])
-    # An image's id is its place, whether those before it can be read or not.
+    # The id of an image is its position, including unreadable images.
     places = [i + 1 for i in range(NUMBER) if i not in (4, 8)]
     assert [r["id"] for r in records["images"]] == places
     assert [r["file_name"] for r in records["images"]] == [images[i - 1][0] for i in places]
     assert [r["image_id"] for r in results] == sorted(r["image_id"] for r in results)
-    # What one call of the predictor says, image by image.
+    # The number of detections is that of the predictor, image by image.
     finder, own = ColourFinder(), []
     for index, (path, _) in enumerate(images):
         if index not in (4, 8):
@@ -92,7 +92,7 @@ def test_the_files_of_one_process(images, expected, tmp_path):
             own.append(len(finder([finder.preparation(image)])[0]))
     counts = Counter(r["image_id"] for r in results)
     assert [counts[i] for i in places] == own and sum(own) > NUMBER
-    for name in ("images.json", "results.json"):  # as json.dump writes it
+    for name in ("images.json", "results.json"):  # as written by json.dump
         assert json.dumps(json.loads(found[name])).encode() == found[name]
         (tmp_path / name).write_bytes(found[name])
     truth = COCO(str(tmp_path / "images.json"))
@@ -100,7 +100,7 @@ def test_the_files_of_one_process(images, expected, tmp_path):
 
 
 @pytest.mark.parametrize("batch, workers", [(1, 2), (4, 0), (4, 2)])
-def test_workers_change_nothing(images, expected, tmp_path, batch, workers):
+def test_workers_do_not_change_the_output(images, expected, tmp_path, batch, workers):
     out = tmp_path / "out"
     summary = predict_files(ColourFinder(), images, str(out), Options(batch, workers))
     assert contents(out) == expected(batch)
@@ -108,13 +108,13 @@ def test_workers_change_nothing(images, expected, tmp_path, batch, workers):
     assert len(summary.rows) == 20 and sum(summary.counts.values()) > NUMBER
 
 
-def test_batches_are_of_like_shapes(images, expected, tmp_path):
+def test_batches_have_similar_shapes(images, expected, tmp_path):
     finder = ColourFinder()
     predict_files(finder, images, str(tmp_path), Options(4, 0, pictures=False))
     assert sum(finder.batches) == NUMBER - BAD and max(finder.batches) == 4
     assert len(finder.batches) <= NUMBER / 4 + 4
     assert not (tmp_path / "pictures").exists()
-    # Padding is all that a batch changes.
+    # Batches change only the padding.
     assert contents(tmp_path)["images.json"] == expected(1)["images.json"]
     sizes = [(i, *((800, 1200), (1200, 800))[i % 2]) for i in range(20)] + [(20, 800, 800)]
     groups = group_by_shape(sizes, 4)
@@ -129,7 +129,7 @@ def test_batches_are_of_like_shapes(images, expected, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_killed_run_goes_on(images, expected, tmp_path, batch, capsys):
+def test_resuming_a_killed_run(images, expected, tmp_path, batch, capsys):
     out = str(tmp_path / "out")
     resume = Options(batch, 0, resume=True)
     calls = 0
@@ -138,47 +138,40 @@ def test_a_killed_run_goes_on(images, expected, tmp_path, batch, capsys):
         calls += kill_at - 1
         assert not (tmp_path / "out" / "results.json").exists()
         with open(tmp_path / "out" / "progress" / "results-0.jsonl", "ab") as f:
-            f.write(b'{"index": 41, "image": {"id"')  # what was not written to its end
+            f.write(b'{"index": 41, "image": {"id"')  # an incomplete line
     finder = ColourFinder()
     predict_files(finder, images, out, resume)
     assert contents(out) == expected(batch)
-    whole = ColourFinder()
-    predict_files(whole, images, str(tmp_path / "whole"), Options(batch, 0, pictures=False))
-    assert calls + len(finder.batches) == len(whole.batches)  # no batch twice
+    once = ColourFinder()
+    predict_files(once, images, str(tmp_path / "once"), Options(batch, 0, pictures=False))
+    assert calls + len(finder.batches) == len(once.batches)  # no batch twice
     assert "images are done" in capsys.readouterr().err
-    # A finished run is left as it is.
+    # A finished run is not changed.
     idle = ColourFinder()
     summary = predict_files(idle, images, out, resume)
     assert idle.batches == [] and summary.num_images == NUMBER - BAD and len(summary.rows) == 20
     assert "is finished" in capsys.readouterr().err and contents(out) == expected(batch)
 
 
-def test_without_resume_it_begins_anew(images, expected, tmp_path, capsys):
-    out = str(tmp_path)
-    assert killed(lambda: predict_files(ColourFinder(5), images, out, Options(1, 0)))
+def test_without_resume_a_run_starts_again(images, expected, tmp_path, capsys):
+    out, options = str(tmp_path / "out"), Options(1, 0)
+    assert killed(lambda: predict_files(ColourFinder(5), images, out, options))
     finder = ColourFinder()
-    predict_files(finder, images, out, Options(1, 0))
+    predict_files(finder, images, out, options)
     assert "starts again; --resume would continue it" in capsys.readouterr().err
     assert len(finder.batches) == NUMBER - BAD and contents(out) == expected(1)
-
-
-def test_the_output_of_a_run_of_other_images_is_moved(images, tmp_path, capsys):
-    out = str(tmp_path / "out")
-    predict_files(ColourFinder(), images, out, Options(1, 0))
-    first = contents(out)
-    predict_files(ColourFinder(), images, out, Options(1, 0))  # the same again
-    assert contents(out) == first and not (tmp_path / "out" / "earlier").exists()
-    few = images[:2]
-    predict_files(ColourFinder(), few, out, Options(1, 0))
-    predict_files(ColourFinder(), few, str(tmp_path / "alone"), Options(1, 0))
+    assert not (tmp_path / "out" / "earlier").exists()
+    # The output of a run of other images is moved.
+    predict_files(ColourFinder(), images[:2], out, options)
+    predict_files(ColourFinder(), images[:2], str(tmp_path / "two"), options)
     earlier = tmp_path / "out" / "earlier"
     assert str(earlier / "1") in capsys.readouterr().err
-    assert contents(earlier / "1") == first
+    assert contents(earlier / "1") == expected(1)
     shutil.rmtree(earlier)
-    assert contents(out) == contents(tmp_path / "alone")
+    assert contents(out) == contents(tmp_path / "two")
 
 
-def test_other_settings_are_not_gone_on_with(images, tmp_path):
+def test_a_run_with_other_settings_is_not_resumed(images, tmp_path):
     out, settings = str(tmp_path), {"--threshold": 0.5, "the weights": "10 bytes, abc"}
     begun = Options(2, 0, resume=True)
 
@@ -198,9 +191,9 @@ def test_other_settings_are_not_gone_on_with(images, tmp_path):
             run(**changed)
         assert "\n" not in str(e.value) and "leave --resume out" in str(e.value)
     assert contents(out) == before
-    run(options=Options(2, 1, resume=True), kill=0)  # the number of workers is no matter
+    run(options=Options(2, 1, resume=True), kill=0)  # the number of workers may change
     with pytest.raises(UserError, match="--threshold 0.5, not 0.3"):
-        run(settings={**settings, "--threshold": 0.3})  # of a finished one either
+        run(settings={**settings, "--threshold": 0.3})  # a finished run as well
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match="cannot read"):
         run()
@@ -208,7 +201,7 @@ def test_other_settings_are_not_gone_on_with(images, tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_processes_share_the_images(images, expected, tmp_path, batch):
-    """As torchrun has them do, one after the other; killed, and gone on with by three."""
+    """Two processes, one after the other, which are killed; three processes resume."""
     folder, settings = RunFolder(str(tmp_path)), {"any": 1}
     options, seen = Options(batch, 0), []
     for size, kill_at in ((2, 3), (3, 0)):
@@ -230,7 +223,7 @@ def test_processes_share_the_images(images, expected, tmp_path, batch):
     assert max(seen[2:]) - min(seen[2:]) <= chunk_size(batch)
 
 
-def test_lines_that_are_not_whole_do_not_count(tmp_path):
+def test_incomplete_lines_do_not_count(tmp_path):
     with Journal(str(tmp_path), 0) as journal:
         journal.add(b'{"index": 1, "results": []}\n')
     path = tmp_path / "results-0.jsonl"
@@ -246,7 +239,7 @@ def test_lines_that_are_not_whole_do_not_count(tmp_path):
     lines.close()
 
 
-def test_detections_on_their_way_to_another_process():
+def test_packed_detections():
     found = Instances((5, 13))
     found.pred_boxes = Boxes(torch.rand(3, 4))
     found.scores, found.pred_classes = torch.rand(3), torch.arange(3)
@@ -260,15 +253,8 @@ def test_detections_on_their_way_to_another_process():
             assert torch.equal(getattr(back.get(name), "tensor", back.get(name)), value)
 
 
-def test_a_picture_that_cannot_be_written(images, tmp_path):
-    (tmp_path / "pictures" / f"{images[3][1]}.jpg").mkdir(parents=True)
-    for workers in (0, 1):
-        with pytest.raises(UserError, match=f"cannot write .*{images[3][1]}.jpg: Is a directory"):
-            predict_files(ColourFinder(), images, str(tmp_path), Options(1, workers))
-
-
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_drawn(images, expected, tmp_path, monkeypatch, workers):
+def test_pictures_that_cannot_be_drawn_or_written(images, expected, tmp_path, monkeypatch, workers):
     draw = writing.draw_detections
 
     def fails(rgb, found, names):
@@ -277,30 +263,29 @@ def test_a_picture_that_cannot_be_drawn(images, expected, tmp_path, monkeypatch,
         return draw(rgb, found, names)
 
     monkeypatch.setattr(writing, "draw_detections", fails)
-    options = Options(1, workers, resume=True)
-    summary = predict_files(ColourFinder(), images, str(tmp_path), options)
-    found, whole = contents(tmp_path), expected(1)
-    bad = {
-        path: name
-        for i, (path, name) in enumerate(images)
-        if i not in (4, 8) and colour_finder.Image.open(path).size == (96, 64)
-    }
-    assert summary.no_picture == [[path, "too long"] for path in bad] and len(bad) > 3
-    assert whole.keys() - found.keys() == {f"pictures/{name}.jpg" for name in bad.values()}
-    assert all(content == whole[name] for name, content in found.items())  # results are complete
-    assert f"{len(bad)} without a picture" in format_table(summary)
-    assert predict_files(ColourFinder(), images, str(tmp_path), options) == summary  # finished
-
-
-def test_a_name_that_is_too_long_for_a_picture(images, expected, tmp_path):
     named = [(path, "x" * 260 if i == 3 else name) for i, (path, name) in enumerate(images)]
-    summary = predict_files(ColourFinder(), named, str(tmp_path), Options(1, 0))
-    assert summary.no_picture == [[images[3][0], os.strerror(errno.ENAMETOOLONG)]]
-    assert contents(tmp_path)["results.json"] == expected(1)["results.json"]
+    options, out = Options(1, workers, resume=True), tmp_path / "out"
+    summary = predict_files(ColourFinder(), named, str(out), options)
+    reasons = {
+        path: "too long" if colour_finder.Image.open(path).size == (96, 64) else "name"
+        for i, (path, name) in enumerate(named)
+        if i not in (4, 8) and (i == 3 or colour_finder.Image.open(path).size == (96, 64))
+    }
+    reasons = {p: os.strerror(errno.ENAMETOOLONG) if r == "name" else r for p, r in reasons.items()}
+    assert summary.no_picture == [[path, reason] for path, reason in reasons.items()]
+    assert len(reasons) > 3 and f"{len(reasons)} without a picture" in format_table(summary)
+    found, complete = contents(out), expected(1)
+    names = {f"pictures/{name}.jpg" for path, name in images if path in reasons}
+    assert complete.keys() - found.keys() == names
+    assert all(content == complete[name] for name, content in found.items())
+    assert predict_files(ColourFinder(), named, str(out), options) == summary  # finished
+    (tmp_path / "pictures" / f"{images[0][1]}.jpg").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"cannot write .*{images[0][1]}.jpg: Is a directory"):
+        predict_files(ColourFinder(), images, str(tmp_path), Options(1, workers))
 
 
 class ShortOfMemory(ColourFinder):
-    """Takes no batches of more than two images, and none with an image of 96 x 64 pixels."""
+    """Runs out of memory for batches of more than two images, and for images of 96 x 64 pixels."""
 
     def __call__(self, batch):
         if len(batch) > 2 or any((e["width"], e["height"]) == (96, 64) for e in batch):
@@ -322,19 +307,10 @@ def test_too_little_memory(images, expected, tmp_path, capsys):
     assert ids == [i + 1 for i, size in enumerate(sizes) if size not in (None, (96, 64))]
 
 
-def test_other_errors_of_a_model_are_no_want_of_memory(images, tmp_path):
-    class Broken(ColourFinder):
-        def __call__(self, batch):
-            raise RuntimeError("shapes do not fit")
-
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
-        predict_files(Broken(), images, str(tmp_path), Options(1, 0))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [int(os.environ.get("PREDICTED_IMAGES", 1000))])
 def test_two_processes_and_two_kills(tmp_path, number):
-    """Each image once, the files of one process, and memory that does not grow."""
+    """Each image once, the same files as from one process, and memory that does not grow."""
     folder = make_images(tmp_path / "images", number)
     once = [sys.executable, colour_finder.__file__, str(folder)]
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -357,7 +333,7 @@ def test_two_processes_and_two_kills(tmp_path, number):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     ids = [r["id"] for r in json.loads((tmp_path / "two" / "images.json").read_text())["images"]]
     assert ids == [i + 1 for i in range(number) if i not in (4, 8)]
-    assert said[0]["images"] + said[1]["images"] < number * 0.8  # the rest was not done again
+    assert said[0]["images"] + said[1]["images"] < number * 0.8  # the rest was not repeated
     for words in said:
         before, peak = words["MiB before and at the peak"]
         assert peak - before < 100

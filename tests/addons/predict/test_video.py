@@ -1,7 +1,6 @@
-"""Videos: clips, detections by frame, damaged frames; the detector is one that sees squares."""
+"""Videos: clips, detections by frame, damaged frames; with a detector of red squares."""
 
 import json
-import os
 import struct
 import weakref
 from types import SimpleNamespace
@@ -11,25 +10,16 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 from pycocotools.coco import COCO
 
 from rsb_d2 import UserError, files
 from rsb_d2.addons.predict import video
-from rsb_d2.addons.predict.files import find_images, find_inputs
 from rsb_d2.addons.predict.video import BadVideoError, VideoReader, predict_video
-from tests.helpers.clips import (
-    NUM_FRAMES,
-    RATE,
-    WIDTH,
-    make_clip,
-)
-from tests.helpers.runs.programs import load_tool
-from tests.helpers.seeded_run import make_seeded_run
+from tests.helpers.clips import NUM_FRAMES, RATE, WIDTH, make_clip
 
 
 def damage(path, frame, start=0):
-    """Make zeros of a frame, from byte ``start`` of it on. In mp4, ``stsz`` has their sizes."""
+    """Overwrite a frame with zeros from byte ``start`` on. In mp4, ``stsz`` has the sizes."""
     content = bytearray(path.read_bytes())
     table = content.index(b"stsz") + 16
     sizes = struct.unpack_from(f">{NUM_FRAMES}I", content, table)
@@ -39,7 +29,7 @@ def damage(path, frame, start=0):
 
 
 class RedSquares:
-    """What predict_video needs of a predictor; it finds the red square of an RGB image."""
+    """A predictor that finds the red square of an RGB image."""
 
     input_format = "RGB"
     classes = SimpleNamespace(names=("square",), ids=(5,))
@@ -72,7 +62,7 @@ class RedSquares:
 
 
 def green(image, instances):
-    """Draws nothing; the clip is told from its original by its colours."""
+    """Swap colors, to distinguish the clip from the video."""
     return np.ascontiguousarray(np.roll(image, 1, axis=2))
 
 
@@ -90,12 +80,12 @@ def test_every_frame_has_its_detections(tmp_path, every, batch):
         assert result["bbox"] == pytest.approx(expected, abs=3)  # the codec blurs edges
     assert (summary.num_frames, summary.num_objects) == (len(indices),) * 2
     assert summary.skipped == [] and max(predictor.batches) == batch
-    # The two files are what pycocotools reads.
+    # pycocotools reads the two files.
     truth = COCO(summary.frames_file)
     loaded = truth.loadRes(summary.results_file)
     assert len(loaded.getAnnIds()) == len(truth.getImgIds()) == len(indices)
-    assert truth.loadImgs([0])[0]["width"] == WIDTH - 1  # as it is coded
-    # The clip: as many frames, as long as before, what was drawn, no other stream.
+    assert truth.loadImgs([0])[0]["width"] == WIDTH - 1  # as encoded
+    # The clip has the same frames and duration, the drawn pictures, and no sound.
     reader = VideoReader(str(out))
     frames = list(reader.frames())
     assert len(frames) == len(indices) and reader.rate == pytest.approx(RATE / every, rel=1e-3)
@@ -115,7 +105,7 @@ def decoder(request, monkeypatch):
     return request.param
 
 
-def test_damaged_frames_are_named_and_skipped(tmp_path, capsys, decoder):
+def test_damaged_frames_are_reported_and_skipped(tmp_path, capsys, decoder):
     clip = make_clip(tmp_path / "a.mp4")
     damage(clip, frame=7)
     summary = predict_video(RedSquares(), green, str(clip), str(tmp_path / "out.mp4"))
@@ -126,7 +116,7 @@ def test_damaged_frames_are_named_and_skipped(tmp_path, capsys, decoder):
     assert results[-1]["bbox"][0] == pytest.approx(4 * (NUM_FRAMES - 1), abs=3)
 
 
-def test_a_frame_that_was_mended_is_named(tmp_path):
+def test_concealed_damage_is_reported(tmp_path):
     pytest.importorskip("av")
     clip = make_clip(tmp_path / "a.mp4")
     damage(clip, frame=7, start=200)
@@ -135,7 +125,7 @@ def test_a_frame_that_was_mended_is_named(tmp_path):
     assert frames == list(range(0, NUM_FRAMES, 2)) and reader.damaged == [(7, 7)]
 
 
-def test_both_decoders_see_the_same(tmp_path, monkeypatch):
+def test_both_decoders_return_the_same_frames(tmp_path, monkeypatch):
     pytest.importorskip("av")
     clip = make_clip(tmp_path / "a.mp4")
     by_av = list(VideoReader(str(clip)).frames(every=3))
@@ -147,8 +137,8 @@ def test_both_decoders_see_the_same(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_a_clip_that_was_turned(tmp_path, monkeypatch, degrees):
-    """As a telephone says it: in the matrix of the track."""
+def test_rotated_videos(tmp_path, monkeypatch, degrees):
+    """The rotation is in the matrix of the track, as in videos of phones."""
     pytest.importorskip("av")
     clip = make_clip(tmp_path / "a.mp4", num_frames=2)
     content = bytearray(clip.read_bytes())
@@ -166,8 +156,8 @@ def test_a_clip_that_was_turned(tmp_path, monkeypatch, degrees):
     assert np.abs(by_av.astype(int) - by_cv).mean() < 2
 
 
-@pytest.mark.parametrize("name", ["a.avi", "a.mkv"])  # the latter does not count its frames
-def test_a_clip_that_is_cut_short(tmp_path, name, decoder):
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv"])  # mkv does not store the number of frames
+def test_missing_frames_are_counted(tmp_path, name, decoder):
     clip = make_clip(tmp_path / name, codec="MJPG")
     clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
     summary = predict_video(RedSquares(), green, str(clip), str(tmp_path / "out.mp4"))
@@ -185,39 +175,54 @@ def test_a_clip_that_is_cut_short(tmp_path, name, decoder):
         (lambda path: path.write_bytes(make_clip(path).read_bytes()[:9000]), "is cut short"),
     ],
 )
-def test_what_is_no_video(tmp_path, make, message):
+def test_files_that_are_not_videos(tmp_path, make, message):
     make(tmp_path / "a.mp4")
-    with pytest.raises(BadVideoError, match=message) as error:
-        predict_video(RedSquares(), green, str(tmp_path / "a.mp4"), str(tmp_path / "out" / "a.mp4"))
-    assert len(str(error.value).splitlines()) == 1 and not list(tmp_path.glob("out/*"))
+    assert_nothing_is_left(tmp_path, BadVideoError, message)
 
 
-def test_a_codec_that_is_missing(tmp_path, monkeypatch):
-    clip = make_clip(tmp_path / "a.mp4")
-    monkeypatch.setattr(video, "_CODEC", "xyzw")
-    with pytest.raises(UserError, match="does not have the codec xyzw"):
-        predict_video(RedSquares(), green, str(clip), str(tmp_path / "out" / "a.mp4"))
-    assert list((tmp_path / "out").iterdir()) == []
-    monkeypatch.setattr(cv2.videoio_registry, "getBackends", list)
-    with pytest.raises(BadVideoError, match="built without FFmpeg"):
-        VideoReader(str(clip))
+def assert_nothing_is_left(tmp_path, error, message="", draw=green):
+    out = tmp_path / "out"
+    with pytest.raises(error, match=message or None) as raised:
+        predict_video(RedSquares(), draw, str(tmp_path / "a.mp4"), str(out / "a.mp4"))
+    assert raised.type is error and len(str(raised.value).splitlines()) <= 1
+    assert not list(tmp_path.glob("out/*"))
 
 
-def test_a_full_disk_is_no_bad_video(tmp_path, monkeypatch):
+def test_failures_leave_nothing(tmp_path, monkeypatch):
     clip = make_clip(tmp_path / "a.mp4", num_frames=3)
+
+    def raises(error):
+        def fail(*_):
+            raise error
+
+        return fail
+
+    assert_nothing_is_left(tmp_path, BadVideoError, "too little memory", raises(MemoryError()))
+    assert_nothing_is_left(tmp_path, KeyboardInterrupt, "", raises(KeyboardInterrupt()))
+
+    def decoded(self, every):
+        yield 0.0, np.zeros((20, 20, 3), dtype=np.uint8)
+        raise IndexError("no such stream")
+
+    with monkeypatch.context() as m:
+        m.setattr(VideoReader, "_decoded", decoded)
+        assert_nothing_is_left(tmp_path, BadVideoError, r"cannot be decoded \(no such stream\)")
 
     def write(self, data):
         with files.errors_of_writing(self._shown):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files._Output, "write", write)
-    with pytest.raises(UserError, match="cannot write .*a.results.json: No space left") as error:
-        predict_video(RedSquares(), green, str(clip), str(tmp_path / "out" / "a.mp4"))
-    assert not isinstance(error.value, BadVideoError)
-    assert list((tmp_path / "out").iterdir()) == []
+    with monkeypatch.context() as m:
+        m.setattr(files._Output, "write", write)
+        assert_nothing_is_left(tmp_path, UserError, "cannot write .*a.results.json: No space left")
+    monkeypatch.setattr(video, "_CODEC", "xyzw")
+    assert_nothing_is_left(tmp_path, BadVideoError, "does not have the codec xyzw")
+    monkeypatch.setattr(cv2.videoio_registry, "getBackends", list)
+    with pytest.raises(BadVideoError, match="built without FFmpeg"):
+        VideoReader(str(clip))
 
 
-def test_a_clip_that_is_too_long_for_its_codec(tmp_path):
+def test_frames_that_are_too_large_for_the_codec(tmp_path):
     clip = make_clip(tmp_path / "a.mp4", num_frames=2)
 
     def wide(image, instances):
@@ -228,44 +233,12 @@ def test_a_clip_that_is_too_long_for_its_codec(tmp_path):
     assert len(frames) == 2 and frames[0].image.shape[:2] == (18, 8190)
 
 
-def test_too_little_memory_for_frames(tmp_path):
-    def short(image, instances):
-        raise MemoryError
-
-    clip = make_clip(tmp_path / "a.mp4", num_frames=2)
-    with pytest.raises(BadVideoError, match="too little memory"):
-        predict_video(RedSquares(), short, str(clip), str(tmp_path / "out" / "a.mp4"))
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_a_decoder_that_fails(tmp_path, monkeypatch):
-    clip = make_clip(tmp_path / "a.mp4")
-
-    def decoded(self, every):
-        yield 0.0, np.zeros((20, 20, 3), dtype=np.uint8)
-        raise IndexError("no such stream")
-
-    monkeypatch.setattr(VideoReader, "_decoded", decoded)
-    with pytest.raises(BadVideoError, match=r"cannot be decoded \(no such stream\)"):
-        predict_video(RedSquares(), green, str(clip), str(tmp_path / "out" / "a.mp4"))
-
-
-def test_nothing_is_kept_of_a_run_that_fails(tmp_path):
-    def fails(image, instances):
-        raise KeyboardInterrupt
-
-    clip = make_clip(tmp_path / "a.mp4")
-    with pytest.raises(KeyboardInterrupt):
-        predict_video(RedSquares(), fails, str(clip), str(tmp_path / "out" / "a.mp4"))
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_frames_are_not_kept(tmp_path):
-    """However long the video, there are about two batches of frames at a time."""
+def test_frames_are_released(tmp_path):
+    """However long the video is, about two batches of frames are in memory."""
     clip = make_clip(tmp_path / "a.mp4")
     frames, most = [], []
 
-    class Frame(np.ndarray):  # to which there are weak references
+    class Frame(np.ndarray):  # supports weak references
         pass
 
     class Counted(RedSquares):
@@ -277,40 +250,3 @@ def test_frames_are_not_kept(tmp_path):
 
     predict_video(Counted(), green, str(clip), str(tmp_path / "out.mp4"), batch_size=4)
     assert len(most) == NUM_FRAMES and max(most) <= 8
-
-
-def test_videos_are_told_from_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.jpg", "b.MP4", "mixed/c.mov", "mixed/d.png", "clips/e.webm", "mixed/f.mpg"):
-        os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
-        open(name, "w").close()
-    found = find_inputs(["a.jpg", "b.MP4", "mixed", "clips", "*", "*.jpg"])
-    videos = [("b.MP4", "b"), ("mixed/c.mov", "c"), ("mixed/f.mpg", "f"), ("clips/e.webm", "e")]
-    assert found.videos == videos
-    assert found.images == [("a.jpg", "a"), ("mixed/d.png", "d")]
-    assert [path for path, _ in find_images(["mixed"])] == ["mixed/d.png"]
-    with pytest.raises(UserError, match="there is no image or folder none.mp4"):
-        find_inputs(["a.jpg", "none.mp4"])
-
-
-def test_the_program_on_images_and_videos(tmp_path, monkeypatch, capsys):
-    make_seeded_run(tmp_path / "run", "faster")
-    make_clip(tmp_path / "clip.mp4", num_frames=4)
-    Image.new("RGB", (80, 60)).save(tmp_path / "a.jpg")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        words = ["predict.py", "--run", "run", "--output", "out", "--threshold", "0.9", *words]
-        monkeypatch.setattr("sys.argv", words)
-        return load_tool("predict").main()
-
-    assert run("clip.mp4", "a.jpg", "--every", "2", "--batch", "2") == 0
-    captured = capsys.readouterr()
-    assert "clip.mp4: 2 frames, " in captured.out and "frame/s" in captured.err
-    written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
-    videos = {f"videos/clip.{ending}" for ending in ("mp4", "results.json", "frames.json")}
-    assert written == videos | {"pictures/a.jpg", "results.json", "images.json", "run.json"}
-    results = json.loads((tmp_path / "out" / "videos" / "clip.results.json").read_text())
-    assert {r["frame"] for r in results} <= {0, 2} and all(r["score"] >= 0.9 for r in results)
-    assert run("clip.mp4", "--every", "0") == 2
-    assert "--every is 0; it must be 1 or more" in capsys.readouterr().err
