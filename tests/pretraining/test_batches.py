@@ -1,4 +1,4 @@
-"""What a batch has, and what is mixed, depends on the seed and the place alone."""
+"""The contents of batches and their mixing depend only on the seed and the position."""
 
 from itertools import islice
 
@@ -41,7 +41,7 @@ def check_same(batches, expected):
             assert torch.equal(a["image"], b["image"])
 
 
-def test_batches_are_those_of_any_number_of_workers_and_of_a_resumed_loader(data):
+def test_batches_with_workers_and_after_resuming(data):
     cfg = small_config(data)
     whole = take(cfg, 4)
     check_same(take(small_config(data, "DATALOADER.NUM_WORKERS", "2"), 4), whole)
@@ -56,7 +56,7 @@ def test_batches_are_those_of_any_number_of_workers_and_of_a_resumed_loader(data
     assert not torch.equal(again[0][0]["image"], whole[0][0]["image"])
 
 
-def test_repeats_are_neighbours_that_differ(data):
+def test_repeats_are_adjacent_and_differ(data):
     batches = take(small_config(data, "SOLVER.IMS_PER_BATCH", "12"), 2)
     for batch in batches:
         names = [x["file_name"] for x in batch]
@@ -75,12 +75,12 @@ def test_shares_of_a_batch_keep_partners_together(world_size, group):
         for start in range(0, len(share), of_group):
             places = share[start : start + of_group]
             (first,) = {place // group * group for place in places}
-            # The first of the process's part is mixed with its last, as in the whole group.
+            # The first image of the part is mixed with its last, as in the complete group.
             assert [2 * first + group - 1 - place for place in places] == places[::-1]
 
 
 @pytest.mark.parametrize("world_size, parts", [(2, 1), (1, 2), (2, 2)])
-def test_what_is_mixed_is_the_same_in_any_number_of_processes_and_parts(
+def test_mixing_with_any_number_of_processes_and_parts(
     data, monkeypatch, world_size, parts, device
 ):
     opts = ("SOLVER.IMS_PER_BATCH", "16", "INPUT.CLASSIFIER.MIX_GROUP", "8")

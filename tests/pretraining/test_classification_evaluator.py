@@ -18,7 +18,7 @@ def evaluate(scores, labels, classes, output_dir="", batch=7):
     return evaluator.evaluate()
 
 
-def test_it_counts_as_timm_does(tmp_path, device):
+def test_accuracy_equals_timms(tmp_path, device):
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(20, (300,), generator=generator)
     scores = torch.randn(300, 20, generator=generator)
@@ -38,14 +38,14 @@ def test_it_counts_as_timm_does(tmp_path, device):
         assert written["classes"][i]["images"] == of_class.sum()
 
 
-def test_what_is_no_number_is_wrong():
+def test_nan_is_wrong():
     scores = torch.tensor([[np.nan, 0.0], [0.0, np.nan], [np.nan, np.nan]])
     found = evaluate(scores, torch.zeros(3, dtype=torch.int64), ["a", "b"])["cls"]
     assert found["top1"] == found["top5"] == pytest.approx(100 / 3)
-    assert np.isnan(found["top1-b"])  # of which there is no image
+    assert np.isnan(found["top1-b"])  # no image
 
 
-def test_many_classes_go_to_the_file_alone(tmp_path):
+def test_many_classes_are_only_in_the_file(tmp_path):
     labels = torch.arange(101)
     found = evaluate(torch.eye(101), labels, [str(i) for i in labels.tolist()], str(tmp_path))
     assert found == {"cls": {"top1": 100.0, "top5": 100.0}}

@@ -1,4 +1,4 @@
-"""Twenty steps through this trainer, and through timm's own parts as its train.py joins them."""
+"""Twenty steps of this trainer, and of timm's parts combined as in its train.py."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def data(tmp_path_factory):
 
 
 def train_ours(cfg):
-    """The losses of a training, its weights before and after, and the random state before it."""
+    """Return the losses, the weights before and after, and the random state before."""
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     before = {n: t.clone() for n, t in trainer.model.network.state_dict().items()}
@@ -35,7 +35,7 @@ def train_ours(cfg):
 
 
 def train_timm(cfg, weights, random):
-    """timm's train.py with --opt lamb --sched cosine --sched-on-updates --channels-last ..."""
+    """timm's train.py with --opt lamb --sched cosine --sched-on-updates --channels-last."""
     batches = iter(Trainer.build_train_loader(cfg))
     keys, images = cfg.MODEL.CLASSIFIER, cfg.INPUT.CLASSIFIER
     model = timm.create_model("resnet18", num_classes=4, drop_path_rate=keys.DROP_PATH_RATE)
@@ -63,7 +63,7 @@ def train_timm(cfg, weights, random):
         step_on_epochs=False,
         updates_per_epoch=STEPS // 4,
     )
-    # As timm's PrefetchLoader normalises, with ImageNet's mean and deviation.
+    # Normalized as by timm's PrefetchLoader.
     mean, std = (
         torch.tensor([255 * x for x in values], device=cfg.MODEL.DEVICE).view(1, 3, 1, 1)
         for values in (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
@@ -103,12 +103,12 @@ def train_timm(cfg, weights, random):
     ],
     ids=["A2", "A2 and smoothing", "smoothed shares", "cross-entropy"],
 )
-def test_twenty_steps_are_timms(data, tmp_path, opts, device):
+def test_twenty_steps_equal_timms(data, tmp_path, opts, device):
     steps = ("SOLVER.MAX_ITER", str(STEPS), "MODEL.DEVICE", device)
     cfg = make_config(data, tmp_path, *steps, *opts)
     assert cfg.SOLVER.OPTIMIZER == "LAMB" and cfg.SOLVER.WEIGHT_DECAY == 0.02
     assert cfg.INPUT.CLASSIFIER.MIXUP_ALPHA == 0.1 and cfg.MODEL.CLASSIFIER.DROP_PATH_RATE == 0.05
-    near = 1e-6 if device == "cpu" else 1e-4  # the same kernels, chosen anew
+    near = 1e-6 if device == "cpu" else 1e-4  # cuDNN chooses kernels at run time
     losses, before, after, random = train_ours(cfg)
     expected_losses, expected = train_timm(cfg, before, random)
     assert len(losses) == STEPS and len(set(losses)) == STEPS

@@ -1,4 +1,4 @@
-"""What configs/pretrain builds, held to table 2 of arXiv 2110.00476, value by value."""
+"""Values of configs/pretrain against table 2 of arXiv 2110.00476."""
 
 import math
 from collections import Counter
@@ -38,7 +38,7 @@ class Procedure(NamedTuple):
     magnitude: int
     mixup: float
 
-    # What all three share.
+    # The same for all three.
     batch = 2048
     warmup_epochs = 5
     test_size = 224
@@ -77,7 +77,7 @@ def test_training_transform(procedure):
     assert "PosterizeIncreasing" in names and "Posterize" not in names
     for op in augment.ops:
         assert op.magnitude == table.magnitude and op.magnitude_std == table.noise
-    # No jitter, no erasing; the model normalises.
+    # No jitter, no erasing; the model normalizes.
     assert [type(t).__name__ for t in rest] == ["MaybePILToTensor"]
 
 
@@ -103,14 +103,14 @@ def test_model_and_mixing(procedure):
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and all(norm.training for norm in model.train().modules() if norm in norms)
     assert all(p.requires_grad for p in model.parameters())
-    # RGB of timm's mean and deviation.
+    # timm's mean and deviation, in RGB.
     data = timm.get_pretrained_cfg("resnet50")
     np.testing.assert_allclose(model.pixel_mean.flatten() / 255, data.mean, rtol=1e-4)
     np.testing.assert_allclose(model.pixel_std.flatten() / 255, data.std, rtol=1e-4)
 
 
 def test_loss(procedure):
-    """Binary cross-entropy with 1 for each class that is mixed in, smoothed where the table says"""
+    """Binary cross-entropy with 1 for each mixed class, smoothed as in the table."""
     table, cfg = procedure
     model = ImageClassifier(cfg)
     generator = torch.Generator().manual_seed(0)
@@ -160,13 +160,13 @@ def test_schedule(procedure):
     for iteration in (warmup, total // 3, total // 2, total - 1):
         cosine = 0.5 * (1 + math.cos(math.pi * iteration / total))
         assert rate(iteration) == pytest.approx(table.rate * cosine, rel=1e-6)
-    # A line in between.
+    # Linear in between.
     middle = (rate(0) + rate(warmup)) / 2
     assert rate(warmup // 2) == pytest.approx(middle, rel=2e-3)
 
 
 def test_sampler(procedure):
-    """Each epoch has as many images as the data; with repeats each of a part of them three times"""
+    """An epoch has as many images as the data; with repeats, a third of them three times."""
     table, cfg = procedure
     num_images, epochs = 1000, 2
     sampler = build_sampler(cfg, num_images, seed=5)
@@ -183,11 +183,10 @@ def test_sampler(procedure):
     assert stream != list(islice(build_sampler(cfg, num_images, seed=6), len(stream)))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet101", "resnet152"])
-@pytest.mark.parametrize("of", PROCEDURES)
-def test_other_resnets_by_one_line(of, name):
+@pytest.mark.parametrize("name", ["resnet18", "resnet152"])
+def test_other_resnets_by_one_key(name):
     with torch.device("meta"):
-        model = ImageClassifier(config(of, "MODEL.TIMM.NAME", name))
+        model = ImageClassifier(config("a1", "MODEL.TIMM.NAME", name))
         expected = timm.create_model(name)
     shapes = {n: p.shape for n, p in expected.named_parameters()}
     assert {n: p.shape for n, p in model.network.named_parameters()} == shapes

@@ -1,4 +1,4 @@
-"""A pretraining that is killed, in two processes, or in parts ends as one that is not."""
+"""A pretraining that is killed, in two processes, or in parts equals an uninterrupted one."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.small_pretraining import make_objects, options
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-# The statistics of batch norm are those of a process, and stochastic depth is drawn by each.
+# Batch norm's statistics and stochastic depth differ between processes.
 FIXED = [
     *("MODEL.TIMM.NORM_EVAL", "True", "MODEL.CLASSIFIER.DROP_PATH_RATE", "0.0"),
     *("INPUT.CLASSIFIER.MIX_GROUP", "8", "SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_ITER", "4"),
@@ -52,7 +52,7 @@ def run(folder, *words, **environment):
     ids=["plain", "in parts"],
 )
 @pytest.mark.slow
-def test_a_pretraining_that_is_killed_ends_as_one_that_never_stopped(folder, flags, opts, device):
+def test_a_killed_pretraining_equals_an_uninterrupted_one(folder, flags, opts, device):
     for output in ("whole", "killed"):
         shutil.rmtree(folder / output, ignore_errors=True)
     program, on_device = ROOT / "tests" / "helpers" / "kill_and_resume.py", ("MODEL.DEVICE", device)
@@ -66,12 +66,12 @@ def train(folder, output, *opts, launcher=()):
     program = ROOT / "tests" / "helpers" / "two_processes.py"
     config = ROOT / "configs" / "pretrain" / "resnet50_rsb_a2.yaml"
     words = [*launcher, program, "--config-file", config, *words]
-    run(folder, *words, CUDA_VISIBLE_DEVICES="")  # two processes want two GPUs
+    run(folder, *words, CUDA_VISIBLE_DEVICES="")  # two processes would need two GPUs
     return folder / output
 
 
 def images_of(output):
-    """The images of each iteration, of all processes together."""
+    """The images of each iteration, of all processes."""
     images = {}
     for path in sorted(output.glob("images.*")):
         for iteration, names in map(json.loads, path.read_text().splitlines()):
@@ -109,13 +109,13 @@ def check_equal(output, whole):
     reason="Detectron2's main gives a model on the CPU the index of a GPU",
 )
 @pytest.mark.slow
-def test_two_processes_train_to_the_weights_of_one(folder, whole):
-    """With what is mixed, as each image and its partner are in the same one of them."""
+def test_two_processes_train_as_one(folder, whole):
+    """Mixing is the same, because an image and its partner are in the same process."""
     output = train(folder, "two", launcher=TORCHRUN)
     assert (output / "images.1").exists()
     check_equal(output, whole)
 
 
 @pytest.mark.slow
-def test_a_batch_in_parts_trains_to_the_weights_of_the_whole(folder, whole):
+def test_a_batch_in_parts_trains_as_one(folder, whole):
     check_equal(train(folder, "parts", "SOLVER.ACCUMULATE_STEPS", "2"), whole)
