@@ -1,4 +1,4 @@
-"""The keys of an image classifier, which meet no detector's; its data, and its network."""
+"""Checks of the config, the data and the network of an image classifier."""
 
 import logging
 
@@ -14,7 +14,7 @@ from .data.loading import build_sampler, build_transform, mix_group
 
 logger = logging.getLogger(__name__)
 
-# What only detectors read, and what a classifier reads instead.
+# Keys that only detectors read, and the keys that a classifier reads instead.
 _OF_DETECTORS = {
     "INPUT.MIN_SIZE_TRAIN": "INPUT.CLASSIFIER.TRAIN_SIZE",
     "INPUT.MAX_SIZE_TRAIN": "INPUT.CLASSIFIER.TRAIN_SIZE",
@@ -31,10 +31,10 @@ def check_classifier(cfg: CfgNode) -> None:
     """Check the keys of an image classifier.
 
     Args:
-        cfg (CfgNode): whose single values are in their ranges; not changed.
+        cfg (CfgNode): with values within their ranges; not changed.
 
     Raises:
-        UserError: for a key that would not be read, or values that do not go together.
+        UserError: for a key that is not read, or values that contradict each other.
     """
     defaults = get_cfg()
     add_rsb_config(defaults)
@@ -48,7 +48,7 @@ def check_classifier(cfg: CfgNode) -> None:
     if cfg.MODEL.BACKBONE.FREEZE_AT:
         raise UserError(
             f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}, but an image classifier "
-            "trains whole; write 0"
+            "trains all layers; write 0"
         )
     if cfg.TEST.AUG.ENABLED:
         raise UserError("TEST.AUG.ENABLED is for detectors; write False")
@@ -58,8 +58,9 @@ def check_classifier(cfg: CfgNode) -> None:
         build_transform(cfg, is_train=True)
     except (AssertionError, ValueError, KeyError, IndexError, TypeError) as e:
         raise UserError(
-            f"INPUT.CLASSIFIER.AUTO_AUGMENT is {cfg.INPUT.CLASSIFIER.AUTO_AUGMENT!r}, of which "
-            f"timm makes nothing ({e or type(e).__name__}); write rand-m7-mstd0.5-inc1 or the like"
+            f"INPUT.CLASSIFIER.AUTO_AUGMENT is {cfg.INPUT.CLASSIFIER.AUTO_AUGMENT!r}, which "
+            f"timm does not understand ({e or type(e).__name__}); write, for example, "
+            "rand-m7-mstd0.5-inc1"
         ) from None
 
 
@@ -67,8 +68,8 @@ def check_data(cfg: CfgNode, eval_only: bool) -> None:
     """Check that the data sets have one label for each image.
 
     Args:
-        cfg (CfgNode): its ``DATASETS.TRAIN`` and ``.TEST`` are registered.
-        eval_only (bool): leave out ``DATASETS.TRAIN``.
+        cfg (CfgNode): with registered ``DATASETS.TRAIN`` and ``.TEST``.
+        eval_only (bool): ignore ``DATASETS.TRAIN``.
 
     Raises:
         UserError: if a data set is of another kind.
@@ -88,10 +89,10 @@ def run_network(cfg: CfgNode, eval_only: bool) -> ImageClassifier:
 
     Args:
         cfg (CfgNode): with checked values.
-        eval_only (bool): leave out the size of training, and how batches are made.
+        eval_only (bool): ignore the training size and the batches.
 
     Returns:
-        ImageClassifier: without values.
+        ImageClassifier: on the meta device.
 
     Raises:
         UserError: if batches cannot be made.
@@ -101,7 +102,7 @@ def run_network(cfg: CfgNode, eval_only: bool) -> ImageClassifier:
         model = ImageClassifier(cfg).eval()
         for size in {images.TEST_SIZE, images.TEST_SIZE if eval_only else images.TRAIN_SIZE}:
             model.network(torch.empty(2, channels, size, size))
-    # Detectron2 changes the batch with the number of processes where the config names one.
+    # With REFERENCE_WORLD_SIZE, Detectron2 scales the batch by the number of processes.
     if not (eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
         mix_group(cfg, cfg.SOLVER.IMS_PER_BATCH)
     if not eval_only:
@@ -118,7 +119,7 @@ def _check_images(keys: CfgNode) -> None:
             )
     if keys.COLOR_JITTER and keys.AUTO_AUGMENT and "3a" not in keys.AUTO_AUGMENT:
         raise UserError(
-            f"INPUT.CLASSIFIER.COLOR_JITTER is {keys.COLOR_JITTER}, but timm has none beside "
+            f"INPUT.CLASSIFIER.COLOR_JITTER is {keys.COLOR_JITTER}, but timm has none with "
             f"AUTO_AUGMENT {keys.AUTO_AUGMENT}; write 0.0 for the one or '' for the other"
         )
 

@@ -53,7 +53,7 @@ class ClassificationTask(Task):
         return ClassificationPictures(cfg)
 
     def optimize(self, model: ImageClassifier) -> ImageClassifier:
-        return model  # there is no faster form of it
+        return model  # there is no faster form
 
     def compile(self, model: ImageClassifier) -> None:
         model.network.compile()  # all images have one size

@@ -168,11 +168,11 @@ STOPS = [
     Case(
         "frozen",
         opts("MODEL.BACKBONE.FREEZE_AT", "2"),
-        "FREEZE_AT is 2, .* trains whole; write 0",
+        "FREEZE_AT is 2, .* trains all layers; write 0",
     ),
     Case("loss", opts("MODEL.CLASSIFIER.LOSS", "mse"), "LOSS is 'mse'; write bce or ce"),
     Case("policy", opts("INPUT.CLASSIFIER.AUTO_AUGMENT", "rend-m7"), "AUTO_AUGMENT is 'rend-m7'"),
-    Case("jitter", opts("INPUT.CLASSIFIER.COLOR_JITTER", "0.4"), "has none beside AUTO_AUGMENT"),
+    Case("jitter", opts("INPUT.CLASSIFIER.COLOR_JITTER", "0.4"), "has none with AUTO_AUGMENT"),
     Case(
         "crop", opts("INPUT.CLASSIFIER.CROP_SCALE", "[1.0, 0.5]"), "write the lowest and the high"
     ),
