@@ -1,4 +1,4 @@
-"""Bad data in the layouts of LVIS, Pascal VOC and Cityscapes: one line before anything is made."""
+"""Bad data in the layouts of LVIS, VOC and Cityscapes stops with one line before writing files."""
 
 import functools
 import importlib.util
@@ -40,7 +40,7 @@ MAKE = {
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """From a kind of data to a folder with it that is as it should be."""
+    """Return the folder of correct data of a kind."""
 
     @functools.cache
     def make(kind):
@@ -56,7 +56,7 @@ def originals(tmp_path_factory):
     return make
 
 
-def said_by(kind, *opts, eval_only=False):
+def error_of(kind, *opts, eval_only=False):
     train, test, num_classes = NAMES[kind]
     data = ("DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)")
     classes = ("MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes), "OUTPUT_DIR", "output")
@@ -122,29 +122,29 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_missing_is_one_line(case, originals, tmp_path, monkeypatch):
-    kind, change, says = CASES[case]
+def test_missing_files(case, originals, tmp_path, monkeypatch):
+    kind, change, pattern = CASES[case]
     shutil.copytree(originals(kind) / "datasets", tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
     change(tmp_path / "datasets")
-    assert re.search(says, said_by(kind)), said_by(kind)
+    assert re.search(pattern, error_of(kind)), error_of(kind)
 
 
 @pytest.mark.parametrize(
     "kind, module, split",
     [("lvis", "lvis", "TRAIN"), ("labels", "cityscapesscripts", "TEST")],
 )
-def test_a_missing_package_is_said_before_training(kind, module, split, tmp_path, monkeypatch):
+def test_missing_packages(kind, module, split, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == module else find(n))
-    said = said_by(kind)
-    assert said.startswith(f"DATASETS.{split}: ") and f"needs the package {module}" in said
-    assert "pip install" in said
+    message = error_of(kind)
+    assert message.startswith(f"DATASETS.{split}: ") and f"needs the package {module}" in message
+    assert "pip install" in message
 
 
 @pytest.mark.parametrize(
-    "kind, opts, says",
+    "kind, opts, pattern",
     [
         ("voc", ["SOLVER.BEST_METRIC", "bbox/APs"], "gives no bbox/APs; did you mean bbox/AP"),
         ("cityscapes", ["SOLVER.BEST_METRIC", "bbox/AP50"], "did you mean segm/AP"),
@@ -162,14 +162,14 @@ def test_a_missing_package_is_said_before_training(kind, module, split, tmp_path
         ),
     ],
 )
-def test_a_config_that_does_not_fit_the_data_is_one_line(kind, opts, says, originals, monkeypatch):
+def test_configs_that_do_not_fit_the_data(kind, opts, pattern, originals, monkeypatch):
     monkeypatch.chdir(originals(kind))
     extra = ["TEST.EVAL_PERIOD", "2", "MODEL.RETINANET.NUM_CLASSES", "80"]
-    said = said_by(kind, *extra, *opts)
-    assert re.search(says, said), said
+    message = error_of(kind, *extra, *opts)
+    assert re.search(pattern, message), message
 
 
-def test_keys_of_detectron2s_main_are_known_by_name(originals, monkeypatch):
+def test_keys_of_detectron2s_main_branch(originals, monkeypatch):
     monkeypatch.chdir(originals("coco"))
     try:
         cfg = load_config("", ["MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "True"])
@@ -177,7 +177,7 @@ def test_keys_of_detectron2s_main_are_known_by_name(originals, monkeypatch):
         assert "this is Detectron2 0.6, which has no federated loss; build" in str(e)
         return
     assert cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS
-    said = said_by("coco", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "True")
-    assert said.endswith("write MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True, too")
+    message = error_of("coco", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "True")
+    assert message.endswith("write MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True, too")
     both = ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", "True", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", "True")
-    assert "class_image_count" in said_by("coco", *both)
+    assert "class_image_count" in error_of("coco", *both)

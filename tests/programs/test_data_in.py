@@ -65,8 +65,8 @@ def test_a_yolo_data_set_trains_from_two_commands(tmp_path, convert_data):
     [
         (["nowhere"], "there is no file or folder nowhere"),
         (["my_yolo/labels"], "has no data.yaml"),
-        (["my_yolo/images"], "of no format that is known"),
-        (["my_yolo", "--split", "80"], "--split is 80; it is the share"),
+        (["my_yolo/images"], "has an unknown format"),
+        (["my_yolo", "--split", "80"], "--split is 80; write the fraction"),
         (["my_yolo", "--classes", "a"], "--classes: a data set of yolo names its classes"),
         (["my_yolo", "--images", "my_yolo"], "--images: of YOLO"),
         (["my_yolo", "--from", "coco"], "name the folder of the images with --images"),
@@ -98,22 +98,16 @@ def words_of_a_shell(out):
 
 
 FOLDERS = [
-    *(
-        "plain",
-        "it's",
-        'say "hi"',
-        "a b",
-        "$HOME",
-        "`id`",
-        "a,b",
-        "[x]",
-        "(y)",
-        "back\\slash",
-        "!x",
-    ),
-    *("~", "~root", "-dash", "new\nline", "#1 & co; *?", "{a,b}", "ä 画", "\x1b[31m", 'it\'s "$x"'),
-    os.fsdecode(b"caf\xe9"),
+    "it's",
+    'say "hi" $HOME',
+    "`id`",
+    "a, b [x]",
+    "back\\slash !x",
+    "~root",
+    "-dash",
+    "new\nline",
 ]
+FOLDERS += ["#1 & co; *?", "{a,b}", "ä 画", "\x1b[31m", os.fsdecode(b"caf\xe9")]
 
 
 @pytest.mark.parametrize("name", FOLDERS, ids=ascii)
@@ -141,11 +135,9 @@ def test_printed_words_are_read_back_as_they_are(tmp_path, convert_data, name):
 @pytest.mark.parametrize(
     "splits, train, test",
     [
-        (["val"], [], ["out_val"]),
         (["test"], [], ["out_test"]),
         (["val", "test"], [], ["out_val"]),
         (["train", "test"], ["out_train"], []),
-        (["train"], ["out_train"], []),
     ],
 )
 def test_what_to_do_with_splits(tmp_path, convert_data, splits, train, test):
@@ -174,9 +166,3 @@ def test_names_that_are_not_utf_8_stop_in_one_line(tmp_path, convert_data, targe
     if target == "coco":
         (entry,) = load_config("", words_of_a_shell(out)).DATASETS.COCO_JSON
         assert entry[2] == f"{odd}/images"
-
-
-def test_a_class_that_is_not_utf_8_stops_in_one_line(tmp_path, convert_data):
-    yolo(tmp_path / "in", {"a": "0 .5 .5 .1 .1"}, names=["half \ud83d"])
-    status, _, err = convert_data("in", "--output", "out")
-    assert status == 2 and len(err.splitlines()) == 1 and "half \\ud83d" in err

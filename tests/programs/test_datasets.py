@@ -1,6 +1,6 @@
 """train_net.py on small data in the layouts of COCO, LVIS, VOC, Cityscapes and ADE20k.
 
-The data sets are Detectron2's own names, so what is read and evaluated is what a user's would be.
+The data sets have Detectron2's own names, so a user's data is read and evaluated in the same way.
 """
 
 import importlib.util
@@ -49,7 +49,7 @@ MASKS = ("MODEL.MASK_ON", "True")
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """The working directory, with the empty folder that Detectron2 looks for its data in."""
+    """Detectron2's empty folder of data sets in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "datasets").mkdir()
@@ -62,11 +62,11 @@ def run(*opts, config="Base-RCNN-FPN-RSB.yaml", eval_only=False):
 
 
 def check(train, test, *opts, figures, best=None, config="Base-RCNN-FPN-RSB.yaml"):
-    """Train and evaluate, then evaluate what was trained: the same figures, and those expected.
+    """Train with evaluation, then evaluate the model: expected metrics, equal in both.
 
     Args:
-        figures (dict[str, str]): of each task, names that its figures must have.
-        best (str): the metric that model_best.pth must be chosen by.
+        figures (dict[str, str]): names of metrics by task.
+        best (str): the metric by which model_best.pth must be chosen.
     """
     data = ("DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)")
     run(*data, *opts, "OUTPUT_DIR", "output", config=config)
@@ -89,7 +89,7 @@ def check(train, test, *opts, figures, best=None, config="Base-RCNN-FPN-RSB.yaml
 COCO = "AP AP50 AP75 APs APm APl"
 
 
-@pytest.mark.slow  # tests/evaluation/test_tta.py has its figures
+@pytest.mark.slow  # tests/evaluation covers test-time augmentation
 def test_coco_boxes_with_test_time_augmentation(root):
     layouts.make_coco(root)
     tta = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 64)")
@@ -136,7 +136,7 @@ def test_lvis(root):
     "USE_FED_LOSS" not in get_cfg().MODEL.ROI_BOX_HEAD, reason="of Detectron2's main branch"
 )
 def test_lvis_with_federated_loss(root):
-    """Evaluated on the optimized model, whose scores must be the sigmoid's, too."""
+    """Scores are those of the sigmoid."""
     layouts.make_lvis(root)
     head = "MODEL.ROI_BOX_HEAD."
     opts = (f"{head}USE_FED_LOSS", "True", f"{head}USE_SIGMOID_CE", "True")

@@ -1,9 +1,8 @@
-"""COCO's JSON, read by the check of the registration and written for it.
+"""COCO's JSON, read and written with the checks of a training.
 
-From COCO to COCO the content stays: what a file has beside images and annotations, each image and
-each annotation as it is there, ids and order included. Only what must change does: the split, ids
-that two files have both given, names of images where the files' folders differ, and objects that
-``--clip`` cuts.
+A conversion from COCO to COCO keeps all contents: other keys of the file, and every image and
+annotation with ids and order. It changes only splits, ids that two files share, image names if the
+files have different image folders, and objects that ``--clip`` cuts.
 """
 
 import itertools
@@ -28,12 +27,12 @@ def read_coco(paths: List[str], images: List[str], problems: Problems) -> DataSe
     """Read annotation files.
 
     Args:
-        paths (list[str]): one to three, of the train, val and test splits.
-        images (list[str]): the folder of their images, or one of each.
-        problems (Problems): gets images of another size than the file says.
+        paths (list[str]): one to three files, for the train, val and test splits.
+        images (list[str]): the folder of all images, or one folder per file.
+        problems (Problems): collects images of another size than stated.
 
     Raises:
-        UserError: if a file cannot be used; if their categories are not the same.
+        UserError: if a file cannot be used, or if the files have different categories.
     """
     if len(paths) > len(_SPLITS):
         raise UserError(f"there are {len(paths)} files; name up to three: of train, val and test")
@@ -98,7 +97,7 @@ def _pictures(
     usable, _ = drop_bad_boxes(content["annotations"], sizes)
     unusable = len(content["annotations"]) - len(usable)
     data.notes["annotations that cannot be used left out"] += unusable
-    # The masks that can be used, next to the annotations as they are.
+    # The usable masks, along with the unchanged annotations.
     corrected, _, _ = correct_masks([dict(a) for a in usable], sizes, with_masks=False)
     names = dict(zip(data.ids, data.names))
     for record, with_mask in zip(usable, corrected):
@@ -119,12 +118,12 @@ def _pictures(
 
 
 def write_coco(data: DataSet, root: str, folder: str) -> None:
-    """Write a file a split: ``train.json`` and so on.
+    """Write a file per split: ``train.json`` and so on.
 
     Args:
-        data (DataSet): what to write; ids that had to change are counted in its notes.
-        root (str): folder that the names of the images start from.
-        folder (str): gets the files.
+        data (DataSet): the data set; its notes count ids that had to change.
+        root (str): folder that image names are relative to.
+        folder (str): existing folder to write to.
     """
     ids = dict(zip(data.names, data.ids or range(1, len(data.names) + 1)))
     header = {
@@ -149,17 +148,17 @@ def write_coco(data: DataSet, root: str, folder: str) -> None:
 
 
 def merge_headers(headers: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """What several files have beside images and annotations, for one file of them all.
+    """Merge the contents of several files other than images and annotations.
 
     Args:
-        headers (list[dict]): of :attr:`DataSet.headers`; one or more.
+        headers (list[dict]): one or more values of :attr:`DataSet.headers`.
 
     Returns:
-        dict: the keys of all, the values of the first that has them; lists are joined, those of
-        records (``licenses``) by their ids.
+        dict: all keys with their first values; lists are joined, lists of records (``licenses``)
+        by ids.
 
     Raises:
-        UserError: if two records of one id differ.
+        UserError: if two records with the same id differ.
     """
     merged: Dict[str, Any] = {}
     for header in headers:
@@ -186,7 +185,7 @@ def _join(entries: List[Any], others: List[Any], key: str) -> List[Any]:
 
 
 def _ids(records: Iterable[Dict[str, Any]], data: DataSet, what: str) -> List[int]:
-    """The ids of records, each once: new ones where there is none, or another record has it."""
+    """Return unique ids of records, with new ones for missing and repeated ids."""
     wanted = [record.get("id") for record in records]
     new_ids = itertools.count(max((i for i in wanted if i is not None), default=0) + 1)
     ids: Dict[int, None] = {}
@@ -223,5 +222,5 @@ def _annotation(thing: Object, category_id: int) -> Dict[str, Any]:
 
 
 def _rounded(numbers) -> List[float]:
-    # Far below what anybody can label, and well above the noise of shares times sizes.
+    # Finer than anybody labels, and coarser than rounding errors of fractions times sizes.
     return [round(float(n), 4) for n in numbers]

@@ -1,8 +1,8 @@
-"""LabelMe: a JSON file an image, with polygons, rectangles, circles and masks.
+"""LabelMe, which hotcoco does not read: a JSON file per image with polygons, rectangles and masks.
 
-A circle becomes a polygon of 64 corners. Shapes of one label and one ``group_id`` are one object
-of several polygons. Points and lines enclose nothing and are left out, as is what is labelled
-``__ignore__``. An image that is in the JSON file alone is written beside the COCO file.
+A circle becomes a polygon of 64 corners. Shapes with the same label and ``group_id`` are one object
+of several polygons. Points, lines and shapes labeled ``__ignore__`` are left out. An image that is
+stored only in its JSON file is written next to the COCO file.
 """
 
 import base64
@@ -19,9 +19,9 @@ import pycocotools.mask as mask_util
 from PIL import Image
 
 from ....errors import UserError, first
-from .images import ImageFinder
 from .records import (
     DataSet,
+    ImageFinder,
     Object,
     Picture,
     Polygon,
@@ -44,14 +44,14 @@ def read_labelme(path: str, images: str, output: str, problems: Problems) -> Dat
     """Read a data set.
 
     Args:
-        path (str): a folder with JSON files, or one of them. Folders in it that are called
-            ``train``, ``val`` and ``test`` are splits.
-        images (str): a folder to look for the images in; ``""`` for where the files say.
-        output (str): folder that gets the images that are in JSON files alone.
-        problems (Problems): gets the files that are wrong.
+        path (str): a JSON file, or a folder of them. Subfolders called ``train``, ``val`` and
+            ``test`` are splits.
+        images (str): folder of the images; ``""`` for the paths in the files.
+        output (str): folder for the images that are stored only in JSON files.
+        problems (Problems): collects mistakes in the files.
 
     Raises:
-        UserError: if there is no such file, or an image cannot be read.
+        UserError: if there is no file of LabelMe, or if an image cannot be read.
     """
     root = path if os.path.isdir(path) else os.path.dirname(path) or "."
     files = files_in(path, (".json",)) if os.path.isdir(path) else [path]
@@ -73,7 +73,7 @@ def read_labelme(path: str, images: str, output: str, problems: Problems) -> Dat
             picture.objects = _read_shapes(content["shapes"], picture, notes, problems)
     problems.stop_if_any()
     if not pictures:
-        raise UserError(f"{path} has no JSON files of LabelMe in it")
+        raise UserError(f"{path} has no JSON files of LabelMe")
     if os.path.isdir(path):
         pictures += finder.unlabelled(claims)
     names = sorted({thing.category for picture in pictures for thing in picture.objects})
@@ -92,7 +92,7 @@ def _load(file: str, problems: Problems) -> Dict[str, Any] | None:
     except OSError as e:
         problems.add(file, f"cannot be read: {e.strerror}")
     except (ValueError, RecursionError) as e:
-        problems.add(file, f"is cut short, or no JSON ({str(e)[:80]})")
+        problems.add(file, f"is truncated or not JSON ({str(e)[:80]})")
     else:
         return content if isinstance(content, dict) else {}
     return None
@@ -116,7 +116,7 @@ def _read_picture(
             with Image.open(io.BytesIO(embedded)) as image:
                 size, kind = image.size, (image.format or "png").lower()
         except (binascii.Error, OSError, ValueError):
-            problems.add(file, "has 'imageData' that is no image, and no image file")
+            problems.add(file, "has 'imageData' that is not an image, and no image file")
             return None
         stem = os.path.splitext(os.path.relpath(file, root))[0]
         path = os.path.join(output, "images", f"{stem}.{'jpg' if kind == 'jpeg' else kind}")
@@ -173,9 +173,9 @@ def _read_shape(shape: Any, size: Tuple[int, int], where: str) -> Object | None:
         polygon, box = _circle(*points)
         return Object(label, box, [polygon], where=where)
     if kind == "polygon" and len(points) < 3:
-        raise ValueError(f"is a polygon of {len(points)} points; three are the fewest")
+        raise ValueError(f"is a polygon of {len(points)} points, but needs three or more")
     if kind not in ("polygon", "oriented_rectangle"):
-        raise ValueError(f"is a {kind} of {len(points)} points, which is nothing that is known")
+        raise ValueError(f"is a {kind} of {len(points)} points, which is not supported")
     polygon = [float(n) for point in points for n in point]
     return Object(label, box_of([polygon]), [polygon], where=where)
 
@@ -196,7 +196,7 @@ def _circle(middle: List[float], edge: List[float]) -> Tuple[Polygon, Tuple]:
 def _read_mask(
     shape: Dict[str, Any], label: str, points: List[List[float]], size: Tuple[int, int], where: str
 ) -> Object:
-    """A picture of zeros and ones in the box that two points span, both of them pixels in it."""
+    """Read a binary image, which fills the box from the first to the last pixel in ``points``."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
             part = np.asarray(image).astype(bool)
@@ -206,7 +206,7 @@ def _read_mask(
         if min(x, y) < 0 or not mask.any():
             raise ValueError
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, OSError, binascii.Error):
-        raise ValueError("has a 'mask' that is no picture of a mask in the image") from None
+        raise ValueError("has a 'mask' that is not an image of a mask inside the image") from None
     return _of_mask(label, mask, where)
 
 
@@ -217,7 +217,7 @@ def _of_mask(label: str, mask: np.ndarray, where: str) -> Object:
 
 
 def _merge(thing: Object, other: Object, size: Tuple[int, int]) -> None:
-    """Make two shapes of one group one object."""
+    """Add a shape of the same group to an object."""
     if thing.rle is None and other.rle is None:
         thing.polygons = _outline(thing) + _outline(other)
         thing.box = box_of(thing.polygons)

@@ -1,18 +1,19 @@
-"""What every format is read into and written from: images with their objects, in pixels."""
+"""Images with their objects in pixels, which all formats are read into and written from."""
 
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Tuple
+from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
 from tqdm import tqdm
 
-from ....data.images import is_image_name
+from ....data.images import BadImageError, image_size, is_image_name
 from ....errors import UserError, first, printable
 from ....files import files_below
 
-_SLOW = 2000  # files from which on there is a progress bar
+_SLOW = 2000  # number of files from which a progress bar is shown
 
+Size = Tuple[int, int]  # width, height
 Polygon = List[float]  # x, y, x, y, ... in pixels
 
 
@@ -21,17 +22,17 @@ class Object:
     """One object of an image.
 
     Args:
-        category (str): name of its class.
-        box (tuple[float, float, float, float]): x, y, width, height in pixels; x and y begin with
-            0 at the image's left and upper edge.
-        polygons (list[Polygon]): of its mask; empty where it has a box alone.
-        rle (dict or None): its mask, where it is COCO's run lengths.
-        crowd (bool): neither trained on nor counted in an evaluation.
-        where (str): the place in the file that it is from, for messages.
-        record (dict): the annotation of a COCO file, as it is there.
-        position (int): of that annotation among all of the files.
-        is_cut (bool): whether the object was cut at the edge of its image, so that ``record`` has
-            another box and another mask.
+        category (str): class name.
+        box (tuple[float, float, float, float]): x, y, width, height in pixels from the left and
+            upper edge of the image.
+        polygons (list[Polygon]): the mask; empty if the object has only a box.
+        rle (dict or None): the mask as COCO's run lengths.
+        crowd (bool): whether the object is neither trained on nor counted in evaluations.
+        where (str): the place in the file, for messages.
+        record (dict): the unchanged annotation of a COCO file.
+        position (int): index of that annotation in all files.
+        is_cut (bool): whether the object was cut at the edge of its image, so that box and mask of
+            ``record`` are outdated.
     """
 
     category: str
@@ -50,13 +51,14 @@ class Picture:
     """One image.
 
     Args:
-        path (str): of its file, absolute.
+        path (str): absolute path.
         size (tuple[int, int]): width and height in pixels, upright by the EXIF orientation.
-        objects (list[Object]): in it.
-        source (str): the file of its labels; ``""`` where it has none.
-        embedded (bytes): the image itself, where it is in the file of its labels alone; it is
-            written to ``path`` then.
-        record (dict): the image of a COCO file, with its name in :attr:`DataSet.root`.
+        objects (list[Object]): its objects.
+        source (str): its label file, or ``""``.
+        embedded (bytes): the image file, if it exists only in the label file; it will be written to
+            ``path``.
+        record (dict): the image record of a COCO file, with a name relative to
+            :attr:`DataSet.root`.
     """
 
     path: str
@@ -69,16 +71,17 @@ class Picture:
 
 @dataclass
 class DataSet:
-    """What a reader found.
+    """A data set.
 
     Args:
-        names (list[str]): of the classes, in the order of their indices.
-        splits (dict[str, list[Picture]]): ``train``, and ``val`` and ``test`` where there are any.
-        notes (Counter): what was left out or changed, and how often.
-        ids (list[int]): of the categories, where a COCO file has given them; else 1, 2, 3, ...
-        headers (dict[str, dict]): of each split, what its COCO file has, without ``images`` and
-            ``annotations``, which are ``None``.
-        root (str): folder that the names of images in COCO records start from.
+        names (list[str]): class names by index.
+        splits (dict[str, list[Picture]]): the images of ``train``, ``val`` and ``test``, as far as
+            there are any.
+        notes (Counter): how many items were left out or changed, by reason.
+        ids (list[int]): category ids of a COCO file; 1, 2, 3, ... if empty.
+        headers (dict[str, dict]): contents of each split's COCO file in which ``images`` and
+            ``annotations`` are ``None``.
+        root (str): folder that image names in COCO records are relative to.
     """
 
     names: List[str]
@@ -89,32 +92,25 @@ class DataSet:
     root: str = ""
 
     def pictures(self) -> List[Picture]:
-        """Those of all splits."""
+        """Return the images of all splits."""
         return [picture for pictures in self.splits.values() for picture in pictures]
 
 
 class Problems:
-    """What is wrong with the labels: all is looked at, and one line says it."""
+    """Collects the mistakes in all label files for a one-line error."""
 
     def __init__(self):
         self._first: List[Tuple[str, str]] = []
         self._count = 0
 
     def add(self, where: str, what: str) -> None:
-        """
-        Args:
-            where (str): file, and line or object.
-            what (str): what is wrong, and what to write instead.
-        """
+        """Add a mistake: file and line or object, and what is wrong there."""
         self._count += 1
         if len(self._first) < 3:
             self._first.append((where, what))
 
     def stop_if_any(self) -> None:
-        """
-        Raises:
-            UserError: if anything was added.
-        """
+        """Raise a :class:`UserError` if there are mistakes."""
         if not self._first:
             return
         (where, what), others = self._first[0], self._first[1:]
@@ -127,23 +123,23 @@ class Problems:
 
 
 def progress(items: Iterable[Any], what: str) -> Iterable[Any]:
-    """The same items, with a progress bar where there are many."""
+    """Iterate over items, with a progress bar if there are many."""
     items = list(items)
     return tqdm(items, desc=what, disable=len(items) < _SLOW)
 
 
 def files_in(folder: str, endings: Tuple[str, ...]) -> List[str]:
-    """The files of these endings in a folder and in those in it, but for hidden ones; sorted."""
+    """Return the files with these extensions in a folder and its subfolders, sorted."""
     return [path for path in files_below(folder)[0] if path.lower().endswith(endings)]
 
 
 def note_left_out(data: DataSet, folders: Iterable[str], taken: Iterable[str]) -> None:
-    """Count and name what is in folders and was not taken, in the notes.
+    """Add the unused files in folders to the notes, with their names.
 
     Args:
-        data (DataSet): its images and the files of their labels were taken.
-        folders (iterable of str): to look into.
-        taken (iterable of str): other files that were.
+        data (DataSet): its images and their label files are used.
+        folders (iterable of str): folders to search.
+        taken (iterable of str): other files that are used.
     """
     known = {os.path.realpath(path) for p in data.pictures() for path in (p.path, p.source)}
     known.update(map(os.path.realpath, taken))
@@ -170,10 +166,10 @@ def _kind(path: str) -> str:
 
 
 def split_of(path: str, root: str) -> str:
-    """The split that a file's folder names: ``train``, ``val`` (or ``valid``), ``test``; or ``""``.
+    """Return the split that a folder of a file is called, or ``""``.
 
     Args:
-        path (str): of a file in ``root``.
+        path (str): a file in ``root``.
         root (str): the folder of the data set.
     """
     for part in os.path.relpath(path, root).split(os.sep)[:-1]:
@@ -194,28 +190,137 @@ SPLIT_NAMES = {
 
 
 def in_order(splits: Dict[str, List[Picture]]) -> Dict[str, List[Picture]]:
-    """The splits that have images, ``train`` first."""
+    """Return the splits that have images, ``train`` first."""
     return {name: splits[name] for name in ("train", "val", "test") if splits.get(name)}
 
 
 def common_folder(pictures: Iterable[Picture]) -> str:
-    """The folder that all images are in, or in folders of."""
+    """Return the deepest folder that contains all images, also in subfolders."""
     return os.path.commonpath([os.path.dirname(picture.path) for picture in pictures])
 
 
 def claim(claims: Dict[str, str], path: str, source: str, problems: Problems) -> bool:
-    """Note which file labels an image; two that do are a problem.
+    """Return whether a label file is the only one of an image so far; others are a mistake.
 
     Args:
-        claims (dict[str, str]): image to label file; changed.
-        path (str): of the image.
-        source (str): of the labels.
-        problems (Problems): gets a line.
-
-    Returns:
-        bool: whether the image is this file's.
+        claims (dict[str, str]): label files by image; extended.
+        path (str): the image.
+        source (str): the label file.
+        problems (Problems): collects the mistake.
     """
     other = claims.setdefault(os.path.realpath(path), source)
     if other != source:
-        problems.add(source, f"is of the image {path}, as is {other}; leave one of the two files")
+        problems.add(source, f"is of the image {path}, as is {other}; remove one of the two files")
     return other == source
+
+
+# ---- images of label files ----
+
+
+class ImageFinder:
+    """Finds the image of a label file by the name in it, or by the name of the label file.
+
+    Args:
+        root (str): folder of the data set.
+        images (str): folder of the images; ``""`` for the folder of the label file and ``beside``.
+        beside (sequence of str): names of folders next to the folder of a label file.
+    """
+
+    def __init__(self, root: str, images: str, beside: Sequence[str] = ()):
+        self._root = root
+        self._images = images
+        self._beside = beside
+        self._listings: Dict[str, Dict[str, List[str]]] = {}
+
+    def find(self, file: str, name: str, problems: Problems) -> Tuple[str | None, Size]:
+        """Return the absolute path of an image, or None, and its width and height.
+
+        Args:
+            file (str): a label file.
+            name (str): the name of its image; a path of any operating system, or ``""``.
+            problems (Problems): collects images that are missing or cannot be read.
+        """
+        path = self.look(file, name)
+        if path is None:
+            problems.add(file, f"is of the image {name or '(no name)'}, which does not exist")
+            return None, (0, 0)
+        try:
+            return path, image_size(path)
+        except BadImageError as e:
+            problems.add(file, str(e))
+            return None, (0, 0)
+
+    def look(self, file: str, name: str) -> str | None:
+        """Return the absolute path of an image, or None; arguments as in :meth:`find`."""
+        name = name.replace("\\", "/")
+        folders = self._folders(file)
+        for candidate in (name, os.path.basename(name)):
+            for folder in folders:
+                path = os.path.join(folder, candidate)
+                if candidate and os.path.isfile(path):
+                    return os.path.abspath(path)
+        # The image was renamed: use the only one with the stem of that name or of the label file.
+        for stem in (os.path.basename(name), os.path.basename(file)):
+            for folder in folders:
+                found = self._listing(folder).get(os.path.splitext(stem)[0], [])
+                if len(found) == 1:
+                    return os.path.abspath(os.path.join(folder, found[0]))
+        return None
+
+    def unlabelled(self, labelled: Dict[str, str]) -> List[Picture]:
+        """Return the images without a label file in all searched folders: background.
+
+        Args:
+            labelled (dict[str, str]): label files by real path of the image.
+
+        Raises:
+            BadImageError: if an image cannot be read.
+        """
+        paths = {
+            os.path.abspath(os.path.join(folder, name))
+            for folder, listing in self._listings.items()
+            for names in listing.values()
+            for name in names
+        }
+        # Only once if a folder is a link to another.
+        found = {os.path.realpath(path): path for path in sorted(paths, reverse=True)}
+        paths = sorted(path for real, path in found.items() if real not in labelled)
+        return [Picture(path, image_size(path)) for path in paths]
+
+    def by_folder(self, pictures: List[Picture]) -> Dict[str, List[Picture]]:
+        """Split images by folders called ``train``, ``val`` and ``test``; others are ``train``."""
+        splits: Dict[str, List[Picture]] = {}
+        root = os.path.abspath(self._root)
+        for picture in pictures:
+            name = split_of(os.path.abspath(picture.source or picture.path), root)
+            splits.setdefault(name or "train", []).append(picture)
+        return splits
+
+    def other_size(self, image: str, said: Size, size: Size) -> str:
+        """Return the message for an image that has another size than its label file states."""
+        reason = f"says {said[0]} x {said[1]} pixels, but {image} has {size[0]} x {size[1]}"
+        if said == size[::-1]:
+            reason += "; if its EXIF orientation turns it, label the upright image"
+        return reason
+
+    def _folders(self, file: str) -> List[str]:
+        if self._images:
+            folders = [self._images]
+        else:
+            own = os.path.dirname(file) or "."
+            folders = [os.path.join(os.path.dirname(own) or ".", name) for name in self._beside]
+            folders = [folder for folder in folders if os.path.isdir(folder)] + [own]
+        for folder in folders:
+            self._listing(folder)
+        return folders
+
+    def _listing(self, folder: str) -> Dict[str, List[str]]:
+        """Return the names of the images in a folder by their stems."""
+        if folder not in self._listings:
+            listing: Dict[str, List[str]] = {}
+            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+            for name in names:
+                if is_image_name(name):
+                    listing.setdefault(os.path.splitext(name)[0], []).append(name)
+            self._listings[folder] = listing
+        return self._listings[folder]

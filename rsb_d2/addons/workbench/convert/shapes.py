@@ -1,4 +1,4 @@
-"""Boxes and polygons: cut at the edge of the image, measured, joined, made from masks."""
+"""Boxes, polygons and masks: clip them to the image, measure, join and convert them."""
 
 import math
 from typing import List, Sequence, Tuple
@@ -8,30 +8,24 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures.masks import polygon_area
 
-from .records import (
-    DataSet,
-    Object,
-    Picture,
-    Polygon,
-    Problems,
-)
+from .records import DataSet, Object, Picture, Polygon, Problems
 
-# Pixels by which a shape may reach beyond its image and is cut without a word: tools round
-# differently. The check of COCO files has the same.
+# Pixels by which a shape may reach beyond its image and is clipped without a note, because tools
+# round differently. The check of COCO files has the same value.
 _TOLERANCE = 1.0
 
 
 def box_of(polygons: Sequence[Polygon]) -> Tuple[float, float, float, float]:
-    """The box around polygons: x, y, width, height; NaN where a point is not finite."""
+    """Return the box around polygons: x, y, width, height; NaN if a point is not finite."""
     xs = [x for polygon in polygons for x in polygon[0::2]]
     ys = [y for polygon in polygons for y in polygon[1::2]]
-    if not all(map(math.isfinite, xs + ys)):  # which min and max may pass over
+    if not all(map(math.isfinite, xs + ys)):  # min and max may ignore NaN
         return (math.nan,) * 4
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
 def area_of(thing: Object) -> float:
-    """Square pixels of an object's mask, or of its box where it has none."""
+    """Return the area of an object's mask, or of its box without one, in square pixels."""
     if thing.rle is not None:
         if isinstance(thing.rle["counts"], list):
             return float(sum(thing.rle["counts"][1::2]))
@@ -42,17 +36,17 @@ def area_of(thing: Object) -> float:
 
 
 def fit_objects(data: DataSet, problems: Problems, clip: bool, keep: bool = False) -> None:
-    """Check all objects against their images, and take out what is nothing or there twice.
+    """Check all objects against their images, and drop empty and repeated ones.
 
     Args:
-        data (DataSet): changed; what is taken out is counted in its notes.
-        problems (Problems): gets the objects that are not finite or reach beyond their image.
-        clip (bool): those that reach beyond are cut at the edge instead.
-        keep (bool): the other objects stay as they are.
+        data (DataSet): changed in place; its notes count everything left out or cut.
+        problems (Problems): collects objects that are not finite or reach beyond their image.
+        clip (bool): clip objects that reach beyond their image.
+        keep (bool): change no other object.
     """
     seen_pictures = set()
     for picture in data.pictures():
-        if id(picture) in seen_pictures:  # one that is in two splits
+        if id(picture) in seen_pictures:  # the image is in two splits
             continue
         seen_pictures.add(id(picture))
         kept, seen = [], set()
@@ -75,7 +69,7 @@ def fit_objects(data: DataSet, problems: Problems, clip: bool, keep: bool = Fals
 
 
 def _fit(thing: Object, picture: Picture, data: DataSet, clip: bool, keep: bool) -> str:
-    """Cut an object at the edges of its image. Returns what is wrong with it, or ``""``."""
+    """Clip an object to its image; return its mistake, or ``""``."""
     numbers = [*thing.box, *(n for polygon in thing.polygons for n in polygon)]
     if not all(map(math.isfinite, numbers)):
         thing.box = (0, 0, 0, 0)
@@ -87,7 +81,7 @@ def _fit(thing: Object, picture: Picture, data: DataSet, clip: bool, keep: bool)
         corners = ", ".join(f"{v:g}" for v in (x, y, x + w, y + h))
         return (
             f"reaches beyond the image: its box is {corners} (left, top, right, bottom) of "
-            f"{width} x {height} pixels; correct it, or write --clip to cut such objects"
+            f"{width} x {height} pixels; correct it, or write --clip to clip such objects"
         )
     if keep and beyond <= _TOLERANCE:
         return ""
@@ -109,17 +103,10 @@ def _fit(thing: Object, picture: Picture, data: DataSet, clip: bool, keep: bool)
 
 
 def clip_polygon(polygon: Polygon, width: float, height: float) -> Polygon:
-    """The part of a polygon that is in the image, by Sutherland and Hodgman.
+    """Return the part of a polygon inside the image; empty if there is none.
 
-    Args:
-        polygon (Polygon): in pixels.
-        width, height (float): of the image.
-
-    Returns:
-        Polygon: empty if there is no such part.
-
-    Source: Sutherland and Hodgman, Reentrant polygon clipping, CACM 17 (1974). Parts of a concave
-    polygon stay joined along the edge of the image, which encloses no area.
+    Parts of a concave polygon stay joined along the edge of the image, which encloses no area.
+    Source: Sutherland and Hodgman, Reentrant polygon clipping, CACM 17 (1974).
     """
     points = list(zip(polygon[0::2], polygon[1::2]))
     for axis, edge, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
@@ -138,13 +125,10 @@ def clip_polygon(polygon: Polygon, width: float, height: float) -> Polygon:
 
 
 def join_polygons(polygons: Sequence[Polygon]) -> Polygon:
-    """One polygon of the same area as several: bridges of no width join them.
+    """Join polygons to one of the same area by bridges of zero width between nearest points.
 
     Args:
         polygons (sequence of Polygon): one or more.
-
-    Returns:
-        Polygon: each of the others is gone round from the nearest pair of points, and back.
     """
     rings = [np.asarray(p, dtype=float).reshape(-1, 2) for p in polygons]
     rings = [ring if _signed_area(ring) >= 0 else ring[::-1] for ring in rings]
@@ -165,13 +149,10 @@ def _signed_area(ring: np.ndarray) -> float:
 
 
 def polygons_of_mask(mask: np.ndarray) -> Tuple[List[Polygon], bool]:
-    """The outlines of a mask, through the middles of its outermost pixels.
+    """Return the outlines of a mask, and whether it has holes, which the outlines fill.
 
     Args:
-        mask (ndarray): (H, W), true where the object is.
-
-    Returns:
-        list[Polygon], bool: and whether it has holes, which they do not show.
+        mask (ndarray): (H, W), nonzero inside the object. Outlines are through pixel centers.
     """
     found, hierarchy = cv2.findContours(
         np.ascontiguousarray(mask, dtype=np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
@@ -181,13 +162,13 @@ def polygons_of_mask(mask: np.ndarray) -> Tuple[List[Polygon], bool]:
         if parent >= 0:
             holes = True
         elif len(contour) >= 3:
-            # As Detectron2's GenericMask: contours are of pixels, polygons of the places in them.
+            # As in Detectron2's GenericMask: contours are pixel indices, polygons coordinates.
             polygons.append((contour.reshape(-1) + 0.5).tolist())
     return polygons, holes
 
 
 def decode_rle(rle: dict) -> np.ndarray:
-    """A mask, (H, W), of COCO's run lengths, compressed or not."""
+    """Decode COCO's run lengths, compressed or not, to a mask: (H, W)."""
     if isinstance(rle["counts"], list):
         rle = mask_util.frPyObjects(rle, *rle["size"])
     return mask_util.decode(rle)

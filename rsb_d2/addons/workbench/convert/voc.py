@@ -1,8 +1,12 @@
-"""Pascal VOC: an XML file an image, with boxes whose corners are pixels, the first of them 1.
+"""Pascal VOC: an XML file per image; the corners of boxes are pixels, counted from 1.
 
-A box from ``xmin`` to ``xmax`` covers both, so that it begins at ``xmin - 1`` and is
-``xmax - xmin + 1`` wide, as Detectron2's own reader has it. ``difficult`` objects become crowds:
+A box includes the pixels ``xmin`` and ``xmax``: it begins at ``xmin - 1`` and its width is
+``xmax - xmin + 1``, as in Detectron2's own reader. ``difficult`` objects become crowds, which are
 neither trained on nor counted, as in VOC's own evaluation.
+
+hotcoco 1.3 has ``COCO.from_voc``, with equal boxes. It does not replace this module: it ignores
+splits, ``difficult`` and images without an XML file; it accepts boxes beyond the image, NaN,
+missing images, sizes other than the image's, repeated objects, and XML files that are not VOC.
 """
 
 import os
@@ -11,9 +15,9 @@ from typing import Dict, List
 from xml.etree import ElementTree
 
 from ....errors import UserError, first
-from .images import ImageFinder
 from .records import (
     DataSet,
+    ImageFinder,
     Object,
     Picture,
     Problems,
@@ -32,15 +36,15 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
     """Read a data set.
 
     Args:
-        path (str): a folder with ``Annotations`` and ``JPEGImages`` in it, or one with XML files
-            and images together; or one XML file. Its splits are those of ``ImageSets/Main``, or
-            else of folders called ``train``, ``val`` and ``test``.
-        images (str): a folder to look for the images in; ``""`` for ``JPEGImages`` or ``images``
-            beside that of the XML files, or the latter itself.
-        problems (Problems): gets the files that are wrong.
+        path (str): a folder with ``Annotations`` and ``JPEGImages``, a folder with XML files and
+            images, or an XML file. Splits are those of ``ImageSets/Main``, or otherwise folders
+            called ``train``, ``val`` and ``test``.
+        images (str): folder of the images; ``""`` for ``JPEGImages`` or ``images`` next to the
+            folder of the XML files, or that folder itself.
+        problems (Problems): collects mistakes in the files.
 
     Raises:
-        UserError: if there is no XML file, or an image cannot be read.
+        UserError: if there is no XML file, or if an image cannot be read.
     """
     root = path if os.path.isdir(path) else os.path.dirname(path) or "."
     files = files_in(path, (".xml",)) if os.path.isdir(path) else [path]
@@ -73,13 +77,13 @@ def _read_file(
     try:
         root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, LookupError, ValueError) as e:
-        problems.add(file, f"is cut short, or no XML ({e})")
+        problems.add(file, f"is truncated or not XML ({e})")
         return None
     except OSError as e:
         problems.add(file, f"cannot be read: {e.strerror}")
         return None
     if root.tag != "annotation":
-        problems.add(file, f"is no Pascal VOC: it begins with <{root.tag}>, not <annotation>")
+        problems.add(file, f"is not Pascal VOC: it begins with <{root.tag}>, not <annotation>")
         return None
     image, size = finder.find(file, (root.findtext("filename") or "").strip(), problems)
     if image is None:
@@ -113,7 +117,7 @@ def _read_object(element: ElementTree.Element, where: str) -> Object:
     except (TypeError, ValueError):
         raise ValueError("has no <bndbox> with xmin, ymin, xmax and ymax") from None
     if x2 < x1 or y2 < y1:
-        raise ValueError(f"has its corners the wrong way round: {', '.join(map(str, texts))}")
+        raise ValueError(f"has its corners in the wrong order: {', '.join(map(str, texts))}")
     crowd = (element.findtext("difficult") or "").strip() in ("1", "true", "True")
     return Object(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), crowd=crowd, where=where)
 

@@ -90,15 +90,6 @@ def convert_all(tmp_path, files, **options):
     return read, {what: n for what, n in conversion.data.notes.items() if n}
 
 
-def test_one_file_stays_as_it_is(tmp_path):
-    files = make(tmp_path / "in", train=content())
-    contents, notes = convert_all(tmp_path, files)
-    assert contents == {"train": content()} and notes == {}
-    assert list(contents["train"]) == list(content())
-    # Two equal boxes of an image differ in what else is said of them, or not at all: both stay.
-    assert len(contents["train"]["annotations"]) == 24
-
-
 def test_a_split_parts_images_and_changes_nothing(tmp_path):
     files = make(tmp_path / "in", train=content())
     contents, notes = convert_all(tmp_path, files, split=0.7, seed=1)
@@ -197,29 +188,25 @@ def test_clip_changes_what_it_cuts_alone(tmp_path):
     assert notes == {"objects cut at the edge of the image": 1}
 
 
-def test_annotations_without_flags_and_areas_stay_so(tmp_path):
-    before = content()
-    for annotation in before["annotations"]:
-        annotation.pop("area", None)
-    before["annotations"][3]["ignore"] = 1
-    before["annotations"][4]["id"] = 0
-    files = make(tmp_path / "in", train=before)
-    assert convert_all(tmp_path, files)[0]["train"] == before
-
-
-def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
-    before = content()
-    before["annotations"][0]["bbox"] = [10, 20, 0, 20]
-    before["annotations"][1]["image_id"] = 1
-    files = make(tmp_path / "in", train=before)
-    contents, notes = convert_all(tmp_path, files)
-    assert contents["train"]["annotations"] == before["annotations"][2:]
-    assert notes == {"annotations that cannot be used left out": 2}
-
-
 def test_keypoints_are_counted_when_yolo_gets_boxes(tmp_path):
     files = make(tmp_path / "in", train=content())
     folder = str(tmp_path / "in" / "images")
     conversion = convert(files, str(tmp_path / "yolo"), images=[folder], target="yolo")
     assert conversion.data.notes["objects whose keypoints are left out"] == 4
     assert len(converted(tmp_path / "yolo", tmp_path / "back")[0]["train"]["images"]) == 6
+
+
+def test_a_file_keeps_its_contents_except_for_unusable_annotations(tmp_path):
+    before = content()
+    before["annotations"][0]["bbox"] = [10, 20, 0, 20]
+    before["annotations"][1]["image_id"] = 1
+    for annotation in before["annotations"][2:8]:
+        annotation.pop("area", None)
+    before["annotations"][3]["ignore"] = 1
+    before["annotations"][4]["id"] = 0
+    files = make(tmp_path / "in", train=before)
+    contents, notes = convert_all(tmp_path, files)
+    assert notes == {"annotations that cannot be used left out": 2}
+    # Equal boxes of an image with other keys both stay.
+    assert contents == {"train": {**before, "annotations": before["annotations"][2:]}}
+    assert list(contents["train"]) == list(before)

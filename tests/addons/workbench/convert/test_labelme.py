@@ -114,7 +114,7 @@ def cut(folder):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (cut, "a.json: is cut short, or no JSON"),
+        (cut, "a.json: is truncated or not JSON"),
         (doubled, "b.json: is of the image .*a.png, as is .*a.json"),
         (one("cat", "polygon", [[1, 1], [2, 2]]), "a.json, shape 1: is a polygon of 2 points"),
         (one("cat", "polygon", []), "a polygon of 0 points"),
@@ -124,8 +124,8 @@ def cut(folder):
         (one("cat", "rectangle", [[50, 50], [math.nan, 60]]), "not finite"),
         (one("", "rectangle", [[50, 50], [55, 60]]), "has no 'label'"),
         (one(*TRIANGLE, size=(80, 100)), "says 80 x 100 pixels, but"),
-        (lambda f: labelme(f / "c.json", [TRIANGLE], "c.png"), "c.png, which is not there"),
-        (lambda f: labelme(f / "c.json", [TRIANGLE], "c.png", data="AAAA"), "is no image"),
+        (lambda f: labelme(f / "c.json", [TRIANGLE], "c.png"), "c.png, which does not exist"),
+        (lambda f: labelme(f / "c.json", [TRIANGLE], "c.png", data="AAAA"), "is not an image"),
         (lambda f: labelme(f / "a.json", [{"label": "cat"}], "a.png"), "'points' that are not"),
     ],
 )

@@ -111,21 +111,24 @@ def one(*thing, filename="b.jpg", **size):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (cut, "b.xml: is cut short, or no XML"),
+        (cut, "b.xml: is truncated or not XML"),
         (turned, "b.xml: says 100 x 80 pixels, but .*b.jpg has 80 x 100; if its EXIF"),
         (one("cat", 0, 1, 1, 9, 9, size=(200, 160)), "says 200 x 160 pixels, but"),
         (one("cat", 0, 50, 50, 120, 60), "b.xml, object 1: reaches beyond the image"),
         (one("cat", 0, 50, 50, "nan", 60), "not finite"),
-        (one("cat", 0, 50, 50, 40, 60), "the wrong way round: 50, 50, 40, 60"),
+        (one("cat", 0, 50, 50, 40, 60), "the wrong order: 50, 50, 40, 60"),
         (one("cat", 0, 50, "", 40, 60), "has no <bndbox> with"),
         (one("", 0, 1, 1, 9, 9), "object 1: has no <name>"),
         (
             one("cat", 0, 1, 1, 9, 9, filename="a.jpg"),
             "b.xml: is of the image .*a.jpg, as is .*a.x",
         ),
-        (lambda f: (f / "JPEGImages" / "b.jpg").unlink(), "is of the image b.jpg, which is not th"),
+        (
+            lambda f: (f / "JPEGImages" / "b.jpg").unlink(),
+            "b.jpg, which does not exist",
+        ),
         (lambda f: (f / "JPEGImages" / "b.jpg").write_text(""), "b.jpg: the file is empty"),
-        (lambda f: write(f / "Annotations" / "e.xml", "<html></html>"), "is no Pascal VOC"),
+        (lambda f: write(f / "Annotations" / "e.xml", "<html></html>"), "is not Pascal VOC"),
     ],
 )
 def test_bad_files_stop_in_one_line(folder, tmp_path, change, message):

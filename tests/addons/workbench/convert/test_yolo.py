@@ -1,9 +1,17 @@
-"""YOLO's labels to COCO: numbers worked out by hand, and supervision's reading of the same."""
+"""YOLO's files: boxes and polygons computed by hand or read by supervision, and the way back."""
 
+import json
+import os
+
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
+import yaml as yaml_module
 
 from rsb_d2 import UserError
-from rsb_d2.addons.workbench.convert.yolo.reading import label_path
+from rsb_d2.addons.workbench import convert as module
+from rsb_d2.addons.workbench.convert import convert
+from rsb_d2.addons.workbench.convert.shapes import join_polygons
 from tests.helpers.data.label_files import (
     boxes_by_image,
     converted,
@@ -12,6 +20,8 @@ from tests.helpers.data.label_files import (
     write,
     yolo,
 )
+
+# ---- reading ----
 
 
 def test_boxes_polygons_and_background(tmp_path):
@@ -71,11 +81,6 @@ def test_names_as_a_dict_and_as_words_of_yaml(tmp_path):
     assert objects_of(content)[0][1] == "007"
 
 
-def test_the_last_images_folder_is_labels():
-    assert label_path("/images/my/images/a/b.c.jpg") == "/images/my/labels/a/b.c.txt"
-    assert label_path("/my/photos/a.jpg") == "/my/photos/a.txt"
-
-
 GOOD = "0 .5 .5 .1 .1\n"
 
 
@@ -93,7 +98,7 @@ GOOD = "0 .5 .5 .1 .1\n"
         ("0 .5 .5 -.1 .1", "negative size"),
         ("0 .5 .5 .1", "has 4 numbers"),
         ("0 .5 .5 .1 .1 .9", "has 6 numbers"),
-        ("cat .5 .5 .1 .1", "no number: cat"),
+        ("cat .5 .5 .1 .1", "not a number: cat"),
         (GOOD + "3 .5 .5 .1 .1\n" * 5, "4 more mistakes"),
     ],
 )
@@ -116,7 +121,7 @@ def test_bad_rows_stop_in_one_line(tmp_path, rows, message):
         ("names: [a]", "names no images"),
         ("train: labels\nnames: [a]", "a folder without images; there are a.txt"),
         ("train: [images\nnames: [a]", "line 2: is not valid YAML"),
-        ("- train", "is no data.yaml"),
+        ("- train", "is not a data.yaml"),
     ],
 )
 def test_bad_descriptions_stop_in_one_line(tmp_path, text, message):
@@ -195,3 +200,210 @@ def test_an_image_that_is_none(tmp_path):
     with pytest.raises(UserError, match="cannot use the image .*b.png"):
         converted(yaml, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+# ---- writing ----
+
+SQUARE = [10, 20, 30, 20, 30, 40, 10, 40]
+OTHER = [50, 50, 60, 50, 60, 70, 50, 70]
+
+
+def coco(folder, annotations, size=(100, 80), name="a.png"):
+    image(folder / "images" / name, size)
+    content = {
+        "images": [{"id": 4, "file_name": name, "width": 100, "height": 80}],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+        "annotations": [
+            {"id": i, "image_id": 4, "category_id": 7, "iscrowd": 0, "area": 1, **a}
+            for i, a in enumerate(annotations, 1)
+        ],
+    }
+    return write(folder / "train.json", json.dumps(content))
+
+
+def to_yolo(tmp_path, annotations, **options):
+    path = coco(tmp_path / "coco", annotations)
+    images = [str(tmp_path / "coco" / "images")]
+    options = {"images": images, "target": "yolo", **options}
+    conversion = convert([str(path)], str(tmp_path / "yolo"), **options)
+    rows = (tmp_path / "yolo" / "labels" / "train" / "a.txt").read_text().splitlines()
+    notes = {what: n for what, n in conversion.data.notes.items() if n}
+    return [[float(n) for n in row.split()] for row in rows], notes
+
+
+def test_boxes(tmp_path):
+    rows, notes = to_yolo(tmp_path, [{"bbox": [10, 20, 30, 40]}, {"bbox": [0, 0, 100, 80]}])
+    assert rows == [[1, 0.25, 0.5, 0.3, 0.5], [1, 0.5, 0.5, 1, 1]] and notes == {}
+    described = yaml_module.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
+    assert described["names"] == {0: "cat", 1: "dog"}
+    assert described["train"] == described["val"] == "images/train"
+    original = (tmp_path / "coco" / "images" / "a.png").read_bytes()
+    assert (tmp_path / "yolo" / "images" / "train" / "a.png").read_bytes() == original
+
+
+def test_masks_crowds_and_several_polygons(tmp_path):
+    mask = np.zeros((80, 100), dtype=np.uint8, order="F")
+    mask[20:40, 10:30] = 1
+    mask[28:32, 18:22] = 0
+    rle = {"size": [80, 100], "counts": mask_util.encode(mask)["counts"].decode()}
+    annotations = [
+        {"bbox": [10, 20, 50, 50], "segmentation": [SQUARE, OTHER]},
+        {"bbox": [10, 20, 20, 20], "segmentation": rle},
+        {"bbox": [10, 20, 20, 20], "segmentation": rle, "iscrowd": 1},
+        {"bbox": [10, 20, 30, 40]},
+    ]
+    rows, notes = to_yolo(tmp_path, annotations)
+    assert len(rows) == 3 and all(len(row) % 2 and len(row) >= 7 for row in rows)
+    assert notes == {
+        "objects of several polygons joined to one": 1,
+        "masks drawn by their outlines": 1,
+        "masks whose holes are filled": 1,
+        "crowds left out": 1,
+        "boxes written as polygons of four corners": 1,
+    }
+    back = converted(tmp_path / "yolo", tmp_path / "back")[0]["train"]["annotations"]
+    assert [a["bbox"] for a in back] == [[10, 20, 50, 50], [10.5, 20.5, 19, 19], [10, 20, 30, 40]]
+    assert [a["area"] for a in back] == [400 + 200, 19 * 19, 30 * 40]
+
+
+@pytest.mark.parametrize("third", [[70, 10, 90, 10, 80, 30], [80, 30, 90, 10, 70, 10]])
+def test_joined_polygons_cover_the_same_pixels(third):
+    polygons = [SQUARE, OTHER, third]
+    apart = mask_util.decode(mask_util.merge(mask_util.frPyObjects(polygons, 80, 100)))
+    joined = mask_util.decode(mask_util.frPyObjects([join_polygons(polygons)], 80, 100)[0])
+    # Bridges may be a pixel wide where they are drawn.
+    assert (apart <= joined).all() and (joined - apart).sum() < 60
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: image(f / "images" / "a.png", (80, 100)), "says 100 x 80 pixels, but"),
+        (lambda f: (f / "images" / "a.png").unlink(), "1 of 1 image files are not in"),
+        (lambda f: write(f / "train.json", '{"images": ['), "not valid JSON|no format"),
+        (lambda f: write(f / "train.json", '{"annotations": []}'), "there is no key 'images'"),
+        (lambda f: coco(f, [{"bbox": [90, 20, 30, 40]}]), "reaches beyond the image"),
+        (lambda f: coco(f, []), "has no objects in it"),
+    ],
+)
+def test_bad_coco_files_stop_in_one_line(tmp_path, change, message):
+    path = coco(tmp_path / "coco", [{"bbox": [10, 20, 30, 40]}])
+    change(tmp_path / "coco")
+    with pytest.raises(UserError, match=message) as error:
+        images = [str(tmp_path / "coco" / "images")]
+        convert([str(path)], str(tmp_path / "yolo"), source="coco", images=images, target="yolo")
+    assert len(str(error.value).splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["coco"]
+
+
+# ---- names ----
+
+LAYOUTS = {
+    "images below the split": ["train/images/a.jpg", "valid/images/a.jpg", "test/images/b.png"],
+    "images alone": ["images/a.jpg", "images/b.jpg"],
+    "images in images": ["images/images/a.jpg", "images/labels/images/b.jpg"],
+    "labels and images": ["labels/images/a.jpg", "images/labels/a.jpg", "labels/a.jpg", "a.jpg"],
+    "one stem": ["a/images/x.jpg", "images/a/x.png", "a/x.jpg"],
+    "an image called images": ["images.jpg", "x/images.jpg", "Images/a.jpg"],
+    "hidden": [".a.jpg", ".thumbs/b.jpg", "c/..d.jpg"],
+    "no ending of images": ["a", "b.dat", "images/c.PNG", "c.jpg.txt", "x.y/z"],
+    "odd": [
+        "-a.jpg",
+        "b c.jpg",
+        "d\ne.jpg",
+        "[f].jpg",
+        "#g.jpg",
+        "ä 画.jpg",
+        "h.jpg.jpg",
+        "'i'.jpg",
+    ],
+}
+
+
+def ultralytics_label(path):
+    """https://github.com/ultralytics/ultralytics, ultralytics/data/utils.py, img2label_paths."""
+    sa, sb = f"{os.sep}images{os.sep}", f"{os.sep}labels{os.sep}"
+    return sb.join(path.rsplit(sa, 1)).rsplit(".", 1)[0] + ".txt"
+
+
+def coco_of(folder, names, segmentation=False):
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    for i, name in enumerate(names):
+        kind = {".png": "PNG", ".PNG": "PNG"}.get(os.path.splitext(name)[1], "JPEG")
+        picture = image(folder / "my images" / f"{i}.{kind.lower()}")
+        target = folder / "my images" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.rename(target)
+        content["images"].append({"id": i, "file_name": name, "width": 100, "height": 80})
+        # A box by which the image is known again.
+        x, y, w, h = box = [i + 1, 2 * i + 1, 20 + i, 30]
+        annotation = {"id": i + 1, "image_id": i, "category_id": 1, "bbox": box, "iscrowd": 0}
+        if segmentation:
+            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        content["annotations"].append({**annotation, "area": w * h})
+    return str(write(folder / "train.json", json.dumps(content)))
+
+
+@pytest.mark.parametrize("number", range(len(LAYOUTS)), ids=list(LAYOUTS))
+def test_ultralytics_finds_all_labels(tmp_path, number):
+    names, link = list(LAYOUTS.values())[number], number % 2 == 1
+    file = coco_of(tmp_path / "in", names, segmentation=number % 3 == 1)
+    # A folder called images above the output does not matter.
+    output = tmp_path / "images" / "out"
+    images = [str(tmp_path / "in" / "my images")]
+    convert([file], str(output), images=images, target="yolo", link=link)
+    found = [p for p in (output / "images").rglob("*") if not p.is_dir()]
+    assert len(found) == len(names)
+    assert all(os.path.getsize(ultralytics_label(str(path))) > 0 for path in found)
+    assert not [
+        p for p in found if any(part.startswith(".") for part in p.relative_to(output).parts)
+    ]
+    back = converted(output, tmp_path / "back")[0]["train"]
+    boxes = sorted(row for rows in boxes_by_image(back).values() for row in rows)
+    expected = [("cat", i + 1, 2 * i + 1, 21 + 2 * i, 2 * i + 31) for i in range(len(names))]
+    assert boxes == sorted(expected)
+
+
+def test_roboflows_layout_and_back(tmp_path):
+    """A data set of Roboflow's, to COCO and from there to YOLO: no label is lost on the way."""
+    for split in ("train", "valid"):
+        for name in "ab":
+            image(tmp_path / "in" / split / "images" / f"{name}.png")
+            write(tmp_path / "in" / split / "labels" / f"{name}.txt", "0 .5 .5 .2 .25\n")
+    write(tmp_path / "in" / "data.yaml", "train: train/images\nval: valid/images\nnames: [cat]\n")
+    convert([str(tmp_path / "in")], str(tmp_path / "coco"))
+    files = [str(tmp_path / "coco" / f"{split}.json") for split in ("train", "val")]
+    convert(files, str(tmp_path / "yolo"), images=[str(tmp_path / "in")], target="yolo")
+    contents, notes = converted(tmp_path / "yolo", tmp_path / "back")
+    assert {s: len(c["annotations"]) for s, c in contents.items()} == {"train": 2, "val": 2}
+    assert notes == {}
+
+
+@pytest.mark.parametrize("target", ["coco", "yolo"])
+def test_a_file_that_is_read_otherwise_is_not_kept(tmp_path, monkeypatch, target):
+    file = coco_of(tmp_path / "in", ["a.jpg", "b.jpg"])
+    images = [str(tmp_path / "in" / "my images")]
+
+    def change(path, *old_and_new):
+        path.write_text(path.read_text().replace(*old_and_new))
+
+    def damaged(write_files):
+        def write_and_damage(data, *args):
+            written = write_files(data, *args)
+            for folder in tmp_path.rglob("*"):
+                if folder.name == "train.json" and folder.parent.name != "in":
+                    change(folder, "21", "22")
+                if folder.name == "b.txt":
+                    change(folder, "0 ", "1 ")
+                if folder.name == "data.yaml":
+                    change(folder, "names:", "names: [cat, dog]\nold:")
+            return written
+
+        return write_and_damage
+
+    for name in ("write_coco", "write_yolo"):
+        monkeypatch.setattr(module, name, damaged(getattr(module, name)))
+    with pytest.raises(UserError, match="do not read back correctly") as error:
+        convert([file], str(tmp_path / "out"), images=images, target=target)
+    assert len(str(error.value).splitlines()) == 1
+    assert os.listdir(tmp_path) == ["in"]

@@ -1,9 +1,13 @@
-"""What is in a folder and is not taken is counted and named, whatever the format."""
+"""All formats: everything that is left out is counted and named, and splits are stratified."""
 
 import json
+from collections import Counter
 
+import numpy as np
 import pytest
 
+from rsb_d2 import UserError
+from rsb_d2.addons.workbench.convert import split_by_class
 from tests.helpers.data.label_files import converted, image, labelme, voc, write, yolo
 
 OTHERS = {
@@ -86,3 +90,45 @@ def test_images_and_labels_of_no_one(tmp_path):
         image(images / f"{name}.png")
     notes = converted(file, tmp_path / "3", images=[str(images)])[1]
     assert notes == {"images not taken (d.png, e.png, f.png, ...)": 5}
+
+
+# ---- splits ----
+
+
+def made(num_images, seed=0):
+    """Images with up to three classes, of which the last is in one image of 40."""
+    rng = np.random.default_rng(seed)
+    rates = {"often": 0.7, "half": 0.5, "tenth": 0.1, "rare": 0.025}
+    return [
+        {name for name, rate in rates.items() if rng.random() < rate} for _ in range(num_images)
+    ]
+
+
+@pytest.mark.parametrize("share, seed", [(0.5, 0), (0.8, 1), (0.9, 2)])
+def test_each_class_has_its_share(share, seed):
+    labels = made(400, seed)
+    train, val = split_by_class(labels, share, seed)
+    assert (train, val) == split_by_class(labels, share, seed) != split_by_class(labels, share, 9)
+    assert len(train) == round(400 * share) and sorted(train + val) == list(range(400))
+    counts = [Counter(n for i in part for n in labels[i] or {""}) for part in (train, val)]
+    for name in counts[0] | counts[1]:
+        whole = counts[0][name] + counts[1][name]
+        assert abs(counts[0][name] - share * whole) <= max(1, 0.02 * whole)
+
+
+def test_a_class_of_two_images_is_in_both_parts():
+    labels = [{"many"}] * 30 + [{"two", "many"}] * 2 + [set()] * 5
+    train, val = split_by_class(labels, 0.9, 0)
+    assert all({30, 31} & set(part) for part in (train, val))
+
+
+@pytest.mark.parametrize("share", [0, 1, 80, -1, float("nan")])
+def test_a_share_that_is_none(share):
+    with pytest.raises(UserError, match="--split is"):
+        split_by_class(made(10), share, 0)
+
+
+def test_one_image_cannot_be_split():
+    with pytest.raises(UserError, match="there are 1 images"):
+        split_by_class([{"a"}], 0.8, 0)
+    assert sorted(map(len, split_by_class([{"a"}, set()], 0.8, 0))) == [1, 1]

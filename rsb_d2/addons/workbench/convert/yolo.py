@@ -1,0 +1,444 @@
+"""YOLO's files as Ultralytics reads and writes them: ``data.yaml``, images and label files.
+
+A label file has a row per object: ``class x y width height`` is a box by its center,
+``class x y x y x y ...`` a polygon, in fractions of the image's width and height. Rows of both
+kinds may be in one file.
+
+hotcoco 1.3 has ``COCO.from_yolo`` and ``to_yolo``, which do not replace this module. The reader
+refuses polygons and ``names`` as a mapping; it accepts NaN, negative boxes, boxes beyond the image,
+a wrong ``nc``, repeated class names, and two images with one label file; it ignores subfolders,
+splits, images without labels, and the EXIF orientation. The writer supports boxes only.
+"""
+
+import os
+import shutil
+from collections import Counter
+from typing import Any, Dict, List, NamedTuple, Set, Tuple
+
+import yaml
+from PIL import Image
+
+from ....data.images import image_size, is_image_name
+from ....errors import UserError, first
+from ....files import files_below
+from .records import (
+    SPLIT_NAMES,
+    DataSet,
+    Object,
+    Picture,
+    Polygon,
+    Problems,
+    claim,
+    common_folder,
+    in_order,
+    note_left_out,
+    progress,
+)
+from .shapes import box_of, clip_polygon, decode_rle, join_polygons, polygons_of_mask
+
+# The extensions that all versions have in IMG_FORMATS:
+# https://github.com/ultralytics/ultralytics/blob/main/ultralytics/data/utils.py
+_OF_ULTRALYTICS = (".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp")
+
+
+# ---- data.yaml ----
+
+
+class DataYaml(NamedTuple):
+    """The contents of a ``data.yaml``.
+
+    Args:
+        names (list[str]): class names by index.
+        images (dict[str, list[str]]): image paths of ``train``, ``val`` and ``test``.
+        folders (list[str]): folders that were searched for images.
+        repeated (int): number of images that are listed more than once.
+        keypoints (int): number of keypoint values after the box in each row.
+    """
+
+    names: List[str]
+    images: Dict[str, List[str]]
+    folders: List[str]
+    repeated: int
+    keypoints: int
+
+
+def read_data_yaml(path: str) -> DataYaml:
+    """Read a ``data.yaml`` and list its images.
+
+    Raises:
+        UserError: if the file cannot be read, has no names or no splits, or if a file that it names
+            is missing.
+    """
+    content = _load(path)
+    names = _names(content, path)
+    root = _root(content, path)
+    images: Dict[str, List[str]] = {}
+    folders: List[str] = []
+    repeated = 0
+    for key, split in SPLIT_NAMES.items():
+        if not content.get(key):
+            continue
+        entries = content[key] if isinstance(content[key], list) else [content[key]]
+        found = [image for entry in entries for image in _images(entry, root, path, key, folders)]
+        images.setdefault(split, []).extend(dict.fromkeys(found))
+        repeated += len(found) - len(set(found))
+    if not any(images.values()):
+        raise UserError(f"{path} names no images: write 'train: FOLDER', and 'val:' likewise")
+    return DataYaml(names, images, folders, repeated, _keypoints(content, path))
+
+
+def _load(path: str) -> Dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            # All values stay strings: a class may be called "no" or "007".
+            content = yaml.load(f, Loader=yaml.BaseLoader)
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+    except (yaml.YAMLError, RecursionError) as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: is not valid YAML") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} is not a data.yaml: it must have the keys 'train', 'val' and 'names'"
+        )
+    return content
+
+
+def _names(content: Dict[str, Any], path: str) -> List[str]:
+    names, count = content.get("names"), content.get("nc")
+    if not names and isinstance(count, str) and count.isdigit() and int(count):
+        return [f"class_{i}" for i in range(int(count))]  # as Ultralytics calls them
+    if isinstance(names, dict):
+        indices = {int(key): name for key, name in names.items() if key.isdigit()}
+        if sorted(indices) != list(range(len(names))):
+            raise UserError(
+                f"{path}: the keys of 'names' must be 0 ... {len(names) - 1}, each once; "
+                f"they are {first(names)}"
+            )
+        names = [indices[i] for i in range(len(indices))]
+    if not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
+        raise UserError(f"{path} has no 'names': list the classes, as 'names: [cat, dog]'")
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise UserError(f"{path}: 'names' has {first(doubled)} more than once")
+    if count is not None and count != str(len(names)):
+        raise UserError(f"{path}: 'nc' is {count}, but there are {len(names)} 'names'")
+    return names
+
+
+def _keypoints(content: Dict[str, Any], path: str) -> int:
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    if isinstance(shape, list) and len(shape) == 2 and all(str(n).isdigit() for n in shape):
+        return int(shape[0]) * int(shape[1])
+    raise UserError(f"{path}: 'kpt_shape' is {shape}; write two integers, as [17, 3]")
+
+
+def _root(content: Dict[str, Any], path: str) -> str:
+    """Return the folder that paths are relative to: ``path``, relative to the file's folder."""
+    folder = os.path.dirname(os.path.abspath(path))
+    named = content.get("path")
+    if not isinstance(named, str) or not named:
+        return folder
+    named = os.path.expanduser(named)
+    for candidate in (os.path.join(folder, named), os.path.abspath(named)):
+        if os.path.isdir(candidate):
+            return os.path.normpath(candidate)
+    return folder  # the path is of another machine, or of Ultralytics' own folder of data sets
+
+
+def _images(entry: Any, root: str, path: str, key: str, folders: List[str]) -> List[str]:
+    place = _place(entry, root) if isinstance(entry, str) and entry else None
+    if place is None:
+        raise UserError(
+            f"{path}: '{key}' is {entry}, but there is no such folder or list in {root}"
+        )
+    if os.path.isdir(place):
+        folders.append(place)
+        files, passed_over = files_below(place)
+        images = list(filter(is_image_name, files))
+        if not images:
+            others = first((os.path.relpath(file, place) for file in files + passed_over), 3)
+            there = f"; there are {others}" if others else ""
+            raise UserError(f"{path}: '{key}' is {entry}, a folder without images{there}")
+        return [os.path.normpath(image) for image in images]
+    if is_image_name(place):
+        return [os.path.normpath(place)]
+    try:
+        with open(place, encoding="utf-8-sig") as f:
+            lines = [line.strip() for line in f if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: '{key}' is {place}, which is not a list of images") from None
+    images = [_listed(line, os.path.dirname(place), root) for line in lines]
+    missing = [line for line, image in zip(lines, images) if image is None]
+    if missing or not images:
+        what = f"names images that do not exist ({first(missing)})" if missing else "is empty"
+        raise UserError(f"{place} {what}")
+    return images
+
+
+def _place(entry: str, root: str) -> str | None:
+    entry = os.path.expanduser(entry.replace("\\", "/"))
+    # Files of Roboflow are next to the folders that they call ../train/images.
+    for candidate in (entry, entry[3:] if entry.startswith("../") else entry):
+        candidate = os.path.join(root, candidate)
+        if os.path.exists(candidate):
+            return os.path.normpath(candidate)
+    return None
+
+
+def _listed(line: str, folder: str, root: str) -> str | None:
+    line = line.replace("\\", "/")
+    for start in (folder, root, os.getcwd()):
+        candidate = os.path.normpath(os.path.join(start, line))
+        if os.path.isfile(candidate):
+            return candidate
+    return None
+
+
+# ---- reading ----
+
+
+def read_yolo(path: str, problems: Problems) -> DataSet:
+    """Read a data set.
+
+    Args:
+        path (str): its ``data.yaml``, or the folder of it.
+        problems (Problems): collects invalid rows.
+
+    Raises:
+        UserError: if ``data.yaml`` is missing or invalid, or if an image cannot be read.
+    """
+    description = read_data_yaml(find_data_yaml(path))
+    notes = Counter({"images listed more than once": description.repeated})
+    owners: Dict[str, str] = {}
+    pictures: Dict[str, Picture] = {}
+    splits = {}
+    for split, images in description.images.items():
+        claims: Dict[str, str] = {}
+        for image in progress(images, split):
+            if image in pictures:
+                notes["images that are in two splits"] += 1
+                continue
+            label = label_path(image)
+            picture = pictures[image] = Picture(os.path.abspath(image), image_size(image))
+            if os.path.isfile(label):
+                picture.source = label
+                claim(claims, image, label, problems)
+                other = owners.setdefault(label, image)
+                if other != image:
+                    problems.add(label, f"would be of two images, {other} and {image}; rename one")
+                picture.objects = _read_labels(picture, description, notes, problems)
+        splits[split] = [pictures[image] for image in images]
+    data = DataSet(description.names, in_order(splits), notes)
+    folders = description.folders
+    labels = [os.path.dirname(label_path(os.path.join(folder, "a.jpg"))) for folder in folders]
+    note_left_out(data, [*folders, *filter(os.path.isdir, labels)], [find_data_yaml(path)])
+    return data
+
+
+def find_data_yaml(path: str) -> str:
+    """Return the ``data.yaml`` of a folder, or its only YAML file; a file is returned as it is.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    if not os.path.isdir(path):
+        return path
+    names = sorted(n for n in os.listdir(path) if n.lower().endswith((".yaml", ".yml")))
+    for name in ("data.yaml", "data.yml", "dataset.yaml", *(names if len(names) == 1 else [])):
+        if name in names:
+            return os.path.join(path, name)
+    raise UserError(
+        f"{path} has no data.yaml, which names the classes and the folders of the images; write "
+        "one with the lines 'train: images/train', 'val: images/val' and 'names: [cat, dog]'"
+    )
+
+
+def label_path(image: str) -> str:
+    """Return the label file of an image: the last folder called ``images`` becomes ``labels``."""
+    parts = os.path.splitext(image)[0].split(os.sep)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return os.sep.join(parts) + ".txt"
+
+
+def _read_labels(
+    picture: Picture, description: DataYaml, notes: Counter, problems: Problems
+) -> List[Object]:
+    try:
+        with open(picture.source, encoding="utf-8-sig") as f:
+            rows = [row.split() for row in f.read().splitlines()]
+    except (OSError, UnicodeDecodeError):
+        problems.add(picture.source, "cannot be read as text")
+        return []
+    objects = []
+    for number, row in enumerate(rows, 1):
+        if not row:
+            continue
+        where = f"{picture.source}, line {number}"
+        if description.keypoints and len(row) == 5 + description.keypoints:
+            notes["objects whose keypoints are left out"] += 1
+            row = row[:5]
+        try:
+            objects.append(_read_row(row, picture.size, description.names, where))
+        except ValueError as e:
+            problems.add(where, str(e))
+    return objects
+
+
+def _read_row(row: List[str], size: Tuple[int, int], names: List[str], where: str) -> Object:
+    if len(row) < 5 or len(row) % 2 == 0:
+        raise ValueError(
+            f"has {len(row)} numbers; write 'class x y width height', or 'class x y x y x y ...'"
+        )
+    try:
+        index, *numbers = map(float, row)
+    except ValueError:
+        raise ValueError(f"has a value that is not a number: {' '.join(row)[:60]}") from None
+    if index not in range(len(names)):
+        raise ValueError(
+            f"has the class {row[0]}, but data.yaml has {len(names)} names, 0 ... {len(names) - 1}"
+        )
+    width, height = size
+    name = names[int(index)]
+    if len(numbers) == 4:
+        x, y, w, h = numbers
+        if min(w, h) < 0:
+            raise ValueError(f"has a box of negative size, {row[3]} x {row[4]}")
+        box = ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
+        return Object(name, box, where=where)
+    polygon = [n * (height if i % 2 else width) for i, n in enumerate(numbers)]
+    return Object(name, box_of([polygon]), [polygon], where=where)
+
+
+# ---- writing ----
+
+
+def write_yolo(data: DataSet, folder: str, link: bool) -> DataSet:
+    """Write ``data.yaml``, ``images/SPLIT`` and ``labels/SPLIT``.
+
+    If any object has a mask, all rows are polygons and boxes have four corners, because Ultralytics
+    reads the boxes of a file with both as polygons of two points. YOLO has one polygon per object:
+    several are joined by bridges of zero width. It has no crowds: they are left out.
+
+    Args:
+        data (DataSet): the data set; its notes count everything left out or changed.
+        folder (str): existing folder to write to.
+        link (bool): link the images instead of copying them.
+
+    Returns:
+        DataSet: the contents of the files, for a comparison when they are read again.
+    """
+    things = [thing for picture in data.pictures() for thing in picture.objects]
+    with_masks = any(thing.polygons or thing.rle is not None for thing in things)
+    index = {name: i for i, name in enumerate(data.names)}
+    written = DataSet(data.names, {})
+    for split, pictures in data.splits.items():
+        root = common_folder(pictures)
+        taken: Set[str] = set()
+        written.splits[split] = []
+        for picture in pictures:
+            image = os.path.join(folder, "images", split, _name(picture, root, taken, data))
+            label = label_path(image)
+            for path in (image, label):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            _put_image(picture, image, link)
+            objects = _objects(picture, with_masks, data)
+            with open(label, "w") as f:
+                f.writelines(f"{_row(thing, picture, index)}\n" for thing in objects)
+            written.splits[split].append(Picture(image, picture.size, objects))
+    _write_data_yaml(written, folder)
+    return written
+
+
+def _name(picture: Picture, root: str, taken: Set[str], data: DataSet) -> str:
+    """Return a unique name under which readers find the image and its labels.
+
+    The folder above the split must be the last one called ``images``, which readers replace to find
+    the labels. Hidden files are ignored by readers, and label files do not have the extension.
+    """
+    path, ending = os.path.splitext(os.path.relpath(picture.path, root))
+    *folders, name = (part.lstrip(".") or "_" for part in path.split(os.sep))
+    stem = os.path.join(*(part for part in folders if part != "images"), name)
+    data.notes["hidden images renamed"] += name != os.path.basename(path)
+    if not is_image_name(f"a{ending}"):
+        with Image.open(picture.path) as image:
+            ending = f"{ending}.{image.format.lower()}"
+        data.notes["images renamed, as their endings are not those of images"] += 1
+    if ending.lower() not in _OF_ULTRALYTICS:
+        data.notes[f"images that Ultralytics does not read, ending in {ending.lower()}"] += 1
+    candidate, number = stem, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{stem}_{number}"
+    data.notes["images renamed, as another has the same name"] += candidate != stem
+    taken.add(candidate)
+    return candidate + ending
+
+
+def _put_image(picture: Picture, path: str, link: bool) -> None:
+    if picture.embedded:
+        with open(path, "wb") as f:
+            f.write(picture.embedded)
+    elif link:
+        os.symlink(picture.path, path)
+    else:
+        shutil.copyfile(picture.path, path)
+
+
+def _objects(picture: Picture, with_masks: bool, data: DataSet) -> List[Object]:
+    """Return the objects as YOLO represents them: no crowds, and one polygon each or only boxes."""
+    objects = []
+    for thing in picture.objects:
+        data.notes["objects whose keypoints are left out"] += bool(thing.record.get("keypoints"))
+        if thing.crowd:
+            data.notes["crowds left out"] += 1
+        elif with_masks:
+            polygon = _polygon(thing, picture.size, data)
+            objects.append(Object(thing.category, box_of([polygon]), [polygon]))
+        else:
+            objects.append(Object(thing.category, thing.box))
+    return objects
+
+
+def _row(thing: Object, picture: Picture, index: Dict[str, int]) -> str:
+    width, height = picture.size
+    if thing.polygons:
+        numbers = [n / (height if i % 2 else width) for i, n in enumerate(thing.polygons[0])]
+    else:
+        x, y, w, h = thing.box
+        numbers = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
+    shares = " ".join(f"{min(max(n, 0.0), 1.0):.8g}" for n in numbers)
+    return f"{index[thing.category]} {shares}"
+
+
+def _polygon(thing: Object, size: Tuple[int, int], data: DataSet) -> Polygon:
+    polygons = thing.polygons
+    if thing.rle is not None:
+        polygons, holes = polygons_of_mask(decode_rle(thing.rle))
+        data.notes["masks drawn by their outlines"] += 1
+        data.notes["masks whose holes are filled"] += holes
+    polygons = [p for p in (clip_polygon(p, *size) for p in polygons) if len(p) >= 6]
+    if not polygons:
+        x, y, w, h = thing.box
+        data.notes["boxes written as polygons of four corners"] += 1
+        return [x, y, x + w, y, x + w, y + h, x, y + h]
+    data.notes["objects of several polygons joined to one"] += len(polygons) > 1
+    return join_polygons(polygons)
+
+
+def _write_data_yaml(data: DataSet, folder: str) -> None:
+    names = {split: f"images/{split}" for split in data.splits}
+    for split in ("train", "val"):  # Ultralytics requires both
+        names.setdefault(split, next(iter(names.values())))
+        data.splits.setdefault(split, next(iter(data.splits.values())))
+    content = {**names, "names": dict(enumerate(data.names))}
+    with open(os.path.join(folder, "data.yaml"), "w", encoding="utf-8") as f:
+        yaml.safe_dump(content, f, sort_keys=False, allow_unicode=True)

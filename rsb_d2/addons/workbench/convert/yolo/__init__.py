@@ -1,1 +1,0 @@
-"""Ultralytics' YOLO layout: data.yaml, a label file an image, and back."""
