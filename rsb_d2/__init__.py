@@ -16,7 +16,7 @@ from .config import add_rsb_config
 from .errors import UserError
 from .modeling import TimmBackbone
 
-# The optional layers register what the core may call of them.
+# The optional layers register the objects that the core may call.
 for _layer in ("addons", "pretraining"):
     if importlib.util.find_spec(f"{__name__}.{_layer}"):
         importlib.import_module(f"{__name__}.{_layer}")
@@ -35,8 +35,8 @@ __all__ = [
 
 
 def __getattr__(name):
-    # The trainer brings in Detectron2's whole engine, data and evaluation; who only registers the
-    # backbone need not wait for that.
+    # The trainer imports all of Detectron2's engine, data and evaluation, which takes time that a
+    # program with only the backbone need not spend.
     if name == "Trainer":
         from .engine import Trainer
 

@@ -1,7 +1,7 @@
 """Registries through which the optional layers of the package extend its core.
 
-The core imports neither ``rsb_d2.pretraining`` nor ``rsb_d2.addons``. Each of them registers here,
-as a dotted path, what the core may call; the path is imported at the first use. With a layer
+The core imports neither ``rsb_d2.pretraining`` nor ``rsb_d2.addons``. Each of them registers here
+the objects that the core may call, as dotted paths that are imported at the first use. With a layer
 deleted, its entries are missing and everything else works.
 """
 
@@ -13,14 +13,14 @@ from .errors import UserError
 
 
 class LazyRegistry:
-    """Objects by name, each given as a dotted path that is imported when it is first used.
+    """Objects by name, each registered as a dotted path and imported at its first use.
 
     Args:
-        what (str): a noun for error messages.
+        noun (str): the kind of the objects, for error messages.
     """
 
-    def __init__(self, what: str):
-        self._what = what
+    def __init__(self, noun: str):
+        self._noun = noun
         self._paths: Dict[str, str] = {}
 
     def register(self, name: str, path: str) -> None:
@@ -28,7 +28,7 @@ class LazyRegistry:
 
         Args:
             name (str): the name that :meth:`get` takes.
-            path (str): dotted path of the object, as ``"rsb_d2.addons.accelerate.optimize"``.
+            path (str): dotted path of the object: ``"rsb_d2.addons.accelerate.optimize"``.
         """
         self._paths[name] = path
 
@@ -47,13 +47,13 @@ class LazyRegistry:
         """
         if name not in self._paths:
             raise UserError(
-                f"this installation of rsb_d2 has no {self._what} {name!r}; it has "
+                f"this installation of rsb_d2 has no {self._noun} {name!r}; it has "
                 f"{', '.join(self._paths) or 'none'}"
             )
         return locate(self._paths[name])
 
 
-# Subclasses of rsb_d2.engine.tasks.Task by META_ARCHITECTURE; detectors are not listed.
+# Subclasses of rsb_d2.engine.tasks.Task by META_ARCHITECTURE; detectors need no entry.
 TASKS = LazyRegistry("kind of training")
 
 # Evaluators with `from_config` and `metric_names` by the `evaluator_type` of a data set.
@@ -65,6 +65,6 @@ DATASET_SOURCES = LazyRegistry("source of data sets")
 # Subclasses of rsb_d2.data.opening.Storage: image folders other than those of PathManager.
 STORAGES = LazyRegistry("storage")
 
-# "optimize_for_inference": from a model to a faster one with equal results.
+# "optimize_for_inference": (model), returns a faster model with equal results.
 # "pool_channels_last": (model), a RoIAlign for channels-last features on a CPU, in place.
 ACCELERATION = LazyRegistry("acceleration")

@@ -1,9 +1,9 @@
 """Names of this project in Detectron2's registries, which other projects write to as well.
 
-Each entry has a second name, ``rsb_d2.NAME``, which nobody else takes. Where its first name belongs
-to another project, only the second one is this project's. A registry refuses a name that is taken,
-so names that another project is likely to register, too, wait for :func:`rsb_d2.add_rsb_config`:
-all projects of a program have been imported by then, in whatever order.
+Each entry has a second name, ``rsb_d2.NAME``, which no other project uses. Where another project
+has registered the first name, only the second one means this project's entry. A registry refuses a
+name that is taken, so names that another project is likely to register as well wait for
+:func:`rsb_d2.add_rsb_config`: by then all projects of a program have been imported, in any order.
 """
 
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "rsb_d2."
 
-_entries: Dict[Tuple[str, str], Any] = {}  # by the names of the registry and of the entry
+_entries: Dict[Tuple[str, str], Any] = {}  # by name of the registry and name of the entry
 _waiting: List[Tuple[Registry, Any]] = []
 
 
@@ -25,7 +25,7 @@ def register(registry: Registry, *, waits: bool = False) -> Callable[[Any], Any]
     """Make a decorator that registers a function or class under its name and ``rsb_d2.NAME``.
 
     Args:
-        registry (Registry): of Detectron2.
+        registry (Registry): a registry of Detectron2.
         waits (bool): leave the first name free until :func:`register_waiting`.
     """
 
@@ -42,7 +42,7 @@ def register(registry: Registry, *, waits: bool = False) -> Callable[[Any], Any]
 
 
 def register_waiting() -> None:
-    """Register the names that wait, where they are free."""
+    """Register the waiting names that are free."""
     while _waiting:
         _register_first_name(*_waiting.pop())
 
@@ -59,21 +59,23 @@ def _register_first_name(registry: Registry, entry: Any) -> None:
 
 
 def reachable_name(registry: Registry, name: str) -> str:
-    """Return the name under which an entry of this project is registered: the first, if it can be.
+    """Return the name under which an entry of this project is registered, if possible the first.
 
     Args:
-        registry (Registry): of Detectron2.
+        registry (Registry): a registry of Detectron2.
         name (str): first name of the entry.
     """
     return name if known_name(registry, name) == name else f"{PREFIX}{name}"
 
 
 def known_name(registry: Registry, name: str) -> str:
-    """Return what this project calls an entry: of its own the first name, else another one.
+    """Return the first name of an entry of this project; other entries keep their names.
+
+    The first name of this project, if another project has registered it, is marked as such.
 
     Args:
-        registry (Registry): of Detectron2.
-        name (str): as in a config.
+        registry (Registry): a registry of Detectron2.
+        name (str): a name in a config.
     """
     first = name.removeprefix(PREFIX)
     entry = _entries.get((registry._name, first))
