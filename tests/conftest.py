@@ -56,9 +56,9 @@ def pytest_runtest_makereport():
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Two processes for the whole suite; to start them for a file would take longer than it.
+    """Use two processes for the complete suite; for one file their start would take longer.
 
-    Tests on a GPU start kernels most of the time, which takes a core each.
+    Tests on a GPU mostly start kernels, which takes a core each.
     """
     tests = str(ROOT / "tests")
     if [os.path.abspath(name) for name in config.args] != [tests]:
@@ -194,7 +194,7 @@ def switch_folder(tmp_path_factory):
 
 @pytest.fixture
 def train_net(monkeypatch):
-    """A function that runs train_net.py in this process; returns what it says when it stops."""
+    """A function that runs train_net.py in this process and returns its error message."""
     program = load_program(ROOT / "train_net.py")
     # Setting up the log is for good in a process.
     module = importlib.import_module("rsb_d2.config.setup")  # not the function of that name

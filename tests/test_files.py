@@ -77,7 +77,7 @@ def full_disk(monkeypatch):
     monkeypatch.setattr(files._Output, "write", write)
 
 
-def test_a_source_that_cannot_be_read_is_not_an_output_that_cannot_be_written(tmp_path):
+def test_an_unreadable_source_is_not_reported_as_an_unwritable_output(tmp_path):
     output = tmp_path / "out.bin"
     output.write_bytes(b"before")
     with pytest.raises(FileNotFoundError) as error, whole_file(str(output)) as f:
@@ -88,7 +88,7 @@ def test_a_source_that_cannot_be_read_is_not_an_output_that_cannot_be_written(tm
 
 
 @pytest.mark.parametrize("size", [1, 10_000_000])  # in the buffer, and beyond it
-def test_a_full_disk_is_the_output_that_cannot_be_written(tmp_path, full_disk, size):
+def test_a_full_disk_is_reported_with_the_output(tmp_path, full_disk, size):
     with pytest.raises(UserError, match="cannot write .*out.bin: No space left") as error:
         with whole_file(str(tmp_path / "out.bin")) as f:
             f.write(bytes(size))
@@ -111,7 +111,7 @@ def test_a_full_disk_below_torch(tmp_path, full_disk):
         (lambda source, new: _fail(errno.EIO), "^--output: .*out was not written: Input/output"),
     ],
 )
-def test_causes_in_a_folder(tmp_path, fail, message):
+def test_errors_while_a_folder_is_written(tmp_path, fail, message):
     with pytest.raises(UserError, match=message):
         with whole_folder(str(tmp_path / "out"), "--output: ") as new:
             fail(str(tmp_path / "source"), new)
@@ -122,7 +122,7 @@ def _fail(number):
     raise OSError(number, os.strerror(number))
 
 
-def test_a_folder_takes_its_place_as_a_whole(tmp_path):
+def test_a_folder_appears_when_it_is_complete(tmp_path):
     out = tmp_path / "deep" / "out"
     with whole_folder(str(out)) as new:
         open(os.path.join(new, "a"), "w").close()
@@ -165,7 +165,7 @@ def test_addresses(address, requested):
     assert escape_address(requested) == requested
 
 
-def test_names_on_a_server_are_names():
+def test_names_on_a_server_are_escaped():
     names = {"a/b.jpg": "a/b.jpg", "a#1?.jpg": "a%231%3F.jpg", "a%20b.jpg": "a%2520b.jpg"}
     for name, escaped in names.items():
         for root in ("https://h/r", "https://h/r/"):

@@ -42,7 +42,7 @@ def test_freed_memory_is_reused():
     assert int(before) >= 4 * 32 and int(after) <= 4
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
+def test_other_c_libraries_are_unchanged(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     assert memory.reuse_freed_memory() is False
 
@@ -50,7 +50,7 @@ def test_another_c_library_is_left_alone(monkeypatch):
 OPTS = ["DATALOADER.NUM_WORKERS", "0", "SEED", "5"]
 
 
-def test_batches_of_the_loader_are_sent(run_folder, device):
+def test_send_images_copies_a_batch(run_folder, device):
     plain = next(iter(Trainer.build_train_loader(make_config(run_folder, *OPTS))))
     cfg = make_config(run_folder, *OPTS, "MODEL.DEVICE", device)
     batch = next(iter(Trainer.build_train_loader(cfg)))
@@ -63,7 +63,7 @@ def test_batches_of_the_loader_are_sent(run_folder, device):
         assert item["instances"] is loaded["instances"] and item.keys() == expected.keys()
 
 
-def test_what_is_sent_is_not_waited_for(monkeypatch):
+def test_copies_to_a_gpu_are_asynchronous(monkeypatch):
     """Of a GPU that is not there: pinned, unless it is or has left already, and copied behind."""
     calls, image = [], torch.zeros(3, 2, 2, dtype=torch.uint8)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: calls.append("pin") or t)

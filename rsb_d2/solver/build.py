@@ -26,7 +26,7 @@ def optimizer_name(cfg: CfgNode) -> str:
 
 
 def decay_filter(cfg: CfgNode) -> str:
-    """Return ``"detectron2"`` or ``"timm"``, as ``SOLVER.DECAY_FILTER`` says."""
+    """Return ``"detectron2"`` or ``"timm"``: ``SOLVER.DECAY_FILTER`` without ``"auto"``."""
     if cfg.SOLVER.DECAY_FILTER != "auto":
         return cfg.SOLVER.DECAY_FILTER
     return "timm" if optimizer_name(cfg) == "LAMB" else "detectron2"
@@ -63,7 +63,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         cfg (CfgNode): ``"SGD"`` is built by Detectron2, unless ``DECAY_FILTER`` is ``"timm"``.
             ``"AdamW"`` (arXiv 1711.05101) reads ``BASE_LR``, ``BETAS`` and ``WEIGHT_DECAY``;
             ``"LAMB"`` (arXiv 1904.00962, timm's) also ``LAMB.EPS`` and ``LAMB.MAX_GRAD_NORM``. All
-            use the groups of :func:`parameter_groups` and clip as ``CLIP_GRADIENTS`` says.
+            use the groups of :func:`parameter_groups` and clip by ``CLIP_GRADIENTS``.
         model (nn.Module): frozen parameters are left out.
 
     Returns:

@@ -101,6 +101,7 @@ def parse(command, monkeypatch):
     if words[:2] == ["python", "train_net.py"]:
         config_of(words)
     elif words[0] == "python" and words[1].startswith("tools/"):
+        words = ["cpu" if word == "cuda" else word for word in words]  # which may be missing
         monkeypatch.setattr(sys, "argv", words[1:])
         runpy.run_path(str(ROOT / words[1]), run_name="tool")["parse_args"]()
     elif words[0] == "make":

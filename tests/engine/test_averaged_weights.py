@@ -65,7 +65,7 @@ def run(folder, tmp_path_factory, device):
     return output
 
 
-def test_the_average_is_the_formula(run):
+def test_the_average_follows_the_formula(run):
     """average <- decay * average + (1 - decay) * weights, from the weights after the first step."""
     checkpoints = [load(run / f"model_{i:07d}.pth") for i in range(4)]
     average = {name: weight.double() for name, weight in checkpoints[0]["model"].items()}

@@ -58,7 +58,7 @@ def compute_losses(model, inputs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_and_outputs_are_those_of_the_plain_model(kind):
+def test_losses_and_outputs_equal_the_plain_models(kind):
     torch.manual_seed(0)
     cfg, plain, model = make_pair(kind)
     weights = [w for w in model.parameters() if w.dim() == 4 and min(w.shape[1:3]) > 1]

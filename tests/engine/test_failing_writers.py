@@ -38,7 +38,7 @@ def cfg(sample_data, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_the_training_goes_on(cfg, tmp_path, monkeypatch, caplog, name):
+def test_a_failing_writer_does_not_end_the_training(cfg, tmp_path, monkeypatch, caplog, name):
     owner, function, named = FAILING[name]
     monkeypatch.setattr(owner, function, fail)
     with caplog.at_level(logging.WARNING, "rsb_d2.engine"):
@@ -62,7 +62,7 @@ def test_without_tensorboard(cfg, tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("method", ["run_step", "_evaluate"])
-def test_an_error_of_the_training_ends_it(cfg, tmp_path, monkeypatch, method):
+def test_an_error_in_the_training_ends_it(cfg, tmp_path, monkeypatch, method):
     monkeypatch.setattr(ScriptedTrainer, method, fail)
     with pytest.raises(Failure):
         train(cfg, [1.0, 2.0])

@@ -138,7 +138,7 @@ def read_detections(output):
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_job_which_is_resumed_with_another_number(folder, one):
+def test_a_killed_process_ends_the_job_and_one_process_resumes_it(folder, one):
     died = run(folder, "died", "--num-gpus", "2", DIE_AT="4")
     assert died.returncode == 128 + signal.SIGKILL
     assert "process 1 was killed by SIGKILL" in died.stderr
@@ -157,14 +157,14 @@ def test_a_process_that_dies_ends_the_job_which_is_resumed_with_another_number(f
     check_equal_weights(folder / "died", one)
 
 
-def test_torchrun_says_how_many_processes_there_are(monkeypatch):
+def test_num_gpus_under_torchrun_is_an_error(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun sets it")
     args = default_argument_parser().parse_args(["--num-gpus", "2"])
     with pytest.raises(UserError, match="torchrun says how many processes there are"):
         launch(lambda args: pytest.fail("went on"), args)
 
 
-def test_processes_that_are_started_anew_meet_one_another_and_not_those_before():
+def test_restarted_processes_find_each_other_and_not_the_earlier_ones():
     """torchrun has one store for all of them, with the addresses of those that were killed."""
     server = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
 

@@ -77,13 +77,13 @@ def test_the_running_normalizer_of_retinanet_is_resumed(run_folder, tmp_path, de
     assert all(torch.equal(others[name], weight) for name, weight in weights.items())
 
 
-def test_so_many_checkpoints_are_kept_over_a_resume_too(kept_run):
+def test_old_checkpoints_are_removed_across_a_resume(kept_run):
     names = sorted(p.name for p in kept_run.glob("*.pth"))
     assert names == ["model_0000006.pth", "model_0000007.pth", "model_final.pth"]
     assert find_newest_complete(str(kept_run)) == str(kept_run / "model_final.pth")
 
 
-def test_a_new_run_in_the_folder_of_another_is_not_confused_with_it(run_folder, tmp_path, caplog):
+def test_a_new_run_is_not_confused_with_an_earlier_one(run_folder, tmp_path, caplog):
     output = ["OUTPUT_DIR", str(tmp_path / "run")]
     train(make_config(run_folder, "SOLVER.MAX_ITER", "2", *output))
     caplog.clear()

@@ -145,7 +145,7 @@ def start(tmp_path):
         *(pytest.param(m, "SIGTERM", marks=pytest.mark.slow) for m in ("fork", "spawn")),
     ],
 )
-def test_workers_end_with_the_process_that_they_load_for(start, tmp_path, method, ending):
+def test_workers_end_with_their_parent_process(start, tmp_path, method, ending):
     (tmp_path / "loading.py").write_text(LOADING)
     with start(method, tmp_path / "loading.py", ending) as job:
         if ending in ("normal", "error"):
@@ -251,7 +251,7 @@ def run_forked(function):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_forked_process_has_the_handlers_from_before_and_the_training_keeps_its_own():
+def test_a_forked_process_has_the_original_handlers():
     before = handlers()
     watch = SignalWatch()
     watch.start()
@@ -270,7 +270,7 @@ def test_a_forked_process_has_the_handlers_from_before_and_the_training_keeps_it
 @pytest.mark.parametrize(
     "number, other", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)]
 )
-def test_a_signal_in_the_first_moment_of_a_forked_process_is_its_own(number, other, monkeypatch):
+def test_a_signal_to_a_new_forked_process_does_not_reach_the_training(number, other, monkeypatch):
     restore = SignalWatch._restore
 
     def signalled(watch, *args):

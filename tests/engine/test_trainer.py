@@ -19,7 +19,7 @@ from tests.helpers.runs import scripted_training
 from tests.helpers.runs.resumable_run import load, make_config, train
 
 
-def test_a_loss_that_is_no_number_stops_the_run(run_folder, tmp_path, device):
+def test_a_non_finite_loss_stops_the_run(run_folder, tmp_path, device):
     class Trained(Trainer):
         def run_step(self):
             if self.iter == 3:
@@ -42,14 +42,14 @@ def test_a_loss_that_is_no_number_stops_the_run(run_folder, tmp_path, device):
     assert all(w.isfinite().all() for w in weights.values())
 
 
-def test_a_run_that_diverges_stops_in_a_line(run_folder, tmp_path, device):
+def test_a_diverging_run_stops_with_one_line(run_folder, tmp_path, device):
     opts = ["SOLVER.MAX_ITER", "30", "OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", "1e30"]
     opts += ["MODEL.DEVICE", device]
     with pytest.raises(UserError, match=r"iteration \d+: .*(finite|diverged).*SOLVER.BASE_LR"):
         train(make_config(run_folder, *opts))
 
 
-def test_a_full_disk_stops_the_run_in_a_line(run_folder, tmp_path):
+def test_a_full_disk_stops_the_run_with_one_line(run_folder, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=250m", "tmpfs", str(disk)]
@@ -97,7 +97,7 @@ def names_in(folder):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_new_run_has_the_folder_for_itself(run_folder, output, resume):
+def test_a_new_run_moves_the_files_of_an_earlier_run(run_folder, output, resume):
     of_run = OF_A_RUN - {"last_checkpoint"}
     options = ["OUTPUT_DIR", str(output)]
     make_config(run_folder, *options, resume=resume)  # finds no checkpoint to resume from
@@ -119,7 +119,7 @@ def test_a_new_run_has_the_folder_for_itself(run_folder, output, resume):
     assert names_in(output / "earlier" / "2") == {"model_best.pth", "config.yaml", "log.txt"}
 
 
-def test_weights_of_the_earlier_run_are_followed(run_folder, kept_run, tmp_path):
+def test_weights_are_found_in_the_moved_earlier_run(run_folder, kept_run, tmp_path):
     output = tmp_path / "run"
     output.mkdir()
     weights = output / "model_final.pth"
@@ -129,7 +129,7 @@ def test_weights_of_the_earlier_run_are_followed(run_folder, kept_run, tmp_path)
     assert os.path.getsize(cfg.MODEL.WEIGHTS) == os.path.getsize(kept_run / "model_final.pth")
 
 
-def test_a_training_of_a_script_in_the_folder_of_another(sample_data, tmp_path):
+def test_a_script_trains_in_the_folder_of_an_earlier_run(sample_data, tmp_path):
     """Nobody has called setup: the files are moved when the training begins."""
     output = tmp_path / "run"
     options = ["OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1"]

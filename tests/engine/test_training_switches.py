@@ -50,7 +50,7 @@ def check_curve(losses, expected, precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_the_loss_curve_is_that_of_plain_float32(switch_folder, plain, switch, device):
+def test_the_loss_curve_equals_that_of_plain_float32(switch_folder, plain, switch, device):
     weights, expected = plain
     precision, opts = SWITCHES[switch]
     trainer, losses = train(switch_folder, "MODEL.DEVICE", device, *opts)
@@ -81,7 +81,7 @@ def test_compiling_keeps_names_and_copies(switch_folder):
     assert copy.deepcopy(model).backbone._compiled_call_impl is None
 
 
-def test_a_missing_compiler_is_told_in_a_line(switch_folder, monkeypatch):
+def test_a_missing_compiler_is_one_line(switch_folder, monkeypatch):
     monkeypatch.setenv("PATH", str(switch_folder))
     cfg = make_config(switch_folder)
     prepare_for_training(build_model(cfg), cfg)

@@ -100,7 +100,7 @@ def test_lvis(lvis_data, tmp_path, monkeypatch):
             assert value == 100 * expected.results[name], name
 
 
-def test_numpy_is_left_as_it_was(lvis_data):
+def test_older_numpy_is_limited_to_a_module(lvis_data):
     pytest.importorskip("lvis")
     before = dict(vars(np))
     with older_numpy("lvis.eval"):
@@ -116,7 +116,7 @@ def test_numpy_is_left_as_it_was(lvis_data):
 
 
 def voc_ap(found, truth, threshold, is_2007):
-    """VOC's average precision of one class, written anew from the devkit's definition."""
+    """VOC's average precision of one class, implemented from the devkit's definition."""
     scores, hits, taken = [], [], set()
     for score, image, box in sorted(found, key=lambda f: -f[0]):
         overlaps = [voc_iou(box, other) for other in truth[image]] or [0.0]
@@ -342,7 +342,7 @@ def test_panoptic(panoptic, tmp_path, caplog):
 
 
 def panoptic_quality(content, metadata, records, outputs):
-    """PQ, written anew from its paper's definition; the truth has no crowds and no void."""
+    """Panoptic quality from its paper's definition; the truth has no crowds and no void."""
     of_class = {}
     to_id = {False: metadata.stuff_dataset_id_to_contiguous_id}
     to_id[True] = metadata.thing_dataset_id_to_contiguous_id

@@ -120,7 +120,7 @@ def test_folders_of_test_time_augmentation_and_averaged_weights(cfg):
     assert prediction_folder(cfg, NIGHT) == os.path.join(cfg.OUTPUT_DIR, "inference", NIGHT)
 
 
-def test_a_data_set_of_a_script_is_converted_again_by_each_process(cfg, tmp_path):
+def test_a_scripts_data_set_is_converted_by_each_process(cfg, tmp_path):
     """Detectron2 would take the file that another run has left, with its objects."""
     records = [dict(r) for r in DatasetCatalog.get(NIGHT)]
     DatasetCatalog.register("of_a_script", lambda: records)
@@ -192,7 +192,7 @@ def test_the_model_keeps_its_mode():
         ("faster", ["TEST.AUG.MIN_SIZES", "()"], "TEST.AUG.MIN_SIZES is empty"),
     ],
 )
-def test_what_cannot_be_augmented_is_one_line(kind, opts, says):
+def test_models_that_cannot_be_augmented_are_one_line(kind, opts, says):
     cfg = make_seeded_config(kind, *SIZES, *opts)
     with pytest.raises(UserError, match=says) as error:
         check_tta(cfg)

@@ -1,4 +1,4 @@
-"""Trains without a stop, and again with kills and resumes; says whether both end with the same.
+"""Train without interruption, and again with kills and resumes; compare the results.
 
     python tests/helpers/kill_and_resume.py [--pretraining] [--iterations 12] [--workers 2] [--once]
         FOLDER [KEY VALUE ...]
@@ -56,7 +56,7 @@ def die():
 
 
 class KilledTrainer(Trainer):
-    """Dies at one point of the iteration that it is told."""
+    """A trainer that kills its process at a given point of a given iteration."""
 
     point = None
     at = None
@@ -146,7 +146,7 @@ def differences(one, other, name=""):
 
 
 def evaluations(output):
-    """What metrics.json says of each evaluation; the last word counts."""
+    """Return the metrics of each evaluation in metrics.json; the last line counts."""
     lines = [json.loads(line) for line in open(f"{output}/metrics.json")]
     found = {}
     for line in lines:

@@ -1,4 +1,4 @@
-"""A training without what takes a second of each and is the same in all of them."""
+"""Trainings without work that takes a second in each and never differs."""
 
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -32,7 +32,7 @@ class Sketch(Figure):
 def quick_training():
     """In this process, for as long as it is open.
 
-    Detectron2 makes YAML of the whole config, and reads it, for each key that it wants to know.
+    Detectron2 dumps and parses the complete config for each key that it looks up.
     """
     with (
         patch.object(detectron2.engine.defaults, "_try_get_key", _look_up),

@@ -44,8 +44,8 @@ def make_detector(name="resnet18", seed=1, **timm_keys):
 
 
 def check_features(detector, name, weights, image=None):
-    """The detector's backbone computes what timm's whole model computes with the same weights."""
-    # The whole model: the backbone is built on timm's feature net.
+    """Compare the backbone of a detector with timm's complete model with the same weights."""
+    # The complete model: the backbone is built on timm's feature net.
     image = torch.randn(1, 3, 64, 64) if image is None else image
     model = timm.create_model(name).eval()
     model.load_state_dict(

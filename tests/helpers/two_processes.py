@@ -1,4 +1,4 @@
-"""What each of two processes does in the tests of several processes; run by torchrun or spawned."""
+"""The program of each process in the tests of several processes."""
 
 import json
 import os
@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class RecordingTrainer(Trainer):
-    """Writes down which images this process is given, and dies where it is told."""
+    """A trainer that records the images of its process, and kills it at a given iteration."""
 
-    # By the environment, as processes that are spawned import this file anew.
+    # From the environment, because spawned processes import this file again.
     die_at = int(os.environ.get("DIE_AT", -1))
 
     def run_step(self):

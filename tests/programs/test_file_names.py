@@ -78,7 +78,7 @@ def test_predict(tmp_path, data, tool):
 
 
 @pytest.mark.parametrize("words", [["--output", "{}.onnx"], ["--format", "detectron2", "--output"]])
-def test_export_takes_no_such_name(tmp_path, tool, words):
+def test_export_refuses_such_a_name(tmp_path, tool, words):
     path = os.path.join(tmp_path, os.fsdecode(b"mod\xe9le"))
     words = [word.replace("{}", path) for word in words]
     words += [] if any("onnx" in word for word in words) else [path]

@@ -83,7 +83,7 @@ def test_each_start_and_seed_once(program, tmp_path, capsys):
     assert left == {"model_final.pth"}
 
 
-def test_it_goes_on_where_it_was_stopped(program, tmp_path, monkeypatch):
+def test_an_interrupted_miniature_continues(program, tmp_path, monkeypatch):
     whole, train = tmp_path / "m", program.train
 
     def stop(config, output, options):

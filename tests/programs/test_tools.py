@@ -155,7 +155,7 @@ TOOLS = {
 @pytest.mark.parametrize(
     "name, case", [pytest.param(n, c, id=f"{n}: {c}") for n, cases in TOOLS.items() for c in cases]
 )
-def test_tools_say_what_is_wrong(name, case, little_data, tool):
+def test_mistakes_are_one_line(name, case, little_data, tool):
     status, out, errors = tool(name, *case.make(little_data))
     assert status == 2 and out == ""
     check_line(only_error(name, errors), case.says)

@@ -35,7 +35,7 @@ def test_length_warm_up_and_steps():
     opts = ["SOLVER.MAX_EPOCHS", "12", "SOLVER.WARMUP_EPOCHS", "1", "SOLVER.STEP_EPOCHS", "(8, 11)"]
     solver = resolved(*opts)
     assert (solver.MAX_ITER, solver.WARMUP_ITERS, solver.STEPS) == (150, 13, (100, 138))
-    # As it is written into a run's config.yaml, it says the same.
+    # The values in a run's config.yaml give the same result.
     opts += ["SOLVER.MAX_ITER", "150", "SOLVER.WARMUP_ITERS", "13", "SOLVER.STEPS", "(100, 138)"]
     assert resolved(*opts) == solver
     assert resolved("SOLVER.MAX_EPOCHS", "12").WARMUP_ITERS == 1000  # Detectron2's
@@ -49,14 +49,14 @@ def test_length_warm_up_and_steps():
         (("STEP_EPOCHS", "[2]"), ("STEPS", "(5,)"), r"is \[5\]; .*SOLVER.STEP_EPOCHS \[\]"),
     ],
 )
-def test_two_values_that_contradict_are_refused(epochs, iterations, says):
+def test_contradicting_values_are_refused(epochs, iterations, says):
     words = [w for key, value in (epochs, iterations) for w in (f"SOLVER.{key}", value)]
     with pytest.raises(UserError, match=says) as error:
         resolved(*words)
     assert "\n" not in str(error.value)
 
 
-def test_the_last_word_counts(tmp_path):
+def test_the_last_of_several_values_counts(tmp_path):
     base, child = tmp_path / "base.yaml", tmp_path / "child.yaml"
     base.write_text("SOLVER:\n  MAX_ITER: 7\n  WARMUP_EPOCHS: 1\n")
     child.write_text("_BASE_: base.yaml\nSOLVER:\n  MAX_EPOCHS: 2\n")
@@ -107,13 +107,13 @@ def test_train_net_takes_the_number_of_images_from_the_data(data, tmp_path):
 @pytest.mark.skipif(
     "RANDOM_SUBSET_RATIO" not in get_cfg().DATALOADER, reason="a key of Detectron2's main branch"
 )
-def test_an_epoch_of_a_random_subset_is_the_subset(data, tmp_path):
+def test_an_epoch_of_a_random_subset(data, tmp_path):
     subset = ["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"]
     subset += ["DATALOADER.RANDOM_SUBSET_RATIO", "0.5", "SOLVER.MAX_EPOCHS", "4"]
     assert run_setup(data, tmp_path, *subset).SOLVER.MAX_ITER == 5  # of 5 images
 
 
-def test_train_net_refuses_what_contradicts_before_anything_is_written(data, tmp_path):
+def test_contradicting_values_are_refused_before_anything_is_written(data, tmp_path):
     opts = ["SOLVER.MAX_EPOCHS", "3", "SOLVER.MAX_ITER", "100"]
     with pytest.raises(UserError, match="SOLVER.MAX_EPOCHS 3 is 9 iterations .* 11 images an"):
         run_setup(data, tmp_path / "none", *opts)
@@ -123,7 +123,7 @@ def test_train_net_refuses_what_contradicts_before_anything_is_written(data, tmp
         run_setup(data, tmp_path / "none", "SOLVER.MAX_EPOCHS", "3", *steps)
 
 
-def test_a_trainer_refuses_epochs_that_nobody_has_resolved(data, tmp_path):
+def test_a_trainer_refuses_unresolved_epochs(data, tmp_path):
     cfg = run_setup(data, tmp_path, "SOLVER.MAX_EPOCHS", "3")
     cfg.defrost()
     cfg.SOLVER.MAX_ITER = 260
@@ -144,7 +144,7 @@ def rates(make_scheduler, num_iterations, step):
     return found
 
 
-def test_the_cosine_is_timms_stepped_by_update():
+def test_the_cosine_schedule_equals_timms_after_the_warmup():
     """Where timm's per-update schedule and Detectron2's differ: in the warm-up alone.
 
     timm rises to the full rate, and falls from there to what the cosine is by then; Detectron2

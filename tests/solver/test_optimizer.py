@@ -30,7 +30,7 @@ def make_cfg(**solver):
 
 @pytest.fixture(scope="module")
 def model():
-    # resnet18: batch norm; efficientnet: with a fused activation; both beside plain layers
+    # resnet18: batch norm; efficientnet: with a fused activation; and plain layers
     return nn.ModuleDict(
         {
             "resnet": TimmBackbone("resnet18", freeze_at=2),
@@ -62,7 +62,7 @@ def test_adamw_decays_everything_but_norms_and_has_no_frozen_parameter(model):
     assert all(g["lr"] == 2e-4 and g["betas"] == (0.9, 0.999) for g in optimizer.param_groups)
 
 
-def test_norm_and_bias_keys_are_detectron2s(model):
+def test_norm_and_bias_keys_of_detectron2(model):
     cfg = make_cfg(WEIGHT_DECAY_NORM=0.01, WEIGHT_DECAY_BIAS=0.02, BIAS_LR_FACTOR=2.0)
     cfg.SOLVER.BETAS = [0.8, 0.9]
     optimizer = build_optimizer(cfg, model)
@@ -79,7 +79,7 @@ def test_norm_and_bias_keys_are_detectron2s(model):
     "clip",
     [("norm", 0.5, 2.0), ("norm", 0.3, 1.0), ("norm", 0.1, float("inf")), ("value", 0.02, 0)],
 )
-def test_gradient_clipping_is_detectron2s(name, decay_filter, clip, device):
+def test_gradient_clipping_equals_detectron2s(name, decay_filter, clip, device):
     """Of each parameter by itself, also of those that are below the limit or have no gradient."""
     cfg = make_cfg(OPTIMIZER=name, DECAY_FILTER=decay_filter)
     limits = cfg.SOLVER.CLIP_GRADIENTS
@@ -105,7 +105,7 @@ def test_gradient_clipping_is_detectron2s(name, decay_filter, clip, device):
     assert any(not torch.equal(a, b) for a, b in zip(grads, unclipped))
 
 
-def test_sgd_is_detectron2s():
+def test_sgd_equals_detectron2s():
     cfg = make_cfg(OPTIMIZER="SGD")
     layer = nn.Linear(3, 1)
     ours, theirs = build_optimizer(cfg, layer), build_stock_optimizer(cfg, layer)
@@ -143,7 +143,7 @@ def settings(optimizer):
 # resnet: norms and biases; convnext: scales of layers that are neither; vit: what it names itself
 @pytest.mark.parametrize("name", ["resnet18", "resnet50d", "convnext_atto", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("optimizer", ["LAMB", "AdamW", "SGD"])
-def test_the_groups_are_timms(name, optimizer):
+def test_parameter_groups_equal_timms(name, optimizer):
     model = timm.create_model(name, num_classes=3)
     opts = ["SOLVER.OPTIMIZER", optimizer, "SOLVER.DECAY_FILTER", "timm"]
     if optimizer == "SGD":
@@ -177,8 +177,8 @@ def test_a_detector_has_the_groups_of_timm_without_its_frozen_layers():
     assert found[model["fpn"].bias]["lr"] == 1e-2 and found[model["fpn"].weight]["lr"] == 5e-3
 
 
-def test_steps_are_timms(device):
-    """With clipping of the whole gradient, which is long enough to be clipped."""
+def test_steps_equal_timms(device):
+    """LAMB also clips the norm of all gradients, which is above the limit here."""
     torch.manual_seed(0)
     images, labels = torch.randn(4, 3, 32, 32).to(device), torch.tensor([0, 1, 2, 1]).to(device)
     models = [timm.create_model("resnet18", num_classes=3).to(device) for _ in range(2)]
@@ -202,7 +202,7 @@ def test_steps_are_timms(device):
 
 
 @pytest.mark.parametrize("key", ["WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"])
-def test_a_decay_that_the_filter_leaves_out_is_refused(key):
+def test_a_decay_that_contradicts_the_filter_is_refused(key):
     with pytest.raises(UserError, match=f"SOLVER.{key} is 0.1, but .*; write SOLVER.{key} 0.0, or"):
         build_optimizer(make_lamb_cfg(f"SOLVER.{key}", "0.1"), nn.Linear(1, 1))
     cfg = make_lamb_cfg(f"SOLVER.{key}", "0.1", "SOLVER.DECAY_FILTER", "detectron2")

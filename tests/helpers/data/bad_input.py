@@ -1,4 +1,4 @@
-"""A little data set, ways of making something about it bad, and what must be said of that."""
+"""A small data set, ways to damage it, and the expected error messages."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def make_little_config(*words):
 
 
 class Case(NamedTuple):
-    """What is bad, how it is made (from the data's folder), and what must be said, as a regex."""
+    """A mistake: its name, a function that makes it in a folder, and the expected regex."""
 
     name: str
     make: Callable[[Path], Any]

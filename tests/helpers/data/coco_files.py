@@ -1,4 +1,4 @@
-"""COCO's annotation files of three images, registered, and what COCO's evaluation says of them."""
+"""COCO's annotation files of three images, registered, and their evaluation."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""train_net.py and the tools as functions of this process, and the form of what they say."""
+"""train_net.py and the tools as functions in this process, and the form of their errors."""
 
 import importlib.util
 import io
@@ -28,7 +28,7 @@ def load_tool(name):
 
 
 def call_tool(name, folder, *arguments):
-    """What a tool does with these words in a folder, in this process: status, stdout, stderr."""
+    """Run a tool with arguments in a folder; return its status, stdout and stderr."""
     tool, before = load_tool(name), (os.getcwd(), sys.argv)
     out, err = io.StringIO(), io.StringIO()
     os.chdir(folder)
@@ -43,7 +43,7 @@ def call_tool(name, folder, *arguments):
 
 
 def call_train_net(folder, *words):
-    """What train_net.py does with these words, in this process; returns what its main returns."""
+    """Run train_net.py with arguments in this process; return the result of its main."""
     args = default_argument_parser().parse_args(list(words))
     with as_in_a_process_of_its_own(folder):
         return load_program(ROOT / "train_net.py").main(args)
@@ -51,7 +51,7 @@ def call_train_net(folder, *words):
 
 @contextmanager
 def as_in_a_process_of_its_own(folder):
-    """In a folder, with one thread, as it computes to the last bit, and without the sample data."""
+    """Work in a folder, with one thread and without registered sample data."""
     before, threads = os.getcwd(), torch.get_num_threads()
     os.chdir(folder)
     torch.set_num_threads(1)
@@ -70,7 +70,7 @@ def check_line(said, says):
 
 
 def only_error(name, errors):
-    """The line that says what is wrong; beside it there may be some of progress."""
+    """Return the only error line among the lines of stderr, which may also show progress."""
     assert "Traceback" not in "".join(errors)
     assert errors[-1].startswith(f"{name}.py: "), errors
     (line,) = [line for line in errors if line.startswith(f"{name}.py: ")]

@@ -1,9 +1,5 @@
 """A small run of the sample config on a little sample data that is already there."""
 
-import os
-import subprocess
-import sys
-
 from tests.helpers.paths import ROOT
 
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")
@@ -20,14 +16,3 @@ SMALL = [
     *("INPUT.MIN_SIZE_TRAIN", "(64,)"),
     *("INPUT.MIN_SIZE_TEST", "64"),
 ]
-
-
-def run(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG, *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )

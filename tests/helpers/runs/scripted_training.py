@@ -39,9 +39,9 @@ def make_config(data, *opts, kind="faster"):
 
 
 class ScriptedTrainer(Trainer):
-    """Evaluates to what ``scores`` says, in a training of few and small steps.
+    """A trainer whose evaluations return ``scores``, one after the other.
 
-    A score is a number, the AP of boxes, or a dict of their figures.
+    A score is the AP of boxes, or a dict of metrics.
     """
 
     scores = ()
