@@ -3,7 +3,7 @@
 
 packaging/test_lowest_versions.py DIR                          Detectron2 0.6, as `make` installs it
 packaging/test_lowest_versions.py DIR --detectron2 CHECKOUT    Detectron2's main branch
-packaging/test_lowest_versions.py DIR --torch 2.10.0 --torchvision 0.25.0 tests/modeling
+packaging/test_lowest_versions.py DIR --torch 2.10.0 --torchvision 0.25.0 --tests tests/modeling
 
 DIR becomes a virtual environment of about 6 GB, which is kept for the next run; delete it yourself.
 `uv` (pip install uv) finds the lowest versions. torch and Detectron2 are not in setup.py, because
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=lambda text: Path(text).expanduser().resolve())
-    parser.add_argument("tests", nargs="*", default=TESTS, help="(the core's tests)")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="(the core's)")
     parser.add_argument("--python", default="3.10", help="version or interpreter (3.10)")
     parser.add_argument("--torch", default="2.6.0", help="(2.6.0)")
     parser.add_argument("--torchvision", default="0.21.0", help="(0.21.0)")
