@@ -195,7 +195,8 @@ class _Check:
         """
         num_keypoints, with_masks = self._num_keypoints, self._with_masks
         # And how far the points of its polygons may be to the left and right.
-        sizes = {i: (h, w, -max(h, w), 2 * max(h, w)) for i, (h, w) in self._sizes.items()}
+        limits = {(h, w): (h, w, -max(h, w), 2 * max(h, w)) for h, w in self._sizes.values()}
+        sizes = {i: limits[h, w] for i, (h, w) in self._sizes.items()}
         if not self._file.is_plain:  # there may be NaN, which all comparisons below let through
             return lambda text, annotation: False
 

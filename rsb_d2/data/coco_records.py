@@ -262,49 +262,62 @@ class RecordTable:
         images = sorted(images, key=lambda image: image["id"])
         self.source = source
         self.class_of_id = {c: i for i, c in enumerate(sorted(category_ids))}
-        self.place_of_id = {image["id"]: i for i, image in enumerate(images)}
         self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
         self.sizes = np.array([[i["height"], i["width"]] for i in images], dtype=np.int32)
         # Not as strings, whose reference counts would unshare the memory of forked workers.
         names = [image["file_name"].encode("utf-8", "surrogateescape") for image in images]
         self._names, self._name_ends = b"".join(names), np.cumsum([0, *map(len, names)])
-        self._places, self._starts, self._sizes = array("i"), array("q"), array("i")
+        self._images, self._starts, self._sizes = array("q"), array("q"), array("i")
         self._classes, self._flags = array("i"), array("B")
-        self.visible_keypoints = np.zeros(len(images), dtype=np.int64)
+        self._with_keypoints, self._num_visible = array("q"), array("i")
 
     def adder(self) -> Callable[[int, bytes, Annotation], None]:
         """Return a function that adds an item of :meth:`AnnotationFile.annotations`."""
-        place_of_id, class_of_id = self.place_of_id, self.class_of_id
-        visible = self.visible_keypoints
-        columns = (self._places, self._classes, self._starts, self._sizes, self._flags)
-        add_place, add_class, add_start, add_size, add_flags = (c.append for c in columns)
+        class_of_id = self.class_of_id
+        columns = (self._images, self._classes, self._starts, self._sizes, self._flags)
+        add_image, add_class, add_start, add_size, add_flags = (c.append for c in columns)
 
         def add(start: int, text: bytes, annotation: Annotation) -> None:
-            place = place_of_id[annotation["image_id"]]
-            add_place(place)
             add_class(class_of_id[annotation["category_id"]])
+            # Its place is looked up later, for all at once: here, that would miss the CPU's cache.
+            add_image(annotation["image_id"])
             add_start(start)
             add_size(len(text))
             flags = _CROWD if annotation.get("iscrowd", 0) else 0
             add_flags(flags | _RLE if type(annotation.get("segmentation")) is dict else flags)
             keypoints = annotation.get("keypoints")
             if keypoints:
-                visible[place] += sum(v > 0 for v in keypoints[2::3])
+                self._with_keypoints.append(annotation["image_id"])
+                self._num_visible.append(sum(v > 0 for v in keypoints[2::3]))
 
         return add
 
     def finish(self) -> "RecordTable":
-        """Sort the annotations by image, those of an image in the order of the file."""
-        places = np.frombuffer(self._places, dtype=np.int32)
+        """Sort the annotations by image, those of an image in the order of the file.
+
+        Raises:
+            LookupError: if an annotation is of an unknown image.
+        """
+        places, num_images = self._find_places(self._images), len(self.image_ids)
         order = np.lexsort((np.frombuffer(self._starts, dtype=np.int64), places))
-        counts = np.bincount(places, minlength=len(self.image_ids))
-        self.first = np.concatenate([[0], np.cumsum(counts)])
+        self.first = np.concatenate([[0], np.cumsum(np.bincount(places, minlength=num_images))])
         self.starts = np.frombuffer(self._starts, dtype=np.int64)[order]
         self.text_sizes = np.frombuffer(self._sizes, dtype=np.int32)[order]
         self.classes = np.frombuffer(self._classes, dtype=np.int32)[order]
         self.flags = np.frombuffer(self._flags, dtype=np.uint8)[order]
-        del self.place_of_id, self._places, self._starts, self._sizes, self._classes, self._flags
+        with_keypoints = self._find_places(self._with_keypoints)
+        visible = np.bincount(with_keypoints, self._num_visible, minlength=num_images)
+        self.visible_keypoints = visible.astype(np.int64)
+        del self._images, self._starts, self._sizes, self._classes, self._flags
+        del self._with_keypoints, self._num_visible
         return self
+
+    def _find_places(self, image_ids: array) -> np.ndarray:
+        ids = np.frombuffer(image_ids, dtype=np.int64)
+        places = np.searchsorted(self.image_ids, ids).clip(max=len(self.image_ids) - 1)
+        if (self.image_ids[places] != ids).any():
+            raise LookupError("an annotation is of an image that is not there")
+        return places
 
     def file_name(self, place: int) -> str:
         """Return the name of the image at a place, relative to the image folder."""
