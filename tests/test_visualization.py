@@ -64,6 +64,10 @@ def test_boxes_and_one_warning_without_a_font(monkeypatch, caplog):
             assert drawable(text) == "□" * len(text)
             assert text_mask(text, 20).max() > 0.5
             draw([text, "car"])
+        shown = {"a\nb\tc": "a b c", "\udce9": "□", "\x00a": "a", "": ""}
+        assert {text: drawable(text) for text in shown} == shown
+        assert set(drawable("a\u200db\ufe0f")) - {"\u200d", "\ufe0f"} == {"a", "b"}
+        assert text_mask("", 12).ndim == 2
     (record,) = caplog.records
     assert CHINESE[0] in record.getMessage() and "fonts-noto-cjk" in record.getMessage()
     caplog.clear()
@@ -106,17 +110,6 @@ def test_choice_of_fonts(monkeypatch, tmp_path):
     use_only(monkeypatch, bold, regular, serif, fallback)
     drawable(CHINESE)
     assert visualization._font_of[CHINESE[0]] == regular
-
-
-@pytest.mark.parametrize(
-    "text, shown",
-    [("a\nb\tc", "a b c"), ("\udce9", "□"), ("a\u200db\ufe0f", None), ("\x00a", "a"), ("", "")],
-)
-def test_characters_that_cannot_be_drawn(monkeypatch, text, shown):
-    use_only(monkeypatch)
-    got = drawable(text)
-    assert got == shown or shown is None and set(got) - {"\u200d", "\ufe0f"} == {"a", "b"}
-    assert text_mask(text, 12).ndim == 2
 
 
 @pytest.mark.parametrize(

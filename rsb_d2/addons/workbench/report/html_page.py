@@ -13,6 +13,7 @@ import uuid
 from typing import Any, Callable, Dict, Iterable, List, Sequence
 
 import cv2
+import numpy as np
 from hotcoco import mask as mask_util
 from tqdm import tqdm
 
@@ -150,8 +151,12 @@ def thumbnail(source: Source, image: Dict[str, Any]) -> str | None:
 
 def outline(rle: Dict[str, Any]) -> str:
     """Return the outline of an RLE as an SVG path; holes stay holes under the even-odd rule."""
+    x, y, w, h = map(int, mask_util.toBbox(rle))
+    if not w:
+        return ""
     mask = mask_util.decode(rle)
-    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    cropped = np.ascontiguousarray(mask[y : y + h, x : x + w])  # ten times as fast as all of it
+    contours, _ = cv2.findContours(cropped, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
     tolerance = max(mask.shape) / _LONGEST_SIDE * 0.7
     path = []
     for contour in contours:
