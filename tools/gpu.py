@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import torch
 from _program import make_parser, report_user_errors
 
-from benchmarks.gpu import choose_rows, run_all
+from benchmarks.gpu import ROOT, choose_rows, run_all
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.errors import UserError
 
@@ -52,7 +52,7 @@ def main() -> int:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no GPU here; tools/benchmark.py measures on a CPU")
     if "train" in rows:
-        make_sample_data("datasets/rsb_sample")
+        make_sample_data(str(ROOT / "datasets/rsb_sample"))
     return 0 if run_all(rows, args.json, functools.partial(print, flush=True)) else 1
 
 

@@ -112,7 +112,11 @@ CASES = {
         remove("cityscapes/gtFine/val/*/*_polygons.json", 1),
         "cityscapes_fine_instance_seg_val: 1 of its 9 files are missing, .*gtFine_polygons.json$",
     ),
-    "a stray file": ("cityscapes", stray_file, r"Thumbs.db is no image \*_leftImg8bit.png; remove"),
+    "a stray file": (
+        "cityscapes",
+        stray_file,
+        r"Thumbs.db is not an image \*_leftImg8bit.png; remove",
+    ),
     "no train ids": (
         "labels",
         remove("cityscapes/gtFine/train/*/*_labelTrainIds.png"),
