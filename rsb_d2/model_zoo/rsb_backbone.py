@@ -25,7 +25,7 @@ from ..modeling.spec import (
     stride_in_1x1_message,
 )
 from ..registration import backbone_name, reachable_name
-from ..solver.build import optimizer_name
+from ..solver.build import optimizer_name, rate_by_rule
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ _BUILDERS = {
 }
 
 
-# The published recipe for 16 images per iteration (OpenMMLab's configs/resnet_strikes_back).
-_RATE, _RATE_OF_RETINANET, _BATCH, _DECAY = 0.0002, 0.0001, 16, 0.05
+_DECAY = 0.05  # of the published recipe (OpenMMLab's configs/resnet_strikes_back)
 
 
 def with_rsb_backbone(cfg: CfgNode, weights: str = "", recipe: bool = True) -> CfgNode:
@@ -86,9 +85,8 @@ def with_rsb_backbone(cfg: CfgNode, weights: str = "", recipe: bool = True) -> C
 
 
 def _set_recipe(cfg: CfgNode) -> None:
-    rate = _RATE_OF_RETINANET if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else _RATE
     cfg.SOLVER.OPTIMIZER = "AdamW"
-    cfg.SOLVER.BASE_LR = rate * cfg.SOLVER.IMS_PER_BATCH / _BATCH
+    cfg.SOLVER.BASE_LR = rate_by_rule(cfg)
     cfg.SOLVER.WEIGHT_DECAY = _DECAY
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_BIAS = None

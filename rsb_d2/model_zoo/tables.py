@@ -8,6 +8,7 @@ from typing import Dict, NamedTuple
 
 import timm
 import torch
+from detectron2.config import CfgNode
 from tabulate import tabulate
 from timm.models import list_pretrained
 
@@ -83,6 +84,30 @@ _PUBLISHED = {
     "keypoint_rcnn_torchvision": (54.6, None, None),
     "retinanet_torchvision": (36.4, None, None),
 }
+
+
+def published_memory(cfg: CfgNode) -> float | None:
+    """Return the published training memory of a config's model, in GB for 2 images on a GPU.
+
+    Args:
+        cfg (CfgNode): of a detector on a ResNet-50.
+
+    Returns:
+        float or None: None where nothing comparable is published.
+    """
+    if cfg.MODEL.TIMM.NAME.partition(".")[0] != "resnet50" or cfg.INPUT.MIN_SIZE_TRAIN[-1] != 800:
+        return None
+    kinds = {"OpenMMLabRetinaNet": "retinanet_rsb_1x", "RetinaNet": "retinanet_rsb_1x"}
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and not cfg.MODEL.KEYPOINT_ON:
+        heads = {
+            ("StandardROIHeads", False): "frcnn_rsb_1x",
+            ("StandardROIHeads", True): "mask_rcnn_rsb_1x",
+            ("OpenMMLabCascadeROIHeads", True): "cascade_mask_rcnn_rsb_1x",
+        }
+        name = heads.get((cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.MASK_ON))
+    else:
+        name = kinds.get(cfg.MODEL.META_ARCHITECTURE)
+    return _PUBLISHED[name][2] if name else None
 
 
 def list() -> Table:
