@@ -70,6 +70,9 @@ SHOWN = {
         SECONDS | {"MODEL": {"DEVICE": "cpu"}},
         {"_BASE_": "configs/frcnn_rsb_1x.yaml", "DATASETS": {"TEST": []}},
     ],
+    "my.yaml": [
+        {"_BASE_": "configs/frcnn_rsb_1x.yaml", "SOLVER": {"MAX_ITER": 3, "STEPS": []}},
+    ],
     "flowers.yaml": [PRETRAINING_SECONDS],
 }
 # Of COCO's 80 classes, with the weights that timm:// has in the caches.
