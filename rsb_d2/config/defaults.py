@@ -117,8 +117,8 @@ def _defaults() -> CN:
         }
     )
     cfg.MODEL.TIMM = CN()
-    # Name of a timm architecture, e.g. "resnet50" or, with a tag, "resnet50.a1_in1k". It says
-    # what is built; the weights come from MODEL.WEIGHTS alone. "": the ResNet that Detectron2's
+    # Name of a timm architecture, e.g. "resnet50" or, with a tag, "resnet50.a1_in1k". It defines
+    # the network; the weights come from MODEL.WEIGHTS only. "": the ResNet that Detectron2's
     # MODEL.RESNETS describes, its norm included; so a stock YAML needs no key of this node.
     cfg.MODEL.TIMM.NAME = ""
     # Features to return, in this order, named by their stride: "stem" (2), "res2" (4),
@@ -126,14 +126,14 @@ def _defaults() -> CN:
     # NAME all from res2 on, without one those of FPN.IN_FEATURES or RESNETS.OUT_FEATURES.
     cfg.MODEL.TIMM.OUT_FEATURES = []
     # Batch norm of the layers that MODEL.BACKBONE.FREEZE_AT leaves trainable: "FrozenBN"
-    # (statistics, weight and bias fixed), "BN" or "SyncBN" (synchronised between processes). "":
+    # (statistics, weight and bias fixed), "BN" or "SyncBN" (synchronized between processes). "":
     # RESNETS.NORM, or, with a NAME and RESNETS.NORM at its default, "BN".
     cfg.MODEL.TIMM.NORM = ""
-    # With NORM "BN" or "SyncBN": keep the running statistics fixed, and normalise with them,
+    # With NORM "BN" or "SyncBN": keep the running statistics fixed and normalize with them,
     # while weight and bias train. The published recipe (norm_eval=True in MMDetection). None: True,
-    # but False where the norm is RESNETS.NORM, which learns its statistics in Detectron2.
+    # but False where the norm is that of RESNETS.NORM, which learns its statistics in Detectron2.
     cfg.MODEL.TIMM.NORM_EVAL = None
-    # With NORM_EVAL: compute batch norm in training as a part of the convolution before it. The
+    # With NORM_EVAL: compute batch norm in training as a part of the convolution before it: the
     # same gradients within rounding, and half the memory for the backbone's features.
     cfg.MODEL.TIMM.FOLD_NORM = True
 
@@ -147,7 +147,7 @@ def _defaults() -> CN:
     # Detectron2's own CascadeROIHeads scales gradients instead and does not read it.
     cfg.MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS = [1.0, 0.5, 0.25]
 
-    # The image classifier: MODEL.META_ARCHITECTURE "ImageClassifier" trains the whole of
+    # The image classifier: MODEL.META_ARCHITECTURE "ImageClassifier" trains all of
     # MODEL.TIMM.NAME, with its own classifier, on images with one label each.
     cfg.MODEL.CLASSIFIER = CN()
     # Classes of the data; 1,000 are ImageNet's.
@@ -160,13 +160,13 @@ def _defaults() -> CN:
     # "bce": binary cross-entropy, each class by itself, as in "ResNet strikes back"; "ce":
     # cross-entropy.
     cfg.MODEL.CLASSIFIER.LOSS = "bce"
-    # Part of each label that is spread over all classes, the right one included.
+    # Part of each label that is spread over all classes, including the right one.
     cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
     # With LOSS "bce": a class that is mixed in with more than this share counts as 1, any other as
-    # 0; a negative one leaves the shares as they are. 0.2 is that of the authors' command lines.
+    # 0; a negative value leaves the shares as they are. The authors' command lines have 0.2.
     cfg.MODEL.CLASSIFIER.TARGET_THRESH = 0.2
     # timm's train.py smooths a label before TARGET_THRESH makes it 0 or 1, which undoes it. True
-    # smooths what is 0 or 1 by then, for a procedure that has both.
+    # smooths after that, for a procedure that has both.
     cfg.MODEL.CLASSIFIER.SMOOTH_AFTER_THRESH = False
 
     # Keep weights and features of the convolutions in the channels-last memory format; the same
@@ -177,30 +177,30 @@ def _defaults() -> CN:
     cfg.MODEL.COMPILE = False
 
     # A running average of the weights and buffers over the training (EMA), by timm's ModelEmaV3. It
-    # is in each checkpoint as "ema", is evaluated beside the model, with "ema/" before the metrics,
-    # and is written at the end as model_final_ema.pth, which MODEL.WEIGHTS takes like any other.
-    # SOLVER.BEST_METRIC "ema/bbox/AP" makes model_best.pth one of averaged weights.
+    # is in each checkpoint as "ema", is evaluated alongside the model with "ema/" before the
+    # metrics, and is written at the end as model_final_ema.pth, which MODEL.WEIGHTS takes like any
+    # other. SOLVER.BEST_METRIC "ema/bbox/AP" makes model_best.pth one of averaged weights.
     # "ResNet strikes back" and the published detectors were trained without.
     cfg.MODEL_EMA = CN()
     cfg.MODEL_EMA.ENABLED = False
     # How much of the average stays in each step of the optimizer; timm's default. The average is
-    # over some 1 / (1 - DECAY) steps, so that a short training wants a lower one, or WARMUP.
+    # over about 1 / (1 - DECAY) steps, so a short training needs a lower value, or WARMUP.
     cfg.MODEL_EMA.DECAY = 0.9999
-    # Come up to DECAY by timm's rule, 1 - (1 + step) ** (-2 / 3).
+    # Raise the decay up to DECAY by timm's rule, 1 - (1 + step) ** (-2 / 3).
     cfg.MODEL_EMA.WARMUP = False
-    # Where it is kept: "" beside the model, or "cpu", which spares a GPU's memory and costs a copy
-    # of the weights from there in each step.
+    # Where it is kept: "" on the model's device, or "cpu", which saves GPU memory and costs a copy
+    # of the weights in each step.
     cfg.MODEL_EMA.DEVICE = ""
 
     # "SGD": Detectron2's own builder, untouched. "AdamW": same parameter groups, decoupled decay.
-    # "LAMB" (arXiv 1904.00962): timm's, as its train.py makes it of --opt lamb.
+    # "LAMB" (arXiv 1904.00962): timm's, as in its train.py with --opt lamb.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # AdamW's and LAMB's coefficients of the running averages of the gradient and of its square.
     cfg.SOLVER.BETAS = [0.9, 0.999]
     cfg.SOLVER.LAMB = CN()
     # Added to the denominator, and the norm of the gradient of all parameters together above which
-    # it is scaled down; 0 never does that. The defaults of timm.optim.Lamb, which timm's train.py
-    # leaves as they are. SOLVER.CLIP_GRADIENTS clips before that, each parameter by itself.
+    # it is scaled down; with 0 it never is. The defaults of timm.optim.Lamb, which timm's train.py
+    # leaves as they are. SOLVER.CLIP_GRADIENTS clips before that, each parameter separately.
     cfg.SOLVER.LAMB.EPS = 1e-6
     cfg.SOLVER.LAMB.MAX_GRAD_NORM = 1.0
     # Which parameters are not decayed. "detectron2": the norm layers' have WEIGHT_DECAY_NORM, the
@@ -212,17 +212,17 @@ def _defaults() -> CN:
     # Length, warm-up and steps of the schedule in epochs, each instead of MAX_ITER, WARMUP_ITERS
     # and STEPS, which train_net.py fills in then from the number of images and IMS_PER_BATCH; 0 and
     # [] leave those as they are. An epoch is as many samples as there are images to train on, also
-    # where a sampler repeats images. Of the two, what is said last counts.
+    # where a sampler repeats images. Of the two, the key that is written last counts.
     # The schedule itself stays Detectron2's, so that a run can be stopped and resumed anywhere: the
-    # rate changes with each iteration, where timm's train.py changes it once an epoch unless it is
-    # told --sched-on-updates. By update, timm's cosine is the same; only its warm-up differs, which
+    # rate changes with each iteration, where timm's train.py changes it once an epoch without
+    # --sched-on-updates. By update, timm's cosine is the same; only its warm-up differs, which
     # rises to BASE_LR itself, from an absolute rate instead of BASE_LR * WARMUP_FACTOR, while
-    # Detectron2's rises to what the cosine has come down to by then (after 5 epochs of 100: 0.994).
+    # Detectron2's rises to the value of the cosine at that time (after 5 epochs of 100: 0.994).
     cfg.SOLVER.MAX_EPOCHS = 0
     cfg.SOLVER.WARMUP_EPOCHS = 0
     cfg.SOLVER.STEP_EPOCHS = []
-    # Compute each batch in so many parts, one after the other, for the memory of one part: one step
-    # of the optimizer with the gradients of the whole batch, which SOLVER.IMS_PER_BATCH stays.
+    # Compute each batch in this many parts, one after the other, with the memory for one part: each
+    # step of the optimizer has the gradients of the complete batch of SOLVER.IMS_PER_BATCH images.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # Precision of SOLVER.AMP.ENABLED: "bfloat16", "float16", or "auto": bfloat16 where the GPU
     # computes in it, else float16. On the CPU only "bfloat16" by name switches AMP on. "native" is
@@ -238,19 +238,19 @@ def _defaults() -> CN:
     cfg.INPUT.LSJ.MAX_SCALE = 2.0
     cfg.INPUT.LSJ.SIZE = 1024
 
-    # COCO-format data sets to register under a name of one's own, without any Python:
+    # COCO-format data sets to register under names of your own, without any Python:
     # [[name, annotation file, image folder], ...]; use the names in DATASETS.TRAIN and .TEST.
     cfg.DATASETS.COCO_JSON = []
-    # Images with one label each, to register under a name of one's own: [[name, folder], ...]; the
-    # folder has one folder a class, which is the class's name.
+    # Images with one label each, to register under names of your own: [[name, folder], ...]; the
+    # folder has one folder per class, named like the class.
     cfg.DATASETS.IMAGE_FOLDER = []
     # The same of what timm's create_dataset reads: [[name, timm's name, root, split], ...], as
     # ["pets", "hfds/timm/oxford-iiit-pet", "", "train"] or, for a tar file or a folder of them,
     # ["archive", "", "datasets/train.tar", ""], or WebDataset's shards, ["web", "wds/", "datasets",
-    # "train-{0000..0015}.tar"]. Each image has its place, so that order, kills and processes are as
-    # for folders; what timm reads in one pass alone (tfds/, hfids/) is refused.
+    # "train-{0000..0015}.tar"]. Images are read by index, so that order, resuming and several
+    # processes work as for folders; sources that timm can only stream (tfds/, hfids/) are refused.
     cfg.DATASETS.TIMM = []
-    # Keypoints that change places when an image is flipped horizontally: [[left name, right name],
+    # Keypoints that are swapped when an image is flipped horizontally: [[left name, right name],
     # ...]. []: those whose names differ only in left and right, or l and r, as left_eye and
     # right_eye. Of the data sets in COCO_JSON, with MODEL.KEYPOINT_ON.
     cfg.DATASETS.KEYPOINT_FLIP_PAIRS = []
@@ -261,7 +261,7 @@ def _defaults() -> CN:
     cfg.DATASETS.IMAGE_CACHE_GB = 10
     # Names of the classes in the order of the model's outputs, and their category ids in the
     # annotation file. train_net.py fills them in from the data, so that OUTPUT_DIR/config.yaml
-    # says what a model's classes are where the data is not.
+    # names a model's classes where the data is missing.
     cfg.DATASETS.CLASS_NAMES = []
     cfg.DATASETS.CLASS_IDS = []
 
@@ -286,47 +286,47 @@ def _defaults() -> CN:
     cfg.INPUT.CLASSIFIER.AUTO_AUGMENT = ""
     # Strength of random brightness, contrast and saturation; with AUTO_AUGMENT there is none.
     cfg.INPUT.CLASSIFIER.COLOR_JITTER = 0.0
-    # Repeated augmentation (arXiv 1902.05509): each image comes so many times in a row, augmented
-    # anew, and an epoch has as many images as before, so a part of them.
+    # Repeated augmentation (arXiv 1902.05509): each image comes this many times in a row, augmented
+    # again, and an epoch has as many samples as before, so only a part of the images.
     cfg.INPUT.CLASSIFIER.REPEATS = 1
     # Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): parameter of the Beta distribution
     # that the share is drawn from; 0 is off.
     cfg.INPUT.CLASSIFIER.MIXUP_ALPHA = 0.0
     cfg.INPUT.CLASSIFIER.CUTMIX_ALPHA = 0.0
-    # How likely images are mixed at all, and then, where both are on, by CutMix.
+    # How likely images are mixed at all, and where both are on, how likely by CutMix.
     cfg.INPUT.CLASSIFIER.MIX_PROB = 1.0
     cfg.INPUT.CLASSIFIER.SWITCH_PROB = 0.5
-    # So many images of a batch share one draw, the first with the last, the second with the last
-    # but one; 0, or more than the batch: all of it. What is drawn depends on the seed and the place
-    # in the data alone, so any number of processes mixes the same images.
+    # This many images of a batch share one draw, the first with the last, the second with the last
+    # but one; 0, or more than the batch: all of it. The draw depends only on the seed and the place
+    # in the data, so any number of processes mixes the same images.
     cfg.INPUT.CLASSIFIER.MIX_GROUP = 0
-    # Images at once in evaluation, of each process.
+    # Batch size of each process in evaluation.
     cfg.INPUT.CLASSIFIER.TEST_BATCH = 64
 
     # Evaluations of TEST.EVAL_PERIOD compute the losses of training on DATASETS.TEST, too, as
-    # val_total_loss, val_loss_cls and so on. It costs about what the evaluation itself does.
+    # val_total_loss, val_loss_cls and so on. It takes about as long as the evaluation itself.
     cfg.TEST.VAL_LOSS = False
     # --eval-only evaluates the model as rsb_d2.optimize_for_inference makes it in float32: the same
     # detections, sooner. Evaluations during training, and image classifiers, are taken as they are.
     cfg.TEST.OPTIMIZE = False
     # Metric of the evaluations, named as in metrics.json, by which model_best.pth is chosen; "" for
-    # no such file. There is none either where TEST.EVAL_PERIOD is 0: the last model is the one.
-    # Data that is not evaluated by boxes takes its evaluator's first metric for this one, and says
-    # so: segm/AP (Cityscapes' instances), sem_seg/IoU (its labels), sem_seg/mIoU.
+    # no such file. Nor is there one where TEST.EVAL_PERIOD is 0: the last model is the result.
+    # For data that is not evaluated by boxes, the evaluator's first metric replaces the default:
+    # segm/AP (Cityscapes' instances), sem_seg/IoU (its labels), sem_seg/mIoU.
     cfg.SOLVER.BEST_METRIC = "bbox/AP"
     # Whether a higher or a lower value of it is better: "max", "min", or "auto": "min" for a loss,
     # such as those of TEST.VAL_LOSS, "max" for the metrics of evaluators.
     cfg.SOLVER.BEST_MODE = "auto"
-    # End the training when so many evaluations in a row brought no better SOLVER.BEST_METRIC;
+    # End the training when this many evaluations in a row had no better SOLVER.BEST_METRIC;
     # 0 never ends it early.
     cfg.SOLVER.EARLY_STOP_PATIENCE = 0
 
     # How many of the periodic checkpoints to keep, the newest ones; 0 keeps all. The final and the
-    # best one are kept beside them.
+    # best one are always kept.
     cfg.SOLVER.CHECKPOINT_KEEP = 0
-    # --resume stops where the config differs from the run's own in the model, the classes, the
-    # data, the batch, the seed or the optimizer; True goes on with the new values.
+    # --resume refuses a config that differs from the run's own in the model, the classes, the data,
+    # the batch, the seed or the optimizer; True continues with the new values.
     cfg.SOLVER.RESUME_WITH_CHANGES = False
-    # A bad image is skipped in training, with a warning; beyond so many different ones it stops.
+    # A bad image is skipped in training, with a warning; more than this many end the training.
     cfg.DATALOADER.MAX_BAD_IMAGES = 100
     return cfg
