@@ -74,7 +74,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """
     check_optimizer(cfg)
     if hasattr(model, "backbone"):
-        _warn_of_sgd(cfg)
+        for warning in solver_warnings(cfg):
+            logger.warning(warning)
     optimizer = _build_unclipped(cfg, model)
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         _clip_before_steps(cfg, optimizer)
@@ -101,16 +102,33 @@ def rate_by_rule(cfg: CfgNode) -> float | None:
     return rate * cfg.SOLVER.IMS_PER_BATCH / 16
 
 
-def _warn_of_sgd(cfg: CfgNode) -> None:
-    """Warn of SGD on a detector's backbone with weights that need AdamW."""
-    if optimizer_name(cfg) != "SGD" or not has_modern_recipe(cfg.MODEL.WEIGHTS):
-        return
-    rate = rate_by_rule(cfg) / 100  # AdamW's is a hundredth of SGD's
-    logger.warning(
-        f"SOLVER.OPTIMIZER is SGD, but detectors from {cfg.MODEL.WEIGHTS} were published with "
-        "AdamW only, and several public reports have lower AP with SGD than from older weights; "
-        f"write SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR {rate:g} SOLVER.WEIGHT_DECAY 0.05"
-    )
+def solver_warnings(cfg: CfgNode) -> List[str]:
+    """Return what is likely wrong with the optimizer of a detector, in a line each.
+
+    Args:
+        cfg (CfgNode): its ``SOLVER`` and ``MODEL.WEIGHTS``.
+
+    Returns:
+        list[str]: SGD with weights that need AdamW (:func:`has_modern_recipe`), a rate of zero, or
+        one of more than ten times :func:`rate_by_rule`.
+    """
+    solver, name, rule = cfg.SOLVER, optimizer_name(cfg), rate_by_rule(cfg)
+    warnings = []
+    if name == "SGD" and has_modern_recipe(cfg.MODEL.WEIGHTS):
+        warnings.append(
+            f"SOLVER.OPTIMIZER is SGD, but detectors from {cfg.MODEL.WEIGHTS} were published with "
+            "AdamW only, and several public reports have lower AP with SGD than from older "
+            f"weights; write SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR {rule / 100:g} "
+            "SOLVER.WEIGHT_DECAY 0.05"  # AdamW's published rate is a hundredth of SGD's
+        )
+    if solver.BASE_LR == 0:
+        warnings.append("SOLVER.BASE_LR is 0: nothing is trained")
+    elif rule and solver.BASE_LR > 10.0001 * rule:  # a tenfold rate may be off by rounding
+        warnings.append(
+            f"SOLVER.BASE_LR {solver.BASE_LR:g} is more than ten times {rule:g}, the published "
+            f"rate of {name} for {solver.IMS_PER_BATCH} images"
+        )
+    return warnings
 
 
 def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -14,6 +14,7 @@ from torch import nn
 from rsb_d2 import TimmBackbone, UserError, add_rsb_config
 from rsb_d2.config.loading import load_config
 from rsb_d2.solver import build_optimizer
+from rsb_d2.solver.build import solver_warnings
 from tests.helpers.devices import check_same, reproducible
 
 
@@ -232,3 +233,19 @@ def test_sgd_on_weights_of_a_modern_recipe_is_warned_of(caplog, weights, optimiz
     assert len(warned) == is_warned
     if is_warned:  # the published rate, for the config's batch
         assert "SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR 5e-05 SOLVER.WEIGHT_DECAY 0.05" in warned[0]
+
+
+@pytest.mark.parametrize(
+    "rate, meta_architecture, warned",
+    [
+        (0.0, "GeneralizedRCNN", "nothing is trained"),
+        (0.002, "GeneralizedRCNN", "more than ten times 5e-05"),
+        (0.0005, "GeneralizedRCNN", ""),
+        (0.0005, "RetinaNet", "more than ten times 2.5e-05"),
+    ],
+)
+def test_a_rate_far_from_the_published_one_is_warned_of(rate, meta_architecture, warned):
+    cfg = make_cfg(BASE_LR=rate, IMS_PER_BATCH=4)
+    cfg.MODEL.META_ARCHITECTURE = meta_architecture
+    found = solver_warnings(cfg)
+    assert len(found) == bool(warned) and all(warned in line for line in found)

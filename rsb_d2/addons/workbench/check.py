@@ -13,17 +13,15 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ...checkpoint import Checkpointer, locate
-from ...checkpoint.sources import has_modern_recipe
 from ...config.loading import read_config
 from ...config.resolving import resolve
 from ...config.validating import validate
 from ...errors import UserError, first
 from ...model_zoo.tables import published_memory
-from ...solver.build import optimizer_name, rate_by_rule
+from ...solver.build import optimizer_name, rate_by_rule, solver_warnings
 from .report.boxes import Boxes, build_anchor_grid
 from .report.source import Source, open_registered
 
-_FACTOR = 10  # a rate that differs more from the rule is worth a warning
 _FEW_OBJECTS = 10
 _BAD_FIT = 0.3  # an anchor with a lower IoU is background to the RPN of most configs
 _SMALL = 8.0  # pixels in training
@@ -171,17 +169,7 @@ def _schedule(
     num_images = sum(len(DatasetCatalog.get(n)) for n in cfg.DATASETS.TRAIN)
     epochs = solver.MAX_ITER * batch / max(num_images, 1)
     rule = rate_by_rule(cfg)
-    if solver.BASE_LR == 0:
-        warnings.append("SOLVER.BASE_LR is 0: nothing is trained")
-    elif rule and not rule / _FACTOR <= solver.BASE_LR <= rule * _FACTOR:
-        warnings.append(
-            f"SOLVER.BASE_LR {solver.BASE_LR:g} is far from {rule:g}, the published rate of "
-            f"{optimizer_name(cfg)} for {batch} images"
-        )
-    if optimizer_name(cfg) == "SGD" and has_modern_recipe(cfg.MODEL.WEIGHTS):
-        warnings.append(
-            f"SGD on {cfg.MODEL.WEIGHTS} gives worse detectors; write SOLVER.OPTIMIZER AdamW"
-        )
+    warnings.extend(solver_warnings(cfg))
     if epochs < 3:
         warnings.append(f"the schedule has only {epochs:.1f} epochs; raise SOLVER.MAX_ITER")
     if epochs > 200 and not cfg.INPUT.LSJ.ENABLED:

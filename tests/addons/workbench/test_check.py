@@ -64,7 +64,7 @@ def test_images_in_both_splits_are_found(sample, tmp_path):
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["SOLVER.BASE_LR", "0.01"], "BASE_LR 0.01 is far from 5e-05"),
+        (["SOLVER.BASE_LR", "0.01"], "BASE_LR 0.01 is more than ten times 5e-05"),
         (["INPUT.MIN_SIZE_TRAIN", "(16,)", "INPUT.MAX_SIZE_TRAIN", "16"], "raise INPUT.MIN_SIZE"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[512], [512], [512], [512], [512]]"], "no anchor with"),
     ],
