@@ -1,6 +1,7 @@
 """Files and folders that are written completely or not at all, listings, digests, and addresses."""
 
 import errno
+import functools
 import hashlib
 import io
 import os
@@ -266,7 +267,13 @@ def listing_error(path: str) -> str:
 
 
 def sha256_of(path: str) -> str:
-    """The sha256 of a file, in hex digits."""
+    """Return the sha256 of a file in hex digits; an unchanged file is read once in a process."""
+    stat = os.stat(path)
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         for block in iter(lambda: f.read(1 << 20), b""):

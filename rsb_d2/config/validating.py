@@ -16,6 +16,7 @@ from ..data.builtin import PANOPTIC
 from ..engine.tasks import check_config, get_task
 from ..engine.trainer import check_compiler
 from ..errors import UserError
+from ..evaluation import check_evaluators
 from ..evaluation.results import metric_names, split_metric, uses_best_metric
 from ..evaluation.tta import check_tta
 from ..modeling.spec import BUILDERS
@@ -66,6 +67,7 @@ def validate(cfg: CfgNode, eval_only: bool = False, resume: bool = False) -> Non
     task.check_data(cfg, eval_only)
     check_keypoints(cfg, eval_only)
     log_keypoint_notes(cfg, eval_only)
+    check_evaluators(cfg)
     if cfg.TEST.AUG.ENABLED:
         check_tta(cfg)
     check_average(cfg)

@@ -9,6 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 
 from rsb_d2 import TimmBackbone, UserError, add_rsb_config
 from rsb_d2.modeling import check_pixel_format
+from rsb_d2.modeling.spec import BUILDERS
 
 YAML = """
 MODEL:
@@ -133,17 +134,20 @@ def test_mistakes_in_the_config(tmp_path):
         build_backbone(make_cfg(tmp_path, "MODEL.TIMM.OUT_FEATURES", ["res4"]))
 
 
-@pytest.mark.parametrize("name", ["build_timm_backbone", "build_timm_c4_backbone"])
-def test_a_builder_answers_for_what_it_builds(name):
-    """Also under Detectron2's defaults, whose heads and images are others, and a frozen config."""
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_builder_reads_no_keys_of_heads(name):
+    """It works under Detectron2's defaults, with their heads and images, and a frozen config."""
     cfg = get_cfg()
     add_rsb_config(cfg)
     cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.FPN.IN_FEATURES = ["res4", "res5"]
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res4", "res5"] if "fpn" in name else ["res4"]
     cfg.freeze()
     before = cfg.dump()
     assert cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads"
     for backbone in (build_backbone(cfg), BACKBONE_REGISTRY.get(name)(cfg, None)):
-        shape = backbone.output_shape()["res4"]
+        bottom_up = getattr(backbone, "bottom_up", backbone)
+        shape = bottom_up.output_shape()["res4"]
         assert (shape.channels, shape.stride) == (1024, 16)
-        assert backbone.body.conv1.in_channels == len(cfg.MODEL.PIXEL_MEAN)
+        assert bottom_up.body.conv1.in_channels == len(cfg.MODEL.PIXEL_MEAN)
     assert cfg.dump() == before

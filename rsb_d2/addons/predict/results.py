@@ -22,6 +22,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ...checkpoint import locate
+from ...config import flat_items
 from ...data.class_names import ClassNames
 from ...errors import UserError, printable
 from ...files import move_aside, sha256_of, whole_file
@@ -56,7 +57,7 @@ def settings_of(cfg: CfgNode, dtype: str) -> Dict[str, Any]:
     path = locate(cfg.MODEL.WEIGHTS)
     flat = {}
     for section in _SECTIONS:
-        flat |= _flatten(cfg[section], section)
+        flat |= sorted(flat_items(cfg[section], f"{section}."))
     return {
         _WEIGHTS: f"{os.path.getsize(path)} bytes, {sha256_of(path)[:16]}",
         "--threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
@@ -64,14 +65,6 @@ def settings_of(cfg: CfgNode, dtype: str) -> Dict[str, Any]:
         **{name: str(value) for name, value in flat.items() if name not in _LEFT_OUT},
         "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
     }
-
-
-def _flatten(node: CfgNode, prefix: str) -> Dict[str, Any]:
-    flat = {}
-    for key, value in sorted(node.items()):
-        name = f"{prefix}.{key}"
-        flat |= _flatten(value, name) if isinstance(value, CfgNode) else {name: value}
-    return flat
 
 
 def images_setting(images: List[Tuple[str, str]]) -> Dict[str, str]:
