@@ -38,6 +38,7 @@ _CORNERS = 64
 _IGNORED = ("__ignore__", "_background_")
 _OPEN_SHAPES = ("point", "points", "line", "linestrip")
 _NOTE = "points, lines and shapes called __ignore__ left out"
+_EMPTY_MASKS = "masks without a pixel left out"
 
 
 def read_labelme(path: str, images: str, output: str, problems: Problems) -> DataSet:
@@ -107,7 +108,8 @@ def _read_picture(
     problems: Problems,
 ) -> Picture | None:
     name = content.get("imagePath")
-    name = name if isinstance(name, str) else ""
+    if not isinstance(name, str) or name.lower().endswith(".json"):
+        name = ""  # LabelMe's own tutorial has a file that names itself
     data = content.get("imageData")
     path, embedded = finder.look(file, name), b""
     if path is None and isinstance(data, str) and data:
@@ -143,7 +145,7 @@ def _read_shapes(
             problems.add(where, str(e))
             continue
         if thing is None:
-            notes[_NOTE] += 1
+            notes[_EMPTY_MASKS if shape.get("shape_type") == "mask" else _NOTE] += 1
             continue
         group = shape.get("group_id")
         key = (thing.category, number if group is None else f"group {group}")
@@ -195,11 +197,17 @@ def _circle(middle: List[float], edge: List[float]) -> Tuple[Polygon, Tuple]:
 
 def _read_mask(
     shape: Dict[str, Any], label: str, points: List[List[float]], size: Tuple[int, int], where: str
-) -> Object:
-    """Read a binary image, which fills the box from the first to the last pixel in ``points``."""
+) -> Object | None:
+    """Read a binary image, which fills the box from the first to the last pixel in ``points``.
+
+    Returns:
+        Object or None: None for a mask without a pixel, as AI-assisted labeling may leave.
+    """
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
             part = np.asarray(image).astype(bool)
+        if not part.any():
+            return None
         x, y = (int(n) for n in points[0])
         mask = np.zeros(size[::-1], dtype=np.uint8, order="F")
         mask[y : y + part.shape[0], x : x + part.shape[1]] = part

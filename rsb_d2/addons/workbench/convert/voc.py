@@ -36,16 +36,18 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
     """Read a data set.
 
     Args:
-        path (str): a folder with ``Annotations`` and ``JPEGImages``, a folder with XML files and
-            images, or an XML file. Splits are those of ``ImageSets/Main``, or otherwise folders
-            called ``train``, ``val`` and ``test``.
+        path (str): a folder with ``Annotations`` and ``JPEGImages`` or the folder that it is in, a
+            folder with XML files and images, or an XML file. Splits are those of
+            ``ImageSets/Main``, or otherwise folders called ``train``, ``val`` and ``test``.
         images (str): folder of the images; ``""`` for ``JPEGImages`` or ``images`` next to the
             folder of the XML files, or that folder itself.
         problems (Problems): collects mistakes in the files.
 
     Raises:
-        UserError: if there is no XML file, or if an image cannot be read.
+        UserError: if there is no XML file, if there are several data sets in a folder, or if an
+            image cannot be read.
     """
+    path = _data_set_in(path)
     root = path if os.path.isdir(path) else os.path.dirname(path) or "."
     files = files_in(path, (".xml",)) if os.path.isdir(path) else [path]
     if not files:
@@ -69,6 +71,17 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
     splits = _by_lists(pictures, lists, notes) if lists else finder.by_folder(pictures)
     data.splits = in_order(splits)
     return data
+
+
+def _data_set_in(path: str) -> str:
+    """Return the only folder in a folder that has lists of images, as VOC2007 in VOCdevkit."""
+    if not os.path.isdir(path) or os.path.isdir(os.path.join(path, "Annotations")):
+        return path
+    folders = [os.path.join(path, name) for name in sorted(os.listdir(path))]
+    found = [f for f in folders if os.path.isdir(os.path.join(f, *_LISTS_FOLDER))]
+    if len(found) > 1:
+        raise UserError(f"{path} has several data sets; name one of {first(found)}")
+    return found[0] if found else path
 
 
 def _read_file(
@@ -99,6 +112,9 @@ def _read_file(
             thing = _read_object(element, where)
         except ValueError as e:
             problems.add(where, str(e))
+            continue
+        if thing.box[2:] == (1, 1):
+            notes["boxes of one pixel left out"] += 1  # a click instead of a box
             continue
         picture.objects.append(thing)
         notes["difficult objects made crowds: not trained on, not counted"] += thing.crowd

@@ -53,6 +53,7 @@ class DataYaml(NamedTuple):
         folders (list[str]): folders that were searched for images.
         repeated (int): number of images that are listed more than once.
         keypoints (int): number of keypoint values after the box in each row.
+        moved (int): number of entries with an absolute path of another machine.
     """
 
     names: List[str]
@@ -60,6 +61,7 @@ class DataYaml(NamedTuple):
     folders: List[str]
     repeated: int
     keypoints: int
+    moved: int
 
 
 def read_data_yaml(path: str) -> DataYaml:
@@ -74,7 +76,7 @@ def read_data_yaml(path: str) -> DataYaml:
     root = _root(content, path)
     images: Dict[str, List[str]] = {}
     folders: List[str] = []
-    repeated = 0
+    repeated = moved = 0
     for key, split in SPLIT_NAMES.items():
         if not content.get(key):
             continue
@@ -82,9 +84,10 @@ def read_data_yaml(path: str) -> DataYaml:
         found = [image for entry in entries for image in _images(entry, root, path, key, folders)]
         images.setdefault(split, []).extend(dict.fromkeys(found))
         repeated += len(found) - len(set(found))
+        moved += sum(_is_of_another_machine(entry) for entry in entries)
     if not any(images.values()):
         raise UserError(f"{path} names no images: write 'train: FOLDER', and 'val:' likewise")
-    return DataYaml(names, images, folders, repeated, _keypoints(content, path))
+    return DataYaml(names, images, folders, repeated, _keypoints(content, path), moved)
 
 
 def _load(path: str) -> Dict[str, Any]:
@@ -188,6 +191,22 @@ def _place(entry: str, root: str) -> str | None:
         candidate = os.path.join(root, candidate)
         if os.path.exists(candidate):
             return os.path.normpath(candidate)
+    return _place_of_another_machine(entry, root) if _is_of_another_machine(entry) else None
+
+
+def _is_of_another_machine(entry: Any) -> bool:
+    """Whether an entry is an absolute path that does not exist, such as ``/content/data/train``."""
+    is_path = isinstance(entry, str) and entry.replace("\\", "/").startswith("/")
+    return is_path and not os.path.exists(entry)
+
+
+def _place_of_another_machine(entry: str, root: str) -> str | None:
+    """Return the longest end of a path that exists below the folder of ``data.yaml``."""
+    parts = entry.strip("/").split("/")
+    for begin in range(1, len(parts)):
+        candidate = os.path.join(root, *parts[begin:])
+        if os.path.exists(candidate):
+            return os.path.normpath(candidate)
     return None
 
 
@@ -214,7 +233,12 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
         UserError: if ``data.yaml`` is missing or invalid, or if an image cannot be read.
     """
     description = read_data_yaml(find_data_yaml(path))
-    notes = Counter({"images listed more than once": description.repeated})
+    notes = Counter(
+        {
+            "images listed more than once": description.repeated,
+            "absolute paths of another machine looked up next to data.yaml": description.moved,
+        }
+    )
     owners: Dict[str, str] = {}
     pictures: Dict[str, Picture] = {}
     splits = {}

@@ -145,3 +145,21 @@ def test_other_json_is_left_out_and_counted(tmp_path):
     write(tmp_path / "in" / "settings.json", json.dumps({"colour": 1}))
     notes = converted(tmp_path / "in", tmp_path / "out")[1]
     assert notes == {"JSON files without 'shapes' left out (settings.json)": 1}
+
+
+def test_a_file_that_names_itself(tmp_path):
+    """As in LabelMe's own tutorial: the image is the one with the stem of the file."""
+    image(tmp_path / "in" / "apc2016_obj3.jpg")
+    labelme(tmp_path / "in" / "apc2016_obj3.json", [TRIANGLE], "apc2016_obj3.json")
+    content = converted(tmp_path / "in", tmp_path / "out")[0]["train"]
+    assert objects_of(content) == [("apc2016_obj3.jpg", "cat", [10, 8, 20, 32], 0)]
+
+
+def test_masks_without_a_pixel_are_left_out_and_counted(tmp_path):
+    image(tmp_path / "in" / "a.png")
+    shape = {"label": "cat", "shape_type": "mask", "points": [[20, 30], [23, 34]]}
+    empty = {**shape, "mask": encoded(np.zeros((5, 4), dtype=bool))}
+    labelme(tmp_path / "in" / "a.json", [empty, TRIANGLE], "a.png")
+    contents, notes = converted(tmp_path / "in", tmp_path / "out")
+    assert len(contents["train"]["annotations"]) == 1
+    assert notes == {"masks without a pixel left out": 1}

@@ -137,3 +137,25 @@ def test_bad_files_stop_in_one_line(folder, tmp_path, change, message):
         converted(folder, tmp_path / "out")
     assert len(str(error.value).splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_folder_above_has_the_same_splits(folder, tmp_path):
+    """As VOCdevkit above VOC2007."""
+    write(folder / "ImageSets" / "Main" / "train.txt", "a\n")
+    write(folder / "ImageSets" / "Main" / "val.txt", "b\nc\n")
+    (tmp_path / "devkit").mkdir()
+    folder.rename(tmp_path / "devkit" / "VOC2007")
+    contents, _ = converted(tmp_path / "devkit", tmp_path / "out")
+    assert {split: len(c["images"]) for split, c in contents.items()} == {"train": 1, "val": 2}
+    write(tmp_path / "devkit" / "VOC2012" / "ImageSets" / "Main" / "train.txt", "a\n")
+    with pytest.raises(UserError, match="several data sets; name one of .*VOC2007, .*VOC2012"):
+        converted(tmp_path / "devkit", tmp_path / "again")
+
+
+def test_clicks_are_left_out_and_counted(folder, tmp_path):
+    click, line = ("dog", 0, 7, 9, 7, 9), ("dog", 0, 7, 9, 7, 20)
+    voc(folder / "Annotations" / "c.xml", [click, line], "c.jpg")
+    contents, notes = converted(folder, tmp_path / "out")
+    assert ("c.jpg", "dog", [6, 8, 1, 12], 0) in objects_of(contents["train"])
+    assert len(objects_of(contents["train"])) == 4
+    assert notes["boxes of one pixel left out"] == 1

@@ -61,6 +61,7 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
         ("train: list.txt\nval: images/b", {"train": 2, "val": 1}),
         ("train: ../images/a\nval: ../images/b", {"train": 2, "val": 1}),  # as of Roboflow
         ("path: /nowhere\ntrain: images/a\ntest: images/b", {"train": 2, "test": 1}),
+        ("train: /content/in/images/a\nval: /content/in/images/b", {"train": 2, "val": 1}),
     ],
 )
 def test_where_images_are(tmp_path, head, splits):
@@ -71,6 +72,8 @@ def test_where_images_are(tmp_path, head, splits):
     assert {split: len(c["images"]) for split, c in contents.items()} == splits
     assert sum(len(c["annotations"]) for c in contents.values()) == 1 + ("images/b" in head)
     assert ("images listed more than once" in notes) == ("list.txt" in head)
+    moved = "absolute paths of another machine looked up next to data.yaml"
+    assert notes.get(moved, 0) == head.count("/content/")
 
 
 def test_names_as_a_dict_and_as_words_of_yaml(tmp_path):
