@@ -9,6 +9,7 @@ import ast
 import difflib
 import operator
 import os
+import re
 from types import NoneType
 from typing import Any, Dict, List, Sequence, Set, Tuple
 
@@ -46,6 +47,8 @@ _OPERATORS = {
     ast.USub: operator.neg,
 }
 _LARGEST_EXPONENT = 64
+# How yacs reports "(1" of {KEY: (1, 2)}, which YAML reads as the keys KEY and "2)".
+_CUT_TUPLE = re.compile(r" vs\. (\([^()]*)\) for config key: (\S+)")
 
 
 def load_config(config_file: str, opts: list) -> CfgNode:
@@ -310,6 +313,12 @@ def _not_one_value(key: str, node: CfgNode, value: Any) -> str:
 def _explain(cfg: CfgNode, error: Exception) -> str:
     """The message of yacs, with the closest existing keys where one does not exist."""
     message = str(error.args[0] if error.args else error).replace("\n", " ")
+    cut = _CUT_TUPLE.search(message)
+    if cut:
+        return (
+            f"{cut[2]}: a comma ends the value {cut[1]} between {{ and }} in YAML; write it with "
+            "brackets, as [1, 2]"
+        )
     if "Non-existent" not in message:
         return message
     key = message.split(": ")[-1]

@@ -55,6 +55,8 @@ def test_an_empty_key_is_named(key, tmp_path):
         ("SOLVER:\nSEED: 1\n", "SOLVER is a group of keys"),
         ("MODEL:\n  RPN: 3\n", "MODEL.RPN is a group of keys"),
         ("SOLVER: {STEPS: {A: 1}}\n", "SOLVER.STEPS takes one value"),
+        ("INPUT: {MIN_SIZE_TRAIN: (240,)}\n", "MIN_SIZE_TRAIN: a comma ends the value"),
+        ("SOLVER: {STEPS: (1, 2), SEED: 3}\n", "SOLVER.STEPS: a comma ends the value"),
         ("DATASETS:\n  TRAIN:\n    -\n", "DATASETS.TRAIN has an empty item"),
         ("3\n", "KEY: value"),
         ("SEED: 1\n---\nSEED: 2\n", "single document"),
