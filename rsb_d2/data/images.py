@@ -14,6 +14,7 @@ import copy
 import inspect
 import logging
 import os
+import struct
 from typing import Any, BinaryIO, Callable, Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
@@ -167,9 +168,22 @@ def image_size(path: str) -> Tuple[int, int]:
             f.seek(0)
             image = Image.open(f)
             width, height = image.size
+            if image.format == "PNG" and not _may_have_exif(f):
+                return width, height
             return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
     except Exception as e:
         raise BadImageError(path, _reason(e)) from None
+
+
+def _may_have_exif(f: BinaryIO) -> bool:
+    """Whether a PNG has a chunk that may hold EXIF; to find out, Pillow decodes all pixels."""
+    f.seek(8)  # after the signature
+    while len(head := f.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            return True
+        f.seek(length + 4, os.SEEK_CUR)  # the data and its checksum
+    return False
 
 
 class _Unusable(Exception):

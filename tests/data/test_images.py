@@ -11,10 +11,10 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from rsb_d2 import UserError
-from rsb_d2.data.images import BadImageError, CheckedDatasetMapper, read_image
+from rsb_d2.data.images import BadImageError, CheckedDatasetMapper, image_size, read_image
 from tests.helpers.damaged_files import jpeg, png
 
 RNG = np.random.default_rng(0)
@@ -317,3 +317,19 @@ def test_an_error_in_a_worker_arrives_as_the_same_line(num_workers, tmp_path):
         worker.terminate()  # torch would wait for each, 5 seconds, when the loader is collected
     assert str(e.value) == str(expected.value) and "truncated" in e.value.reason
     assert e.value.path == records[1]["file_name"]
+
+
+@pytest.mark.parametrize("has_exif", [False, True])
+def test_the_size_of_a_png_is_read_from_its_header(tmp_path, monkeypatch, has_exif):
+    exif = Image.Exif()
+    exif[274] = 6  # on its side
+    path = tmp_path / "a.png"
+    Image.new("RGB", (60, 40)).save(path, exif=exif if has_exif else b"")
+    assert image_size(str(path)) == read_image(str(path), "RGB").shape[1::-1]
+
+    def load(image):
+        raise AssertionError("the pixels are decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    if not has_exif:
+        assert image_size(str(path)) == (60, 40)
