@@ -131,8 +131,9 @@ class _Check:
         self._json_file = json_file
         self._image_root = image_root
         self._with_masks = with_masks
+        self._changed: Counter = Counter()
         images = file.records("images")
-        categories = file.records("categories")
+        categories = self._without_groups(file.records("categories"))
         check_categories(categories)
         check_images(images)
         check_image_files([image["file_name"] for image in images], image_root)
@@ -143,7 +144,6 @@ class _Check:
         self._add = self._table.adder()
         self._dropped: Dict[str, List[int]] = {}
         self._beyond: List[int] = []
-        self._changed: Counter = Counter()
         self._read_annotations()
 
     @property
@@ -162,6 +162,29 @@ class _Check:
             records=CocoRecords(self._table, self._image_root),
             messages=self._messages(),
         )
+
+    def _without_groups(self, categories: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+        """Leave out categories that only group others of the same name.
+
+        Roboflow's exports have a category 0 without annotations, named like the project, which is
+        the supercategory of all others. If the project is named like its class, both have one name.
+        """
+        names = [category.get("name") for category in categories]
+        groups = [
+            category["id"]
+            for category, name in zip(categories, names)
+            if isinstance(name, str)
+            and names.count(name) > 1
+            and any(c is not category and c.get("supercategory") == name for c in categories)
+            and type(category.get("id")) is int
+        ]
+        if not groups:
+            return categories
+        used = {annotation.get("category_id") for _, _, annotation in self._file.annotations()}
+        kept = [c for c in categories if c.get("id") not in groups or c["id"] in used]
+        self._changed["categories left out that only group others"] += len(categories) - len(kept)
+        self._file.content["categories"] = kept
+        return kept
 
     def _read_annotations(self) -> None:
         ids, odd, new_ids = array("q"), [], self._new_ids()

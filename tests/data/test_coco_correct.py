@@ -213,3 +213,23 @@ def test_rle_needs_bitmask_format_to_be_trained_on(write_coco):
     register_coco_json(cfg)
     mapped = DatasetMapper(cfg, is_train=True)(DatasetCatalog.get("mine")[0])
     assert len(mapped["instances"]) == 2
+
+
+def test_a_category_that_only_groups_others(write_coco, caplog):
+    """As Roboflow exports a project that is named like its class."""
+    content = coco_content()
+    names = [c["name"] for c in content["categories"]]
+    for category in content["categories"]:
+        category["supercategory"] = names[0]
+    content["categories"].insert(0, {"id": 0, "name": names[0], "supercategory": "none"})
+    with caplog.at_level(logging.INFO, "rsb_d2"):
+        register(write_coco(content), test=["mine"])
+    assert sorted(MetadataCatalog.get("mine").thing_classes) == sorted(names)
+    assert "1 categories left out that only group others" in caplog.text
+    assert [c["id"] for c in COCO(MetadataCatalog.get("mine").json_file).cats.values()] == [
+        c["id"] for c in content["categories"][1:]
+    ]
+    assert evaluate_perfect_predictions("mine")["AP"] == pytest.approx(100)
+    content["annotations"][0]["category_id"] = 0  # now it is used
+    with pytest.raises(UserError, match="category names are there more than once"):
+        register(write_coco(content, "used"), test=["used"])
