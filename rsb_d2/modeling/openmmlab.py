@@ -7,10 +7,9 @@ from typing import Dict, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, batched_nms
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
-from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.roi_heads import CascadeROIHeads, select_foreground_proposals
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
@@ -18,6 +17,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..registration import register
+from .heads import RetinaNetClippedBeforeNMS
 
 
 @register(ROI_HEADS_REGISTRY)
@@ -188,46 +188,14 @@ class LastLevelP6P7WithoutReLU(LastLevelP6P7):
 
 
 @register(META_ARCH_REGISTRY)
-class OpenMMLabRetinaNet(RetinaNet):
+class OpenMMLabRetinaNet(RetinaNetClippedBeforeNMS):
     """The stock ``RetinaNet`` with the differences of MMDetection's ``RetinaHead``.
 
     Boxes are clipped to the image before NMS rather than after it, and the losses of a batch are
     divided by the number of its own positive anchors rather than by a running average of that.
     """
 
-    def inference_single_image(
-        self,
-        anchors: List[Boxes],
-        box_cls: List[torch.Tensor],
-        box_delta: List[torch.Tensor],
-        image_size: Tuple[int, int],
-    ) -> Instances:
-        """As the stock method (MMDetection's ``BaseDenseHead._predict_by_feat_single``).
-
-        Args:
-            anchors (list[Boxes]): per level, H * W * A boxes.
-            box_cls (list[Tensor]): per level, scores of shape (H * W * A, K).
-            box_delta (list[Tensor]): per level, deltas of shape (H * W * A, 4).
-            image_size (tuple[int, int]): height and width without padding.
-
-        Returns:
-            Instances: of one image, best first.
-        """
-        pred = self._decode_multi_level_predictions(
-            anchors,
-            box_cls,
-            box_delta,
-            self.test_score_thresh,
-            self.test_topk_candidates,
-            image_size,
-        )
-        pred.pred_boxes.clip(image_size)
-        # Drop boxes outside the image; by index, which waits for a GPU only once.
-        pred = pred[pred.pred_boxes.nonempty().nonzero()[:, 0]]
-        keep = batched_nms(
-            pred.pred_boxes.tensor, pred.scores, pred.pred_classes, self.test_nms_thresh
-        )
-        return pred[keep[: self.max_detections_per_image]]
+    drops_empty_boxes = True  # MMDetection's BaseDenseHead._predict_by_feat_single
 
     def _ema_update(self, name: str, value: float, *args, **kwargs) -> float:
         """Return the count itself, by which the stock losses divide, instead of an average."""

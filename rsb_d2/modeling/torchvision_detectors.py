@@ -9,16 +9,17 @@ from typing import Dict, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec, batched_nms
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
-from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..registration import register
+from .heads import RetinaNetClippedBeforeNMS
 
 # torchvision's RoIHeads.postprocess_detections: shorter sides, in pixels, are no detections.
 _MIN_SIDE = 1e-2
@@ -132,7 +133,7 @@ class TorchvisionROIHeads(StandardROIHeads):
 
 
 @register(META_ARCH_REGISTRY)
-class TorchvisionRetinaNet(RetinaNet):
+class TorchvisionRetinaNet(RetinaNetClippedBeforeNMS):
     """The stock ``RetinaNet``, but boxes are clipped to the image before NMS, not after it.
 
     ``MODEL.RETINANET.NORM "GN"`` works as well, on which the stock head of Detectron2 0.6 fails.
@@ -152,35 +153,3 @@ class TorchvisionRetinaNet(RetinaNet):
         head["norm"] = lambda channels: nn.GroupNorm(min(32, channels), channels)
         ret["head"] = RetinaNetHead(**head)
         return ret
-
-    def inference_single_image(
-        self,
-        anchors: List[Boxes],
-        box_cls: List[torch.Tensor],
-        box_delta: List[torch.Tensor],
-        image_size: Tuple[int, int],
-    ) -> Instances:
-        """As torchvision's ``RetinaNet.postprocess_detections``.
-
-        Args:
-            anchors (list[Boxes]): of each level, H * W * A boxes.
-            box_cls (list[Tensor]): of each level, scores of shape (H * W * A, K).
-            box_delta (list[Tensor]): of each level, deltas of shape (H * W * A, 4).
-            image_size (tuple[int, int]): height and width without padding.
-
-        Returns:
-            Instances: of one image, best first.
-        """
-        found = self._decode_multi_level_predictions(
-            anchors,
-            box_cls,
-            box_delta,
-            self.test_score_thresh,
-            self.test_topk_candidates,
-            image_size,
-        )
-        found.pred_boxes.clip(image_size)
-        keep = batched_nms(
-            found.pred_boxes.tensor, found.scores, found.pred_classes, self.test_nms_thresh
-        )
-        return found[keep[: self.max_detections_per_image]]

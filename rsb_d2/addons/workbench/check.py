@@ -1,6 +1,5 @@
 """What a training would do: its data, schedule, weights and memory, before the first iteration."""
 
-import hashlib
 import os
 from collections import defaultdict
 from typing import Any, Dict, List, Tuple
@@ -17,6 +16,7 @@ from ...config.loading import read_config
 from ...config.resolving import resolve
 from ...config.validating import validate
 from ...errors import UserError, first
+from ...files import sha256_of
 from ...model_zoo.tables import published_memory
 from ...solver.build import optimizer_name, rate_by_rule, solver_warnings
 from .report.boxes import Boxes, build_anchor_grid
@@ -64,7 +64,7 @@ def check(config_file: str, opts: List[str]) -> Dict[str, Any]:
         "datasets": [_describe(source, split, warnings) for source, split in sources],
         "boxes": _describe_boxes(cfg, sources, warnings),
         "duplicates": _duplicates(sources, warnings),
-        "schedule": _schedule(cfg, sources, warnings),
+        "schedule": _schedule(cfg, warnings),
     }
     try:
         model = build_model(cfg)
@@ -147,8 +147,8 @@ def _duplicates(sources: List[Tuple[Source, str]], warnings: List[str]) -> Dict[
     pairs = []
     for group in by_length.values():
         if group["train"] and group["val"]:
-            train = {_digest(path): path for path in group["train"]}
-            pairs += [[train[d], path] for path in group["val"] if (d := _digest(path)) in train]
+            train = {sha256_of(path): path for path in group["train"]}
+            pairs += [[train[d], path] for path in group["val"] if (d := sha256_of(path)) in train]
     if pairs:
         warnings.append(
             f"{len(pairs)} images of val are in train as well, so AP is too high: "
@@ -157,14 +157,7 @@ def _duplicates(sources: List[Tuple[Source, str]], warnings: List[str]) -> Dict[
     return {"train_and_val": len(pairs), "examples": pairs[:_EXAMPLES]}
 
 
-def _digest(path: str) -> str:
-    with open(path, "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()
-
-
-def _schedule(
-    cfg: CfgNode, sources: List[Tuple[Source, str]], warnings: List[str]
-) -> Dict[str, Any]:
+def _schedule(cfg: CfgNode, warnings: List[str]) -> Dict[str, Any]:
     solver, batch = cfg.SOLVER, cfg.SOLVER.IMS_PER_BATCH
     num_images = sum(len(DatasetCatalog.get(n)) for n in cfg.DATASETS.TRAIN)
     epochs = solver.MAX_ITER * batch / max(num_images, 1)
