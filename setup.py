@@ -53,6 +53,8 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["rsb_d2", "rsb_d2.*"]),
+    py_modules=["rsb_d2_cli"],
+    entry_points={"console_scripts": ["rsb-d2 = rsb_d2_cli:main"]},
     extras_require={
         "export": ["onnx>=1.16", "onnxruntime>=1.18"],
         "openvino": ["onnx>=1.16", "openvino>=2026.4"],

@@ -2,49 +2,52 @@
 
 import importlib
 import importlib.util
-
-try:
-    import detectron2  # noqa: F401
-except ImportError as e:
-    raise ImportError(
-        "rsb_d2 needs Detectron2, which is not on PyPI under its own name: run "
-        "`python tools/install_detectron2.py`, or build its main branch as its INSTALL.md says."
-    ) from e
-
-from .checkpoint import Checkpointer
-from .config import add_rsb_config
-from .errors import UserError
-from .modeling import TimmBackbone
-
-# The optional layers register the objects that the core may call.
-for _layer in ("addons", "pretraining"):
-    if importlib.util.find_spec(f"{__name__}.{_layer}"):
-        importlib.import_module(f"{__name__}.{_layer}")
+import sys
 
 __version__ = "0.3.0"
 
-__all__ = [
-    "Checkpointer",
-    "TimmBackbone",
-    "Trainer",
-    "UserError",
-    "add_rsb_config",
-    "model_zoo",
-    "optimize_for_inference",
-]
+_MODULES = {
+    "Checkpointer": ".checkpoint",
+    "TimmBackbone": ".modeling",
+    "Trainer": ".engine",
+    "UserError": ".errors",
+    "add_rsb_config": ".config",
+    "optimize_for_inference": ".addons.accelerate",
+}
+
+__all__ = [*_MODULES, "model_zoo"]
+
+
+def register_all() -> None:
+    """Register this project's backbones, heads and models in Detectron2's registries.
+
+    ``import rsb_d2`` does so, except in the console command ``rsb-d2``, whose programs call this
+    function if they need Detectron2.
+
+    Raises:
+        MissingDetectron2Error: if Detectron2 is not installed; an ``ImportError``.
+    """
+    if importlib.util.find_spec("detectron2") is None:
+        from .errors import MissingDetectron2Error
+
+        raise MissingDetectron2Error()
+    for name in (".checkpoint", ".config", ".modeling"):
+        importlib.import_module(name, __name__)
+    # The optional layers register the objects that the core may call.
+    for layer in ("addons", "pretraining"):
+        if importlib.util.find_spec(f"{__name__}.{layer}"):
+            importlib.import_module(f"{__name__}.{layer}")
 
 
 def __getattr__(name):
-    # The trainer imports all of Detectron2's engine, data and evaluation, which takes time that a
-    # program with only the backbone need not spend.
-    if name == "Trainer":
-        from .engine import Trainer
-
-        return Trainer
-    if name == "optimize_for_inference":
-        from .addons.accelerate import optimize_for_inference
-
-        return optimize_for_inference
+    # Each name is imported at its first use: the trainer alone imports all of Detectron2's engine,
+    # data and evaluation.
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name], __name__), name)
     if name == "model_zoo":
         return importlib.import_module(".model_zoo", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if not getattr(sys.modules.get("rsb_d2_cli"), "is_running", False):
+    register_all()

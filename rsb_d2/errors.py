@@ -11,6 +11,16 @@ class UserError(ValueError):
     """
 
 
+class MissingDetectron2Error(UserError, ImportError):
+    """Detectron2 is not installed; the message has the command that installs it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Detectron2 is not installed: run `rsb-d2 install-detectron2` (in a checkout, `python "
+            "tools/install_detectron2.py`); PyPI does not have it under its own name"
+        )
+
+
 def printable(text: str) -> str:
     """Escape line breaks and unprintable characters of a text for a one-line message."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -5,9 +5,8 @@ the objects that the core may call, as dotted paths that are imported at the fir
 deleted, its entries are missing and everything else works.
 """
 
+import pkgutil
 from typing import Any, Dict, Iterator
-
-from detectron2.utils.registry import locate
 
 from .errors import UserError
 
@@ -37,7 +36,7 @@ class LazyRegistry:
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over the objects in the order of their registration."""
-        return (locate(path) for path in self._paths.values())
+        return (pkgutil.resolve_name(path) for path in self._paths.values())
 
     def get(self, name: str) -> Any:
         """Return the object registered under a name.
@@ -50,7 +49,7 @@ class LazyRegistry:
                 f"this installation of rsb_d2 has no {self._noun} {name!r}; it has "
                 f"{', '.join(self._paths) or 'none'}"
             )
-        return locate(self._paths[name])
+        return pkgutil.resolve_name(self._paths[name])
 
 
 # Subclasses of rsb_d2.engine.tasks.Task by META_ARCHITECTURE; detectors need no entry.

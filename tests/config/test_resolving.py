@@ -1,7 +1,6 @@
 """Values that follow from others: filled in, with the reason in one table."""
 
 import os
-import sys
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from rsb_d2.predictor import load_predict_config
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.data.bad_input import make_little_config
 from tests.helpers.paths import CONFIGS
-from tests.helpers.runs.programs import load_tool
+from tests.helpers.runs.programs import parse_tool
 from tests.helpers.seeded_run import make_seeded_run
 from tests.helpers.zoo_model import ROOT
 
@@ -247,10 +246,9 @@ def test_weights_and_runs_below_home(home):
         ("miniature", ["--output=~/p"]),
     ],
 )
-def test_arguments_of_tools(home, monkeypatch, tool, words):
+def test_arguments_of_tools(home, tool, words):
     """A shell leaves the ~ of --run=~/p, and of a quoted one, to the program."""
-    monkeypatch.setattr(sys, "argv", [tool, *words])
-    values = vars(load_tool(tool).parse_args()).values()
+    values = vars(parse_tool(tool, words)).values()
     flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
     assert flat.count(str(home / "p")) == str(words).count("~/p")
     assert not any("~" in str(v) for v in flat)

@@ -8,9 +8,7 @@ parsed: their options, config keys and files must exist.
 
 import contextlib
 import re
-import runpy
 import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from rsb_d2.data import register_coco_json
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.clone import PAGES, Clones, find_blocks, split_commands
 from tests.helpers.paths import ROOT
+from tests.helpers.runs.programs import parse_tool
 
 # Regular expressions of the commands that are not run, with the reason.
 NOT_RUN = {
@@ -102,8 +101,7 @@ def parse(command, monkeypatch):
         config_of(words)
     elif words[0] == "python" and words[1].startswith("tools/"):
         words = ["cpu" if word == "cuda" else word for word in words]  # which may be missing
-        monkeypatch.setattr(sys, "argv", words[1:])
-        runpy.run_path(str(ROOT / words[1]), run_name="tool")["parse_args"]()
+        parse_tool(Path(words[1]).stem, words[2:])
     elif words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
 

@@ -7,12 +7,19 @@ import re
 import sys
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from unittest.mock import patch
 
 import torch
 from detectron2.engine import default_argument_parser
 
+from rsb_d2.addons.commands import make_parser
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.paths import ROOT
+
+# The command of each tool that is one of the command rsb-d2's programs.
+COMMANDS = {
+    "predict": "predict",
+}
 
 
 def load_program(path):
@@ -25,6 +32,14 @@ def load_program(path):
 
 def load_tool(name):
     return load_program(ROOT / "tools" / f"{name}.py")
+
+
+def parse_tool(name, words):
+    """Parse the arguments of a tool."""
+    if name not in COMMANDS:
+        with patch.object(sys, "argv", [name, *words]):
+            return load_tool(name).parse_args()
+    return make_parser().parse_args([COMMANDS[name], *words])
 
 
 def call_tool(name, folder, *arguments):
