@@ -128,7 +128,7 @@ class Clones:
     def _make_package(self):
         """What is the same for all pages: the programs, and small configs."""
         self._package.mkdir()
-        for name in ("rsb_d2", "benchmarks", "tools", "docs", "train_net.py"):
+        for name in ("rsb_d2", "rsb_d2_cli.py", "benchmarks", "tools", "docs", "train_net.py"):
             (self._package / name).symlink_to(ROOT / name)
         configs = self._package / "configs"
         shutil.copytree(CONFIGS, configs)
@@ -142,7 +142,8 @@ class Clones:
 
     def _make(self, folder, page):
         folder.mkdir()
-        for name in ("rsb_d2", "benchmarks", "configs", "tools", "docs", "train_net.py"):
+        programs = ("rsb_d2_cli.py", "tools", "train_net.py")
+        for name in ("rsb_d2", "benchmarks", "configs", "docs", *programs):
             (folder / name).symlink_to(self._package / name)
         sample = folder / "datasets" / "rsb_sample"
         make_sample_data(str(sample), num_train=6, num_val=4)
