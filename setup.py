@@ -21,15 +21,16 @@ def read_version():
     return next(line for line in lines if line.startswith("__version__")).split('"')[1]
 
 
-class BuildWithConfigs(build_py):
-    """Puts configs/ into a wheel's rsb_d2/model_zoo, where a checkout has none."""
+class BuildWithFolders(build_py):
+    """Puts configs/ and packaging/ into the package of a wheel, where a checkout has neither."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib) / "rsb_d2" / "model_zoo" / "configs"
-            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
-            shutil.copytree(HERE / "configs", target)
+            for name, package in (("configs", "model_zoo"), ("packaging", "addons/commands")):
+                target = Path(self.build_lib) / "rsb_d2" / package / name
+                shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+                shutil.copytree(HERE / name, target, ignore=shutil.ignore_patterns("__*", "test_*"))
 
 
 setup(
@@ -67,7 +68,7 @@ setup(
         "test": ["hypothesis>=6", "pytest>=8", "sahi==0.12.8", "supervision==0.31.2"],
     },
     package_data={"rsb_d2.addons.workbench.report": ["page/*"]},
-    cmdclass={"build_py": BuildWithConfigs},
+    cmdclass={"build_py": BuildWithFolders},
     install_requires=[
         "timm>=1.0.21",
         "fvcore>=0.1.5.post20221221",

@@ -1,4 +1,4 @@
-"""Shared setup and error reporting of the programs in this folder; import it before rsb_d2.
+"""Shared setup and error reporting of the measurement programs; import it before rsb_d2.
 
 Importing this module makes ``import rsb_d2`` find the package next to this folder, installed or
 not, and silences torch's FutureWarnings about Detectron2's code.

@@ -1,84 +1,16 @@
 #!/usr/bin/env python
-"""Convert weights between timm, torchvision, OpenMMLab, Detectron2 and this project's detectors.
+"""Convert weights between libraries; the same as ``rsb-d2 convert-weights``."""
 
-tools/convert_weights.py timm://resnet50.a1_in1k r50_rsb.pth --to detectron2
-    for Detectron2's stock build_resnet_fpn_backbone
-tools/convert_weights.py output/model_final.pth r50_coco.safetensors --to timm
-    for timm.create_model("resnet50", num_classes=0, checkpoint_path="r50_coco.safetensors")
-tools/convert_weights.py output/resnet50_rsb_a3/model_final.pth r50.safetensors --to timm
-    a pretrained model with its classifier, for timm.create_model("resnet50", checkpoint_path=...)
-tools/convert_weights.py resnet50_rsb-a1.pth r50.pth --to detectron2
-    a classification model of OpenMMLab or torchvision
-tools/convert_weights.py zoo://frcnn_rsb_1x frcnn_rsb_1x.pth --to rsb_d2
-    a complete detector of OpenMMLab, for the config of that name
-"""
-
-import argparse
 import os
 import sys
-import warnings
-from os.path import expanduser
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from _program import make_parser, report_user_errors
-
-from rsb_d2.checkpoint.convert import TARGETS, Conversion, convert_file
-from rsb_d2.modeling.spec import PLAIN_RESNETS
-
-warnings.simplefilter("ignore")  # libraries warn about each other
+from rsb_d2_cli import main as run  # noqa: E402
 
 
-@report_user_errors
 def main() -> int:
-    parser = make_parser(__doc__)
-    parser.add_argument(
-        "input", type=expanduser, help="a file in any of these formats, timm://NAME, or zoo://NAME"
-    )
-    parser.add_argument("output", type=expanduser, help="file to write, .pth or .safetensors")
-    parser.add_argument("--to", required=True, choices=TARGETS, help="naming scheme to write")
-    parser.add_argument(
-        "--name", default="", help="timm's name of the architecture, unless it is a plain ResNet"
-    )
-    args = parser.parse_args()
-    conversion = convert_file(args.input, args.output, args.to, args.name)
-    print(_summary(args, conversion))
-    return 0
-
-
-def _summary(args: argparse.Namespace, conversion: Conversion) -> str:
-    lines = [
-        f"{args.input} ({conversion.format_name}) -> {args.output}: "
-        f"{len(conversion.weights)} tensors"
-        + (f" of {conversion.timm_name}" if conversion.timm_name else "")
-    ]
-    if conversion.dropped:
-        lines.append(f"left out: {', '.join(conversion.dropped)}")
-    lines += _usage(args.to, args.output, conversion.timm_name, conversion.num_classes)
-    return "\n".join(lines)
-
-
-def _usage(target: str, output: str, name: str, num_classes: int) -> list:
-    if target == "rsb_d2":
-        return [f"MODEL.WEIGHTS {output}"]
-    if target == "timm":
-        arguments = f'"{name}", num_classes={num_classes}, checkpoint_path="{output}"'
-        return [f"timm.create_model({arguments})"]
-    shape = PLAIN_RESNETS[name]
-    usage = [
-        "The config to use it with; images as timm feeds them, RGB:",
-        f"  MODEL.WEIGHTS: {output}",
-        "  MODEL.BACKBONE.NAME: build_resnet_fpn_backbone",
-        f"  MODEL.RESNETS: {{DEPTH: {shape.depth}, NUM_GROUPS: {shape.num_groups}, "
-        f"WIDTH_PER_GROUP: {shape.width_per_group}, RES2_OUT_CHANNELS: "
-        f"{shape.res2_out_channels}, STRIDE_IN_1X1: False}}",
-        "  MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53]",
-        "  MODEL.PIXEL_STD: [58.395, 57.12, 57.375]",
-        "  INPUT.FORMAT: RGB",
-    ]
-    if output.endswith(".safetensors"):
-        usage.append("Detectron2's own checkpointer reads .pth only; rsb_d2.Checkpointer, both.")
-    return usage
+    return run(["convert-weights", *sys.argv[1:]], "convert_weights.py")
 
 
 if __name__ == "__main__":

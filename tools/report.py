@@ -1,97 +1,16 @@
 #!/usr/bin/env python
-"""Report on an evaluation: one HTML page from a data set and a results file.
+"""Report on an evaluation; the same as ``rsb-d2 report``."""
 
-tools/report.py --config-file configs/frcnn_rsb_sample.yaml \\
-    --results output/frcnn_rsb_sample/inference/coco_instances_results.json
-tools/report.py --annotations val.json --images val --results coco_instances_results.json
-
-The exit status is 0; 1 if the page was written but the results contain no detections; 2 if no page
-was written.
-"""
-
-import argparse
 import os
 import sys
-from os.path import expanduser
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from _program import make_parser, report_user_errors
-
-from rsb_d2.addons.workbench.report.html_page import check_output
-from rsb_d2.addons.workbench.report.report import report
-from rsb_d2.addons.workbench.report.results import read_results
-from rsb_d2.addons.workbench.report.source import add_dataset_arguments, open_dataset
+from rsb_d2_cli import main as run  # noqa: E402
 
 
-def parse_args() -> argparse.Namespace:
-    parser = make_parser(__doc__)
-    add_dataset_arguments(parser, "the one that was evaluated")
-    parser.add_argument(
-        "--results",
-        type=expanduser,
-        required=True,
-        metavar="FILE",
-        help="coco_instances_results.json",
-    )
-    parser.add_argument(
-        "--output",
-        type=expanduser,
-        default="report.html",
-        metavar="FILE",
-        help="HTML page to write",
-    )
-    parser.add_argument(
-        "--task",
-        choices=["bbox", "segm"],
-        help="boxes or masks only (default: all that the results contain)",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=0.5,
-        metavar="SCORE",
-        help="minimum score for the confusion matrix and the ranking of images",
-    )
-    parser.add_argument(
-        "--num-images",
-        type=int,
-        default=24,
-        metavar="N",
-        help="show the N worst and N best images, and a few of each class; 0 for none",
-    )
-    return parser.parse_args()
-
-
-@report_user_errors
 def main() -> int:
-    args = parse_args()
-    check_output(args.output, ".html")
-    records = read_results(args.results)
-    with_masks = any("segmentation" in record for record in records)
-    source, _ = open_dataset(args, "TEST", with_masks=with_masks, results_file=args.results)
-    page = report(
-        source,
-        args.results,
-        args.output,
-        score_threshold=args.threshold,
-        num_images=args.num_images,
-        task=args.task,
-        records=records,
-    )
-    print(_summary(page, args.output))
-    if not records:
-        print(f"report.py: warning: {args.results} holds no detection at all", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _summary(page: dict, output: str) -> str:
-    lines = [f"{'':5}" + "".join(f"{name:>7}" for name in page["figures"])]
-    for task, data in page["tasks"].items():
-        figures = ("-" if f is None else f"{100 * f:.2f}" for f in data["figures"])
-        lines.append(f"{task:5}" + "".join(f"{f:>7}" for f in figures))
-    return "\n".join([*lines, f"{output}: {os.path.getsize(output) / 1e6:.1f} MB"])
+    return run(["report", *sys.argv[1:]], "report.py")
 
 
 if __name__ == "__main__":

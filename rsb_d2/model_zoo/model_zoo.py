@@ -2,6 +2,8 @@
 
 import difflib
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import List
 
@@ -72,6 +74,18 @@ def get_config_file(config_path: str) -> str:
         hint = f"did you mean {', '.join(near)}?" if near else "see rsb_d2.model_zoo.list()"
         raise ModelZooError(f"{config_path} is not available in the model zoo; {hint}")
     return str(path)
+
+
+def find_config(config_file: str) -> str:
+    """Return the path of a config that is a file or a name in the model zoo; a file comes first.
+
+    Args:
+        config_file (str): as on a command line; returned unchanged if it is neither.
+    """
+    if config_file and not os.path.isfile(os.path.expanduser(config_file)):
+        with suppress(ModelZooError):
+            return get_config_file(config_file)
+    return config_file
 
 
 def get_checkpoint_url(config_path: str) -> str:

@@ -1,6 +1,5 @@
-"""tools/demo.py: the commands that it runs; the trainings themselves are left out."""
+"""rsb-d2 demo: the commands that it runs; the trainings themselves are left out."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,30 +7,28 @@ import sys
 import pytest
 import torch
 
+import rsb_d2_cli
+from rsb_d2.addons.commands import demo, make_parser
 from rsb_d2.config.loading import load_config
-from tests.helpers.paths import ROOT
+from rsb_d2.model_zoo import get_config_file
 
 
 @pytest.fixture
 def run(monkeypatch):
     """Run the program on a processor with or without bfloat16; its exit status and commands."""
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def call(bfloat16, *statuses):
         commands, left = [], list(statuses)
 
-        def run_command(command, cwd):
-            assert cwd == str(ROOT)
-            commands.append(command)
+        def run_command(command):
+            assert command[:2] == [sys.executable, rsb_d2_cli.__file__]
+            commands.append(make_parser().parse_args(command[2:]))
             return subprocess.CompletedProcess(command, left.pop(0))
 
-        monkeypatch.setattr(sys, "argv", ["demo.py"])
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: bfloat16)
-        monkeypatch.setattr(module.subprocess, "run", run_command)
-        return module.main(), commands
+        monkeypatch.setattr("rsb_d2.engine.train_step.cpu_has_bfloat16", lambda: bfloat16)
+        monkeypatch.setattr(demo.subprocess, "run", run_command)
+        return rsb_d2_cli.main(["demo"]), commands
 
     return call
 
@@ -39,19 +36,17 @@ def run(monkeypatch):
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_pretraining_then_the_detector_from_it(run, capsys, bfloat16):
     status, (data, *trainings) = run(bfloat16, 0, 0, 0)
-    assert status == 0 and data == [sys.executable, "tools/sample_data.py"]
-    cfgs = []
-    for python, program, flag, config, *opts in trainings:
-        assert (python, program, flag) == (sys.executable, "train_net.py", "--config-file")
-        cfgs.append(load_config(str(ROOT / config), opts))
-    pretraining, detector = cfgs
+    assert status == 0 and data.program == "sample-data" and data.kind is None
+    assert [training.program for training in trainings] == ["train", "train"]
+    pretraining, detector = (load_config(get_config_file(t.config_file), t.opts) for t in trainings)
     assert pretraining.MODEL.META_ARCHITECTURE == "ImageClassifier"
     assert detector.MODEL.WEIGHTS == os.path.join(pretraining.OUTPUT_DIR, "model_final.pth")
-    plain = load_config(str(ROOT / "configs" / "pretrain" / "resnet50_rsb_sample.yaml"), [])
+    plain = load_config(get_config_file("pretrain/resnet50_rsb_sample"), [])
     if bfloat16:
         assert pretraining == plain
-    else:  # shorter, which is said, and evaluated once
+    else:  # shorter, which is reported, and evaluated once
         assert pretraining.SOLVER.WARMUP_ITERS < pretraining.SOLVER.MAX_ITER < plain.SOLVER.MAX_ITER
+        cfgs = (pretraining, detector)
         assert all(cfg.TEST.EVAL_PERIOD == cfg.SOLVER.MAX_ITER for cfg in cfgs)
         said = f"{pretraining.SOLVER.MAX_ITER} iterations of pretraining in float32 instead of 300"
         assert plain.SOLVER.MAX_ITER == 300 and said in capsys.readouterr().out

@@ -16,13 +16,25 @@ from ...errors import UserError, printable
 
 # By the name on the command line: the module here.
 PROGRAMS = {
+    "train": "train",
+    "eval": "eval",
     "predict": "predict",
+    "check": "check",
+    "convert": "convert",
+    "convert-weights": "convert_weights",
+    "browse": "browse",
+    "report": "report",
+    "export": "export",
+    "sample-data": "sample_data",
+    "demo": "demo",
+    "install-detectron2": "install_detectron2",
+    "completion": "completion",
 }
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=28, width=100)
+        super().__init__(prog, max_help_position=24, width=100)
 
 
 def make_parser(tool: str = "") -> argparse.ArgumentParser:

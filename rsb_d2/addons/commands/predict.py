@@ -1,4 +1,4 @@
-"""Detect objects in images and videos; write annotated pictures, COCO results and a table.
+"""Detect objects in images and videos: pictures, COCO results and a table.
 
 rsb-d2 predict --run output/frcnn_rsb_sample datasets/rsb_sample/val
     with the best weights of a training, or its last ones if there are none
@@ -19,24 +19,14 @@ or videos are counted and reported.
 import argparse
 from os.path import expanduser
 
+from .arguments import add_model_arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", type=expanduser, nargs="+", help="images, videos, folders and globs"
     )
-    parser.add_argument(
-        "--run", type=expanduser, default="", metavar="FOLDER", help="OUTPUT_DIR of a training"
-    )
-    parser.add_argument(
-        "--config-file",
-        type=expanduser,
-        default="",
-        metavar="FILE",
-        help="a YAML file, or a name in the model zoo",
-    )
-    parser.add_argument(
-        "--weights", type=expanduser, default="", metavar="FILE", help="a file, zoo://NAME, ..."
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--output",
         type=expanduser,

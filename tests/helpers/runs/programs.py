@@ -19,6 +19,14 @@ from tests.helpers.paths import ROOT
 # The command of each tool that is one of the command rsb-d2's programs.
 COMMANDS = {
     "predict": "predict",
+    "browse_data": "browse",
+    "report": "report",
+    "export": "export",
+    "convert_data": "convert",
+    "convert_weights": "convert-weights",
+    "check": "check",
+    "sample_data": "sample-data",
+    "demo": "demo",
 }
 
 

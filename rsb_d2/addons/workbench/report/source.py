@@ -8,7 +8,6 @@ import logging
 import mmap
 import os
 import re
-from os.path import expanduser
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import hotcoco
@@ -196,27 +195,6 @@ def _collect_warnings() -> Iterator[List[str]]:
 # ---- command line ----
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add ``--config-file``, ``--dataset``, ``--annotations``, ``--images`` and overrides.
-
-    Args:
-        parser (ArgumentParser): changed in place.
-        default (str): describes which data set of a config is the default.
-    """
-    group = parser.add_argument_group("data set, either registered or from files")
-    group.add_argument(
-        "--config-file", type=expanduser, default="", metavar="FILE", help="config that names it"
-    )
-    group.add_argument("--dataset", metavar="NAME", help=f"registered name; by default {default}")
-    group.add_argument(
-        "--annotations", type=expanduser, metavar="FILE", help="COCO-format annotation file"
-    )
-    group.add_argument("--images", type=expanduser, metavar="FOLDER", help="its image folder")
-    group.add_argument(
-        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of the config"
-    )
-
-
 def open_dataset(
     args: argparse.Namespace,
     split: str,
@@ -227,7 +205,7 @@ def open_dataset(
     """Open the data set that the command line names.
 
     Args:
-        args (Namespace): from a parser with :func:`add_dataset_arguments`.
+        args (Namespace): with ``config_file``, ``dataset``, ``annotations``, ``images``, ``opts``.
         split (str): ``"TRAIN"`` or ``"TEST"``, whose first data set is the default.
         with_masks (bool): whether to drop annotations without a usable mask, provided that the
             file has masks at all; None for the config's ``MODEL.MASK_ON``.

@@ -1,0 +1,128 @@
+"""Export a trained detector to ONNX, OpenVINO, torch.export or Detectron2.
+
+rsb-d2 export --run output/frcnn_rsb_sample --output model.onnx
+    Faster or Mask R-CNN or RetinaNet to ONNX, with the best weights of a training
+rsb-d2 export --config-file mask_rcnn_rsb_1x --weights zoo://mask_rcnn_rsb_1x \\
+        --output model.pt2 --images a.jpg b.jpg
+    with torch.export, for torch and torchvision
+rsb-d2 export --run output/frcnn_rsb_sample --output model.xml --format openvino
+    OpenVINO's model.xml and model.bin; --image-size 640x853 fixes the size of these or of ONNX
+rsb-d2 export --run output/frcnn_rsb_sample --output package --format detectron2
+    a folder for plain Detectron2 and libraries built on it; see docs/ecosystem.md
+
+The output is compared with the model on the images, and is not written if they differ. See
+docs/deployment.md for the use of a file. The exit status is 0, or 2 if nothing was written.
+"""
+
+import argparse
+import os
+from os.path import expanduser
+from typing import TYPE_CHECKING
+
+from .arguments import add_model_arguments
+
+if TYPE_CHECKING:
+    from ..export.export import Exported
+    from ..export.package import Package
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--output",
+        type=expanduser,
+        required=True,
+        metavar="NAME",
+        help="NAME.onnx, NAME.xml or NAME.pt2; with --format detectron2, a folder",
+    )
+    parser.add_argument(
+        "--format",
+        default="",
+        choices=("detectron2", "openvino", "torchscript"),
+        metavar="{detectron2,openvino}",
+        help="openvino: NAME.xml, .bin",
+    )
+    parser.add_argument(
+        "--image-size",
+        default="",
+        metavar="HxW",
+        help="fixed size of an .onnx or .xml file (default: any size)",
+    )
+    parser.add_argument(
+        "--images",
+        type=expanduser,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="images to compare on (default: first images of the test data)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="S",
+        help="minimum score (default: the config's, usually 0.05)",
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    import rsb_d2
+
+    rsb_d2.register_all()
+    from ...errors import UserError
+    from ...predictor import load_detector, load_predict_config
+    from ..export.export import check_output, comparison_images, export_detector, read_size
+    from ..export.files import NO_TORCHSCRIPT
+    from ..export.package import check_folder, export_package
+
+    if args.format == "torchscript":
+        raise UserError(f"--format torchscript: {NO_TORCHSCRIPT}")
+    size = read_size(args.image_size)
+    is_package = args.format == "detectron2"
+    if is_package:
+        if size:
+            raise UserError("--image-size: Detectron2 resizes images; .onnx and .xml can fix it")
+        check_folder(args.output)
+    else:
+        if args.format == "openvino" and not args.output.endswith(".xml"):
+            raise UserError(f"--output: {args.output} must end in .xml with --format openvino")
+        check_output(args.output, size)
+    cfg = load_predict_config(
+        args.config_file, args.weights, args.run, args.opts, "cpu", args.threshold
+    )
+    images = comparison_images(cfg, args.images)
+    model, classes = load_detector(cfg)
+    if is_package:
+        print(_package_summary(export_package(cfg, model, classes, args.output, images)))
+    else:
+        print(_summary(export_detector(cfg, model, classes, args.output, images, size)))
+    return 0
+
+
+def _summary(exported: "Exported") -> str:
+    difference = exported.difference
+    sizes = ", ".join(f"{width} x {height}" for height, width in exported.sizes)
+    contract = "\n".join(f"  {key}: {value}" for key, value in exported.contract.items())
+    files = "\n".join(f"{file}: {os.path.getsize(file) / 1e6:.1f} MB" for file in exported.files)
+    return (
+        f"{files}\n{contract}\n"
+        f"compared with the model on images of {sizes}: the same {difference.detections} "
+        f"detections, boxes within {difference.box:.1g} pixels, scores within "
+        f"{difference.score:.1g}"
+        + (f", masks within {difference.mask:.1g}" if "masks" in exported.contract else "")
+    )
+
+
+def _package_summary(package: "Package") -> str:
+    difference = package.difference
+    return (
+        f"{package.folder}: config.yaml, model_final.pth and classes.json for Detectron2 alone\n"
+        f"compared with the model on {package.num_images} images: the same "
+        f"{difference.detections} detections, boxes within {difference.box:.1g} pixels, scores "
+        f"within {difference.score:.1g}"
+        + (f", on {package.num_rounded} but for rounding" if package.num_rounded else "")
+        + "\n\n"
+        + "\n".join(package.usage)
+    )

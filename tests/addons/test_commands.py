@@ -1,0 +1,123 @@
+"""The console command: its programs, what they import, and the completion of shells."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from detectron2.engine import default_argument_parser
+
+import rsb_d2_cli
+from rsb_d2.addons.commands import PROGRAMS, make_parser
+from rsb_d2.addons.workbench.convert import FORMATS
+from rsb_d2.checkpoint.convert import TARGETS
+from rsb_d2.predictor import DTYPES
+from tests.helpers.paths import ROOT
+
+# Runs the command and prints the modules that it has imported.
+MODULES = """
+import json, sys
+import rsb_d2_cli
+try:
+    status = rsb_d2_cli.main(sys.argv[1:])
+except SystemExit as e:
+    status = e.code
+print()
+print(json.dumps([status, sorted(sys.modules)]))
+"""
+HEAVY = {"torch", "torchvision", "timm", "detectron2"}
+
+
+def run_apart(code, *arguments, folder=None):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def imported(*arguments, folder=None):
+    """Run the command in a new process; return its status and the top modules it imported."""
+    result = run_apart(MODULES, *arguments, folder=folder)
+    assert result.returncode == 0, result.stderr
+    status, modules = json.loads(result.stdout.splitlines()[-1])
+    assert status == 0, result.stderr
+    return {name.partition(".")[0] for name in modules}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["predict", "--help"], ["completion", "bash"]])
+def test_help_imports_only_the_standard_library(words):
+    others = imported(*words) - set(sys.stdlib_module_names) - {"rsb_d2", "rsb_d2_cli", "__main__"}
+    assert {name for name in others if not name.startswith(("_", "sitecustomize"))} == set()
+
+
+def test_options_of_train_are_those_of_detectron2():
+    ours = make_parser()._subparsers._group_actions[0].choices["train"]
+    words = "--config-file a.yaml --resume --eval-only --num-gpus 2 --num-machines 3 "
+    words += "--machine-rank 1 --dist-url tcp://a:1 MODEL.DEVICE cpu --x"
+    for line in ([], words.split(), ["SOLVER.MAX_ITER", "3"]):
+        expected = vars(default_argument_parser().parse_args(line))
+        found = vars(ours.parse_args(line))
+        if not found["dist_url"]:  # the program asks Detectron2
+            del found["dist_url"], expected["dist_url"]
+        assert expected.items() <= found.items()
+
+
+def test_choices_are_those_of_the_library():
+    choices = {
+        (name, action.dest): action.choices
+        for name, parser in make_parser()._subparsers._group_actions[0].choices.items()
+        for action in parser._actions
+    }
+    assert choices["convert", "source"] == FORMATS
+    assert choices["convert-weights", "to"] == TARGETS
+    assert choices["predict", "dtype"] == tuple(DTYPES)
+
+
+def test_a_missing_detectron2_is_one_line():
+    code = "import sys; sys.modules['detectron2'] = None; import rsb_d2_cli\n"
+    code += "sys.exit(rsb_d2_cli.main(sys.argv[1:]))"
+    for words in (["train"], ["predict", "a.jpg"], ["demo"], ["export", "--output", "a.onnx"]):
+        result = run_apart(code, *words)
+        assert result.returncode == 2 and result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"rsb-d2 {words[0]}: error: ")
+        assert "run `rsb-d2 install-detectron2`" in line
+
+
+def test_a_mistake_of_train_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e:
+        rsb_d2_cli.main(["eval", "--config-file", "frcnn_rsb_sample", "MODEL.NONE", "1"])
+    assert str(e.value).startswith("rsb-d2 eval: error: ") and "MODEL.NONE" in str(e.value)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["con"], ["convert", "convert-weights"]),
+        (["predict", "--thr"], ["--threshold"]),
+        (["predict", "--dtype", "b"], ["bfloat16"]),
+        (["sample-data", "pi"], ["pictures"]),
+    ],
+)
+def test_completion(words, expected, capsys, tmp_path):
+    assert rsb_d2_cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    line = " ".join(["rsb-d2", *words[:-1]]).split()
+    script += f"COMP_WORDS=({' '.join(['rsb-d2', *words])}) COMP_CWORD={len(words)}\n"
+    script += f"_rsb_d2 rsb-d2 '{words[-1]}' '{line[-1]}'\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert result.stderr == "" and sorted(result.stdout.split()) == sorted(expected)
+
+
+def test_every_program_has_a_line_of_help():
+    text = " ".join(make_parser().format_help().split())
+    assert all(f" {name} " in text for name in PROGRAMS)
+    assert isinstance(make_parser(), argparse.ArgumentParser)
