@@ -3,7 +3,6 @@
 import inspect
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -23,6 +22,7 @@ import rsb_d2
 from rsb_d2 import UserError, model_zoo
 from rsb_d2.model_zoo import model_zoo as implementation
 from tests.helpers.paths import ROOT
+from tests.helpers.wheel import build_wheel
 
 
 @pytest.mark.parametrize("name", detectron2.model_zoo.__all__)
@@ -159,15 +159,8 @@ for row in rsb_d2.model_zoo.list():
 
 @pytest.mark.slow
 def test_an_installed_wheel_works_in_an_empty_folder(tmp_path):
-    source, site, empty = (tmp_path / name for name in ("source", "site", "empty"))
-    for folder in ("rsb_d2", "configs"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
-    for file in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "-w", str(tmp_path), str(source)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob(f"rsb_d2-{rsb_d2.__version__}-*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    wheel = build_wheel(tmp_path)
     zipfile.ZipFile(wheel).extractall(site)
     shipped = {p.name for p in (site / "rsb_d2" / "model_zoo" / "configs").iterdir()}
     assert shipped == {p.name for p in (ROOT / "configs").iterdir()}
