@@ -240,6 +240,7 @@ def _defaults() -> CN:
 
     # COCO-format data sets to register under names of your own, without any Python:
     # [[name, annotation file, image folder], ...]; use the names in DATASETS.TRAIN and .TEST.
+    # [name, folder] is an unzipped export of Roboflow: name_train, name_val and name_test.
     cfg.DATASETS.COCO_JSON = []
     # Images with one label each, to register under names of your own: [[name, folder], ...]; the
     # folder has one folder per class, named like the class.

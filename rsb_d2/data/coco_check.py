@@ -10,6 +10,7 @@ Where something is dropped or filled in, a corrected copy of the file is written
 evaluation read: the ground truth is the same for both. The user's file is never changed.
 """
 
+import glob
 import hashlib
 import itertools
 import json
@@ -19,7 +20,7 @@ import os
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -45,6 +46,8 @@ _CHUNK = 2_000
 # Changes with the rules, so that no corrected copy of other rules is used.
 _VERSION = 1
 _NUMBERS = {int, float}
+# The annotation file in each folder of an export of Roboflow.
+ROBOFLOW_FILE = "_annotations.coco.json"
 _WITHOUT_MASK = "without a mask that can be used"
 
 Annotations = List[Dict[str, Any]]
@@ -74,7 +77,9 @@ class CheckedCocoJson:
     messages: List[Tuple[int, str]] = field(default_factory=list)
 
 
-def check_coco_json(json_file: str, image_root: str, *, with_masks: bool) -> CheckedCocoJson:
+def check_coco_json(
+    json_file: str, image_root: str, *, with_masks: bool, others: Iterable[str] = ()
+) -> CheckedCocoJson:
     """Check a COCO-format file and its image folder; write a corrected copy if one is needed.
 
     Args:
@@ -82,6 +87,9 @@ def check_coco_json(json_file: str, image_root: str, *, with_masks: bool) -> Che
         image_root (str): image folder.
         with_masks (bool): whether an annotation without a usable mask is dropped. If not, it keeps
             its box and loses the mask.
+        others (iterable of str): annotation files of the other splits: a category that only groups
+            others is kept if one of them has an annotation of it. Those of Roboflow's exports,
+            ``../*/_annotations.coco.json``, are found without.
 
     Returns:
         CheckedCocoJson
@@ -90,33 +98,41 @@ def check_coco_json(json_file: str, image_root: str, *, with_masks: bool) -> Che
         UserError: if the files cannot be used; the message does not name the annotation file.
     """
     with garbage_collection_paused():
-        check = _check(json_file, image_root, with_masks)
+        others = sorted({*others, *_other_splits(json_file)} - {json_file})
+        check = _check(json_file, image_root, with_masks, others)
         found = check.result()
         if check.changes_file:
-            found.json_file, found.records = _read_copy(check, image_root, with_masks)
+            found.json_file, found.records = _read_copy(check, image_root, with_masks, others)
             found.messages.append(check.describe_copy(found.json_file))
     return found
 
 
-def _check(json_file: str, image_root: str, with_masks: bool) -> "_Check":
+def _other_splits(json_file: str) -> List[str]:
+    """Return the files of an export of Roboflow, if this is one of them."""
+    folder, name = os.path.split(json_file)
+    if name != ROBOFLOW_FILE or "://" in json_file:
+        return []
+    return glob.glob(os.path.join(glob.escape(os.path.dirname(folder)), "*", name))
+
+
+def _check(json_file: str, *args: Any) -> "_Check":
     try:
-        return _Check(AnnotationFile(json_file), json_file, image_root, with_masks)
+        return _Check(AnnotationFile(json_file), json_file, *args)
     except NotPlain:
-        file = AnnotationFile(json_file, plain=False)
-        return _Check(file, json_file, image_root, with_masks)
+        return _Check(AnnotationFile(json_file, plain=False), json_file, *args)
 
 
-def _read_copy(check: "_Check", image_root: str, with_masks: bool) -> Tuple[str, CocoRecords]:
+def _read_copy(check: "_Check", *args: Any) -> Tuple[str, CocoRecords]:
     path = check.copy_path()
     if os.path.isfile(path):
         try:
-            copy = _check(path, image_root, with_masks)
+            copy = _check(path, *args)
             if not copy.changes_file:
                 return path, copy.result().records
         except UserError:
             pass  # it was damaged since
     check.write_copy(path)
-    return path, _check(path, image_root, with_masks).result().records
+    return path, _check(path, *args).result().records
 
 
 class _Check:
@@ -126,14 +142,21 @@ class _Check:
     go through all rules, some thousands at a time.
     """
 
-    def __init__(self, file: AnnotationFile, json_file: str, image_root: str, with_masks: bool):
+    def __init__(
+        self,
+        file: AnnotationFile,
+        json_file: str,
+        image_root: str,
+        with_masks: bool,
+        others: List[str],
+    ):
         self._file = file
         self._json_file = json_file
         self._image_root = image_root
         self._with_masks = with_masks
         self._changed: Counter = Counter()
         images = file.records("images")
-        categories = self._without_groups(file.records("categories"))
+        categories = self._without_groups(file.records("categories"), others)
         check_categories(categories)
         check_images(images)
         check_image_files([image["file_name"] for image in images], image_root)
@@ -163,26 +186,34 @@ class _Check:
             messages=self._messages(),
         )
 
-    def _without_groups(self, categories: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-        """Leave out categories that only group others of the same name.
+    def _without_groups(
+        self, categories: List[Dict[str, Any]], others: List[str]
+    ) -> List[Dict[str, Any]]:
+        """Leave out categories that only group others: without an annotation in any split.
 
-        Roboflow's exports have a category 0 without annotations, named like the project, which is
-        the supercategory of all others. If the project is named like its class, both have one name.
+        Roboflow's exports have a category 0, named like the project, which is the supercategory of
+        all others. If the project is named like its class, both have one name.
         """
-        names = [category.get("name") for category in categories]
+        self._groups: List[str] = []
         groups = [
             category["id"]
-            for category, name in zip(categories, names)
-            if isinstance(name, str)
-            and names.count(name) > 1
-            and any(c is not category and c.get("supercategory") == name for c in categories)
-            and type(category.get("id")) is int
+            for category in categories
+            if type(category.get("id")) is int
+            and any(
+                other is not category and other.get("supercategory") == category.get("name")
+                for other in categories
+            )
         ]
         if not groups:
             return categories
-        used = {annotation.get("category_id") for _, _, annotation in self._file.annotations()}
+        used = _used_categories(self._file)
+        for path in others:
+            used |= _used_in(path, categories)
         kept = [c for c in categories if c.get("id") not in groups or c["id"] in used]
-        self._changed["categories left out that only group others"] += len(categories) - len(kept)
+        if not kept or len(kept) == len(categories):
+            return categories
+        self._groups = [str(c["name"]) for c in categories if c not in kept]
+        self._changed["categories left out that only group others"] = len(self._groups)
         self._file.content["categories"] = kept
         return kept
 
@@ -311,6 +342,9 @@ class _Check:
 
     def _messages(self) -> List[Tuple[int, str]]:
         messages = []
+        if self._groups:
+            text = f"left out categories that only group others: {first(self._groups)}"
+            messages.append((logging.INFO, f"{self._json_file}: {text}"))
         if any(self._dropped.values()):
             text = describe_dropped(self._dropped, len(self._file))
             messages.append((logging.WARNING, f"{self._json_file}: {text}"))
@@ -329,7 +363,7 @@ class _Check:
 
     def copy_path(self) -> str:
         """The path of the corrected copy, which depends on the content of the file."""
-        digest = hashlib.sha256(f"{_VERSION} {self._with_masks} ".encode())
+        digest = hashlib.sha256(f"{_VERSION} {self._with_masks} {self._groups}".encode())
         digest.update(self._file.source.file_content())
         stem = os.path.splitext(os.path.basename(self._json_file))[0]
         name = f"{stem[:40]}-{digest.hexdigest()[:16]}.json"
@@ -364,6 +398,26 @@ class _Check:
             for annotation in self._correct(chunk, new_ids)[0]:
                 yield comma + json.dumps(annotation).encode()
                 comma = b", "
+
+
+def _used_categories(file: AnnotationFile) -> Set[int]:
+    """Return the category ids of all annotations in a file."""
+    ids = (annotation.get("category_id") for _, _, annotation in file.annotations())
+    return {i for i in ids if type(i) is int}
+
+
+def _used_in(path: str, categories: List[Dict[str, Any]]) -> Set[int]:
+    """Return the category ids used in the file of another split; its own check reports errors."""
+
+    def pairs(records: List[Dict[str, Any]]) -> List[Tuple]:
+        return [(c.get("id"), c.get("name")) for c in records]
+
+    try:
+        file = AnnotationFile(path, plain=False)
+        is_split = pairs(file.records("categories")) == pairs(categories)
+        return _used_categories(file) if is_split else set()
+    except (UserError, OSError, AttributeError):
+        return set()
 
 
 def _num_keypoints(category: Dict[str, Any]) -> int | None:

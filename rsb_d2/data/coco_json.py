@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from ..errors import UserError, first, how_to_make
 from ..files import escape_address
 from ..registration import architecture_name
-from .coco_check import CheckedCocoJson, check_coco_json
+from .coco_check import ROBOFLOW_FILE, CheckedCocoJson, check_coco_json
 from .coco_records import CocoRecords
 from .datasets import set_coco_metadata
 from .keypoints import (
@@ -54,7 +54,8 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
 
     Args:
         cfg (CfgNode): a config with this project's keys. Each entry of ``DATASETS.COCO_JSON`` is
-            ``[name, annotation file, image folder]``; paths are relative to the working
+            ``[name, annotation file, image folder]``, or ``[name, folder]`` for an unzipped export
+            of Roboflow, see :func:`coco_json_entries`; paths are relative to the working
             directory, may begin with ``~``, or be anything that Detectron2's ``PathManager``
             opens.
         eval_only (bool): check only ``DATASETS.TEST``, so that an evaluation runs where the
@@ -69,8 +70,12 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """
     configure_storages(cfg)
     datasets = {}
-    for entry in cfg.DATASETS.COCO_JSON:
-        dataset = _register(_parse_entry(entry, with_masks=cfg.MODEL.MASK_ON))
+    entries = coco_json_entries(cfg.DATASETS.COCO_JSON)
+    files = {absolute(json_file) for _, json_file, _ in entries}
+    for name, json_file, image_root in entries:
+        paths = absolute(json_file), absolute(image_root)
+        others = sorted(files - {paths[0]})
+        dataset = _register(CocoJsonDataset(name, *paths, cfg.MODEL.MASK_ON, others))
         datasets[dataset.name] = dataset
 
     train = [] if eval_only else [datasets[n] for n in cfg.DATASETS.TRAIN if n in datasets]
@@ -100,6 +105,8 @@ class CocoJsonDataset:
         json_file (str): annotation file.
         image_root (str): image folder.
         with_masks (bool): whether an annotation without a usable mask is to be dropped.
+        others (sequence of str): annotation files of other splits, see
+            :func:`.coco_check.check_coco_json`.
 
     Attributes:
         checked (CheckedCocoJson or None): result of the check.
@@ -107,11 +114,19 @@ class CocoJsonDataset:
 
     returns_coco_records = True
 
-    def __init__(self, name: str, json_file: str, image_root: str, with_masks: bool):
+    def __init__(
+        self,
+        name: str,
+        json_file: str,
+        image_root: str,
+        with_masks: bool,
+        others: Sequence[str] = (),
+    ):
         self.name = name
         self.json_file = json_file
         self.image_root = image_root
         self.with_masks = with_masks
+        self.others = others
         self.checked: CheckedCocoJson | None = None
         self._checked_as: Tuple | None = None
         self._keypoint_metadata: Dict[str, Any] = {}
@@ -131,11 +146,13 @@ class CocoJsonDataset:
             UserError: if they cannot be used.
         """
         try:
-            check_as = (self.with_masks, *_size_and_time(self.json_file))
+            check_as = (self.with_masks, tuple(self.others), *_size_and_time(self.json_file))
             if check_as == self._checked_as:
                 return
             start = time.perf_counter()
-            checked = check_coco_json(self.json_file, self.image_root, with_masks=self.with_masks)
+            checked = check_coco_json(
+                self.json_file, self.image_root, with_masks=self.with_masks, others=self.others
+            )
         except UserError as e:
             raise UserError(f"data set {self.name}: {self.json_file}: {e}") from None
         if self.checked is not None:
@@ -212,15 +229,61 @@ class CocoJsonDataset:
 # ---- entries ----
 
 
-def _parse_entry(entry: Any, with_masks: bool) -> CocoJsonDataset:
-    is_entry = isinstance(entry, (list, tuple)) and len(entry) == 3
-    if not (is_entry and all(isinstance(e, str) and e for e in entry)):
+def coco_json_entries(entries: Sequence[Any]) -> List[Tuple[str, str, str]]:
+    """Return the entries of ``DATASETS.COCO_JSON`` as names, annotation files and image folders.
+
+    ``[name, folder]`` is an unzipped export of Roboflow, which has ``train``, ``valid`` and
+    ``test``, each with ``_annotations.coco.json`` and the images: it becomes ``name_train``,
+    ``name_val`` and ``name_test``, as far as they exist.
+
+    Args:
+        entries (sequence): the value of the key.
+
+    Raises:
+        UserError: if an entry has the wrong shape, or a folder has no such files.
+    """
+    found = []
+    for entry in entries:
+        is_entry = isinstance(entry, (list, tuple)) and len(entry) in (2, 3)
+        if not (is_entry and all(isinstance(e, str) and e for e in entry)):
+            raise UserError(
+                f"DATASETS.COCO_JSON has the entry {entry!r}; write "
+                "[[name, annotation file, image folder], ...], three strings each, or "
+                "[name, folder] for an export of Roboflow"
+            )
+        found += [tuple(entry)] if len(entry) == 3 else _export_entries(*entry)
+    return found
+
+
+def _export_entries(name: str, folder: str) -> List[Tuple[str, str, str]]:
+    found = []
+    for split, part in export_splits(folder).items():
+        found.append((f"{name}_{split}", os.path.join(part, ROBOFLOW_FILE), part))
+    if not found:
         raise UserError(
-            f"DATASETS.COCO_JSON has the entry {entry!r}; write "
-            "[[name, annotation file, image folder], ...], three strings each"
+            f"DATASETS.COCO_JSON: {name}: {folder} has no train/{ROBOFLOW_FILE}, "
+            f"valid/{ROBOFLOW_FILE} or test/{ROBOFLOW_FILE}; name the folder that has, or write "
+            "[name, annotation file, image folder]"
         )
-    name, json_file, image_root = entry
-    return CocoJsonDataset(name, absolute(json_file), absolute(image_root), with_masks)
+    return found
+
+
+def export_splits(folder: str) -> Dict[str, str]:
+    """Return the folders of an export of Roboflow in COCO's format by split, as far as they exist.
+
+    Args:
+        folder (str): the unzipped export.
+
+    Returns:
+        dict[str, str]: by ``"train"``, ``"val"`` and ``"test"``.
+    """
+    names = {"train": "train", "val": "valid", "test": "test"}
+    parts = {split: os.path.join(folder, name) for split, name in names.items()}
+    return {
+        split: part
+        for split, part in parts.items()
+        if PathManager.isfile(absolute(os.path.join(part, ROBOFLOW_FILE)))
+    }
 
 
 def absolute(path: str) -> str:
@@ -249,7 +312,7 @@ def _register(dataset: CocoJsonDataset) -> CocoJsonDataset:
             f"DATASETS.COCO_JSON: {dataset.name} is registered already, with {', '.join(old)}; "
             f"choose another name for {', '.join(new)}"
         )
-    registered.with_masks = dataset.with_masks
+    registered.with_masks, registered.others = dataset.with_masks, dataset.others
     return registered
 
 

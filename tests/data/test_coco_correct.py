@@ -1,11 +1,13 @@
 """What is dropped or filled in of an annotation file, and what is logged."""
 
+import json
 import logging
 import os
 
 import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from PIL import Image
 from pycocotools.coco import COCO
 
 from rsb_d2 import UserError
@@ -233,3 +235,43 @@ def test_a_category_that_only_groups_others(write_coco, caplog):
     content["annotations"][0]["category_id"] = 0  # now it is used
     with pytest.raises(UserError, match="category names are there more than once"):
         register(write_coco(content, "used"), test=["used"])
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_group_is_left_out_of_all_splits_or_of_none(is_used, write_coco):
+    content = coco_content()
+    for category in content["categories"]:
+        category["supercategory"] = "pets"
+    content["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+    entries = [write_coco(content, "one")]
+    if is_used:
+        content["annotations"][0]["category_id"] = 0
+    entries.append(write_coco(content, "two"))
+    names = ["pets", "cat", "dog"] if is_used else ["cat", "dog"]
+    # The second file decides along with the first, whether it is in use or not.
+    for test in (["one"], ["two"], ["one", "two"]):
+        register_coco_json(make_cfg(*entries, test=test, num_classes=len(names)))
+        assert [MetadataCatalog.get(name).thing_classes for name in test] == [names] * len(test)
+    assert evaluate_perfect_predictions("one")["AP"] == pytest.approx(100)
+
+
+def test_an_unzipped_export_of_roboflow(tmp_path, catalogs, cache):
+    content = coco_content()
+    for category in content["categories"]:
+        category["supercategory"] = "dog"  # the name of the project
+    content["categories"].insert(0, {"id": 0, "name": "dog", "supercategory": "none"})
+    for folder in ("train", "valid", "test"):
+        (tmp_path / "export" / folder).mkdir(parents=True)
+        for i in (10, 20, 30):
+            name = tmp_path / "export" / folder / f"{i}.jpg"
+            Image.new("RGB", (WIDTH, HEIGHT)).save(name)
+        path = tmp_path / "export" / folder / "_annotations.coco.json"
+        path.write_text(json.dumps(content))
+        content["annotations"] = content["annotations"][:1]  # the others have no cat
+    entry = ["pets", str(tmp_path / "export")]
+    register_coco_json(make_cfg(entry, train=["pets_train"], test=["pets_val", "pets_test"]))
+    for name, number in {"pets_train": 4, "pets_val": 1, "pets_test": 1}.items():
+        assert MetadataCatalog.get(name).thing_classes == ["cat", "dog"]
+        assert len(annotations_of(DatasetCatalog.get(name))) == number
+    with pytest.raises(UserError, match="pets: .* has no train/_annotations.coco.json"):
+        register_coco_json(make_cfg(["pets", str(tmp_path)]))

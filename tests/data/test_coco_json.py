@@ -91,7 +91,7 @@ def test_crowds_and_images_without_annotations_are_kept(write_coco):
 
 
 @pytest.mark.parametrize(
-    "entry", [["a", "b"], "abc", ["a", "b", 3], ["", "b", "c"], ["a", "b", "c", "d"], 5]
+    "entry", [["a"], "abc", ["a", "b", 3], ["", "b", "c"], ["a", "b", "c", "d"], 5]
 )
 def test_entry_of_wrong_shape(entry):
     with pytest.raises(UserError, match=r"DATASETS.COCO_JSON has the entry .*write\s+\[\[name"):

@@ -19,6 +19,8 @@ from typing import Dict, List, Sequence, Set, Tuple
 
 import numpy as np
 
+from ....data.coco_check import ROBOFLOW_FILE
+from ....data.coco_json import export_splits
 from ....errors import UserError, first, is_utf8, printable
 from ....files import whole_folder
 from .coco import merge_headers, read_coco, write_coco
@@ -68,7 +70,8 @@ def convert(
     """Convert a data set.
 
     Args:
-        inputs (sequence of str): a folder or file, or the COCO files of train, val and test.
+        inputs (sequence of str): a folder or file, or the COCO files of train, val and test, or the
+            folder of an export of Roboflow.
         output (str): folder to write; must be empty or not exist.
         source (str): one of :data:`FORMATS`; ``""`` to detect it from the files.
         target (str): ``"coco"`` or ``"yolo"``.
@@ -144,6 +147,8 @@ def tell_format(path: str) -> str:
         return "yolo"
     except UserError as e:
         no_yaml = e
+    if export_splits(path):
+        return "coco"
     found = []
     if files_in(path, (".xml",)):
         found.append("voc")
@@ -178,6 +183,10 @@ def _read(
     source: str, inputs: Sequence[str], images: Sequence[str], output: str, problems: Problems
 ) -> DataSet:
     if source == "coco":
+        export = export_splits(inputs[0])
+        if export and len(inputs) == 1 and not images:
+            files = [os.path.join(folder, ROBOFLOW_FILE) for folder in export.values()]
+            return read_coco(files, list(export.values()), problems, tuple(export))
         if not images:
             raise UserError("name the folder of the images with --images")
         return read_coco(list(inputs), list(images), problems)

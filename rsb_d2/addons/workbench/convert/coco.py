@@ -10,11 +10,11 @@ import json
 import logging
 import os
 from collections import Counter
-from typing import Any, Dict, Iterable, Iterator, List
+from typing import Any, Dict, Iterable, Iterator, List, Sequence
 
 from ....data.coco_check import check_coco_json, correct_masks, drop_bad_boxes
 from ....data.images import image_size
-from ....errors import UserError
+from ....errors import UserError, first
 from .records import DataSet, Object, Picture, Problems, note_left_out, progress
 from .shapes import area_of
 
@@ -23,13 +23,16 @@ logger = logging.getLogger("rsb_d2.data.coco_check")
 _SPLITS = ("train", "val", "test")
 
 
-def read_coco(paths: List[str], images: List[str], problems: Problems) -> DataSet:
+def read_coco(
+    paths: List[str], images: List[str], problems: Problems, splits: Sequence[str] = _SPLITS
+) -> DataSet:
     """Read annotation files.
 
     Args:
-        paths (list[str]): one to three files, for the train, val and test splits.
+        paths (list[str]): one to three files, of one split each.
         images (list[str]): the folder of all images, or one folder per file.
         problems (Problems): collects images of another size than stated.
+        splits (sequence of str): names of the splits of the files.
 
     Raises:
         UserError: if a file cannot be used, or if the files have different categories.
@@ -41,11 +44,16 @@ def read_coco(paths: List[str], images: List[str], problems: Problems) -> DataSe
     folders = [os.path.abspath(folder) for folder in images]
     data = DataSet([], {}, root=os.path.commonpath(folders))
     positions = itertools.count()
-    for split, path, folder in zip(_SPLITS, paths, itertools.cycle(folders)):
-        content, names, ids = _load(path, folder)
+    for split, path, folder in zip(splits, paths, itertools.cycle(folders)):
+        content, names, ids = _load(path, folder, paths)
         if data.names and (data.names, data.ids) != (names, ids):
             raise UserError(f"{path} has other categories than {paths[0]}; they must be the same")
         data.names, data.ids = names, ids
+        groups = [c for c in content["categories"] if c["id"] not in ids]
+        content["categories"] = [c for c in content["categories"] if c not in groups]
+        if groups:
+            named = first(c["name"] for c in groups)
+            data.notes[f"categories that only group others left out ({named})"] = len(groups)
         data.headers[split] = {**content, "images": None, "annotations": None}
         data.splits[split] = _pictures(content, folder, path, data, problems, positions)
     paths_of = Counter(p.path for pictures in data.splits.values() for p in pictures)
@@ -54,9 +62,9 @@ def read_coco(paths: List[str], images: List[str], problems: Problems) -> DataSe
     return data
 
 
-def _load(path: str, folder: str) -> tuple:
+def _load(path: str, folder: str, paths: List[str]) -> tuple:
     try:
-        checked = check_coco_json(path, folder, with_masks=False)
+        checked = check_coco_json(path, folder, with_masks=False, others=paths)
         for level, message in checked.messages:
             logger.log(level, message)
         with open(path, encoding="utf-8") as f:

@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from ....config import add_rsb_config
 from ....config.loading import load_config
 from ....data import register_coco_json
-from ....data.coco_json import absolute
+from ....data.coco_json import absolute, coco_json_entries
 from ....data.datasets import registered
 from ....data.opening import is_image_folder
 from ....errors import UserError, printable
@@ -240,7 +240,7 @@ def open_dataset(
         return open_files(args.annotations, args.images, with_masks=with_masks), cfg
     name = _choose_dataset(args.dataset, cfg.DATASETS[split], split, results_file)
     if with_masks:
-        files = {entry[0]: entry[1] for entry in cfg.DATASETS.COCO_JSON if len(entry) == 3}
+        files = {entry[0]: entry[1] for entry in coco_json_entries(cfg.DATASETS.COCO_JSON)}
         with_masks = name not in files or _file_has_masks(files[name])
     return open_registered(cfg, name, with_masks=with_masks), cfg
 
