@@ -90,11 +90,8 @@ class _Output(io.FileIO):
 def open_output(path: str, shown: str = "") -> IO[bytes]:
     """Open a file to write bytes to, whose own errors are raised as :class:`UserError`.
 
-    Errors of other files, which a block may read while it writes, pass unchanged.
-
-    Args:
-        path (str): of the file.
-        shown (str): what messages call it; ``path`` if empty.
+    Errors of other files, which a block may read while it writes, pass unchanged. ``shown`` is the
+    name for messages.
     """
     return io.BufferedWriter(_Output(path, shown or path))
 
@@ -135,16 +132,9 @@ def whole_folder(folder: str, key: str = "") -> Iterator[str]:
 
 
 def error_of_block(error: OSError, temporary: str, folder: str, key: str = "") -> Exception:
-    """Return the error to raise for a block that reads files and writes into a folder.
+    """Return the error for a block that reads files and writes into the folder ``temporary``.
 
-    Args:
-        error (OSError): of the block.
-        temporary (str): the folder that the block writes to.
-        folder (str): what messages call it.
-        key (str): as of :func:`errors_of_writing`.
-
-    Returns:
-        Exception: a :class:`UserError` that names the file that cannot be read or written.
+    It names the file that cannot be read, or ``folder`` if that cannot be written.
     """
     reason = error.strerror or str(error)
     name = error.filename
@@ -184,15 +174,8 @@ def _sync_folder(folder: str) -> None:
 def move_aside(folder: str, names: Iterable[str]) -> str:
     """Move files of a folder into its next subfolder ``earlier/1``, ``earlier/2`` and so on.
 
-    Args:
-        folder (str): a local folder.
-        names (iterable of str): of the files and folders to move.
-
     Returns:
         str: the folder that contains them now.
-
-    Raises:
-        UserError: if they cannot be moved.
     """
     with errors_of_writing(folder):
         kept = os.path.join(folder, EARLIER)
@@ -294,9 +277,6 @@ def escape_address(path: str) -> str:
 
     ``?`` begins the parameters and ``%20`` is a space, as in a browser. ``#`` belongs to the name
     of a file, as do a ``%`` without two digits after it, spaces and letters beyond ASCII.
-
-    Args:
-        path (str): any path.
     """
     if not is_http(path):
         return path
@@ -309,12 +289,7 @@ def escape_address(path: str) -> str:
 
 
 def join_address(root: str, name: str) -> str:
-    """The address of a file in a folder on a web server.
-
-    Args:
-        root (str): address of the folder.
-        name (str): of the file on the server: a ``%`` in it is a ``%``.
-    """
+    """The address of a file in a folder on a web server; a ``%`` in ``name`` is a ``%``."""
     return f"{root.rstrip('/')}/{_quoted(name, _PATH_CHARACTERS)}"
 
 

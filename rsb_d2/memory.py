@@ -62,17 +62,11 @@ def is_pinned_for(device: str | torch.device) -> bool:
 
 
 def send_images(batch: List[Dict[str, Any]], device: torch.device) -> List[Dict[str, Any]]:
-    """Start the copies of images to a GPU without waiting for them.
+    """Start the copies of a batch's images to a GPU without waiting for them.
 
     Images are copied as they were loaded, mostly uint8, and normalized on the GPU, whose later work
-    waits for the copies. An image that no loader has pinned is pinned here.
-
-    Args:
-        batch (list[dict]): in Detectron2's format.
-        device (torch.device): of the model; unless it is a GPU, nothing is done.
-
-    Returns:
-        list[dict]: the same dicts, with ``"image"`` on the device.
+    waits for the copies. An image that no loader has pinned is pinned here. Nothing is done unless
+    ``device`` is a GPU.
     """
     if not is_pinned_for(device):
         return batch

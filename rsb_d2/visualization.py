@@ -56,14 +56,9 @@ def class_colors(num_classes: int) -> List[Color]:
 
 
 def readable_scale(image: np.ndarray, short_side: int = 320) -> float:
-    """Return the factor that makes labels on a small image readable.
+    """Return the factor that enlarges a small image until its labels are readable.
 
-    Args:
-        image (ndarray): of shape (H, W, ...).
-        short_side (int): minimum of the shorter side after scaling, in pixels.
-
-    Returns:
-        float: 1 or more; less for a long image, so that no side exceeds JPEG's 65,500 pixels.
+    It is 1 or more, but less for a long image, so that no side exceeds JPEG's 65,500 pixels.
     """
     sides = image.shape[:2]
     return min(max(1.0, short_side / min(sides)), LONGEST_SIDE / max(sides))
@@ -74,10 +69,6 @@ def drawn_size(height: int, width: int, max_height: int, max_width: int) -> Tupl
 
     A small image is enlarged to 320 pixels on its shorter side. A very long and narrow one is
     widened.
-
-    Args:
-        height, width (int): of the image.
-        max_height, max_width (int): of the drawn image; 16 or more.
     """
     scale = max(1.0, 320 / min(height, width))
     scale = min(scale, max_height / height, max_width / width)
@@ -208,11 +199,7 @@ def _families(text: str) -> List[str]:
 
 @functools.lru_cache(maxsize=4096)
 def text_mask(text: str, size: int) -> np.ndarray:
-    """Draw one line of text.
-
-    Args:
-        text (str): any text.
-        size (int): of the font, in pixels.
+    """Draw one line of text with a font of ``size`` pixels.
 
     Returns:
         ndarray: (H, W), float32, 0 for no ink to 1, with a small margin.

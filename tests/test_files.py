@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rsb_d2 import UserError, files
-from rsb_d2.checkpoint.writing import save_torch
+from rsb_d2.checkpoint.files import save_torch
 from rsb_d2.data.images import is_image_name
 from rsb_d2.files import (
     escape_address,

@@ -36,6 +36,7 @@ from matplotlib.figure import Figure
 from rsb_d2 import UserError
 from rsb_d2.config.loading import load_config
 from rsb_d2.engine.pictures import read_metrics
+from rsb_d2.files import whole_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DETECTOR = "configs/frcnn_rsb_sample.yaml"
@@ -200,9 +201,8 @@ class Miniature:
 
     def _save(self) -> None:
         os.makedirs(self.folder, exist_ok=True)
-        with open(f"{self.path}.part", "w") as f:
-            json.dump(self.state, f, indent=1)
-        os.replace(f"{self.path}.part", self.path)
+        with whole_file(self.path) as f:
+            f.write(json.dumps(self.state, indent=1).encode())
 
 
 def last(folder: str, metric: str) -> float:

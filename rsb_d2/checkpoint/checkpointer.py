@@ -10,12 +10,11 @@ from detectron2.utils import comm
 
 from ..files import whole_file
 from ..utils import unwrap
+from .files import read_checkpoint, save_torch, to_plain
 from .formats import CAFFE2_RESNET, recognize
 from .loading import LoadReport, find_backbone, load_weights, state_dict_of
-from .reading import read_checkpoint
 from .run_folder import LAST_CHECKPOINT, find_newest_complete, pop_found
 from .sources import check_architecture, locate
-from .writing import save_torch, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -142,11 +141,7 @@ class Checkpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the newest checkpoint in ``last_checkpoint``, completely or not at all.
-
-        Args:
-            last_filename_basename (str): the file's name in ``save_dir``.
-        """
+        """Name the newest checkpoint in ``last_checkpoint``, completely or not at all."""
         if "://" in self.save_dir:
             super().tag_last_checkpoint(last_filename_basename)
             return

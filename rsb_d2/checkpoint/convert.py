@@ -8,6 +8,7 @@ import torch
 
 from ..errors import UserError, first
 from ..modeling.spec import PLAIN_RESNETS
+from .files import StateDict, check_ending, read_checkpoint, save_weights
 from .formats import (
     DETECTOR,
     PROJECT_CLASSIFIER,
@@ -17,18 +18,17 @@ from .formats import (
     resnet_to_detectron2,
     resnet_to_timm,
 )
-from .loading import split_detector, state_dict_of
-from .reading import StateDict, read_checkpoint
-from .sources import TIMM, check_architecture, locate
-from .timm_names import (
+from .loading import (
     COUNTER,
     architecture,
     classifier_names,
     complete_model,
     foreign_names,
     model_name,
+    split_detector,
+    state_dict_of,
 )
-from .writing import check_ending, save_weights
+from .sources import TIMM, check_architecture, locate
 
 TARGETS = ("rsb_d2", "detectron2", "timm")
 
@@ -89,8 +89,8 @@ def convert_file(source: str, output: str, target: str, timm_name: str = "") -> 
     except UserError as e:
         raise UserError(f"{source}: {e}") from e
     # Without "matching_heuristics" Detectron2 does not look for the backbone in its model.
-    beside = {"__author__": "timm", "matching_heuristics": True} if target == "detectron2" else {}
-    save_weights(output, conversion.weights, **beside)
+    entries = {"__author__": "timm", "matching_heuristics": True} if target == "detectron2" else {}
+    save_weights(output, conversion.weights, **entries)
     return conversion
 
 
@@ -99,18 +99,16 @@ def convert(weights: StateDict, target: str, timm_name: str = "") -> Conversion:
 
     Args:
         weights (dict[str, Tensor]): as :func:`read_checkpoint` returns it.
-        target (str): ``"rsb_d2"``, ``"detectron2"`` or ``"timm"``.
-        timm_name (str): timm's name of the architecture; it can be left out for a plain ResNet.
+        target, timm_name: as for :func:`convert_file`.
 
     Returns:
         Conversion: of the detector, of the backbone only, or for ``"timm"`` of an image classifier
-        of this project with its last layer; the tensors are those of
-        ``weights``, renamed and, of a RetinaNet of OpenMMLab, in another order of anchors.
+        of this project with its last layer; the tensors of ``weights``, renamed and, for a
+        RetinaNet of OpenMMLab, in another order of anchors.
 
     Raises:
-        UserError: if the weights are not of the architecture, or if it is unknown; for
-            ``"detectron2"`` also if Detectron2 does not have it, and for ``"rsb_d2"`` if they
-            are not of a detector.
+        UserError: if the weights are not of the architecture, or if it is unknown or has no
+            counterpart in the target.
     """
     format = recognize(weights)
     if target == "rsb_d2":

@@ -2,14 +2,18 @@
 
 import logging
 from collections import Counter, OrderedDict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Tuple
+from functools import cache
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 import timm
+import torch
 from torch import nn
 
 from ..errors import UserError, first
-from ..modeling.last_stage import find_backbone, timm_tensors
+from ..modeling import TimmBackbone, TimmLastStage
+from .files import StateDict
 from .formats import (
     DETECTOR,
     FORMATS,
@@ -17,18 +21,157 @@ from .formats import (
     Format,
     recognize,
 )
-from .reading import StateDict
-from .timm_names import (
-    COUNTER,
-    Match,
-    architecture,
-    foreign_names,
-    match,
-    updated_by_timm,
-    without_spare_counters,
-)
 
 logger = logging.getLogger(__name__)
+
+# ---- timm's names ----
+
+COUNTER = "num_batches_tracked"
+
+
+class Match(NamedTuple):
+    """Which tensors of a file fit which of a model."""
+
+    fitting: StateDict  # by the model's names
+    missing: List[str]  # the model's names
+    other_shape: List[Tuple[str, Tuple[int, ...], Tuple[int, ...]]]  # name, in file, in model
+    unused: List[str]  # the file's names
+
+
+def architecture(name: str) -> str:
+    """timm's name of a model without its tag: ``"resnet50.a1_in1k"`` gives ``"resnet50"``."""
+    return name.partition(".")[0]
+
+
+def model_names(feature_name: str) -> Iterator[str]:
+    """Possible names, in the complete model, of a tensor of a timm feature net, likeliest first.
+
+    timm's feature nets keep a model's names, put ``model.`` or ``body.`` before them, or join the
+    first two levels: ``stages.0.blocks.1.norm.weight`` is ``stages_0.blocks.1.norm.weight``.
+    """
+    yield feature_name
+    head, _, rest = feature_name.partition(".")
+    if head in ("model", "body"):
+        yield rest
+    for i, character in enumerate(head):
+        if character == "_" and 0 < i < len(head) - 1:
+            yield f"{head[:i]}.{head[i + 1 :]}.{rest}"
+
+
+def model_name(feature_name: str, names: Collection) -> str | None:
+    """Return which of ``names`` a feature net's tensor has in the complete model, or ``None``."""
+    return next((n for n in model_names(feature_name) if n in names), None)
+
+
+def match(weights: Mapping, target: Mapping) -> Match:
+    """Find each tensor of a feature net among those of a complete model.
+
+    A norm layer's ``num_batches_tracked`` is 0 where ``weights`` has none: older files lack them.
+    """
+    fitting, missing, other_shape, used = {}, [], [], set()
+    for name, tensor in target.items():
+        source = model_name(name, weights)
+        if source is None:
+            if name.endswith(COUNTER):
+                fitting[name] = torch.zeros_like(tensor, device="cpu")
+            else:
+                missing.append(name)
+            continue
+        used.add(source)
+        if weights[source].shape == tensor.shape:
+            fitting[name] = weights[source]
+        else:
+            other_shape.append((name, tuple(weights[source].shape), tuple(tensor.shape)))
+    return Match(fitting, missing, other_shape, [n for n in weights if n not in used])
+
+
+@cache
+def complete_model(name: str) -> nn.Module:
+    """timm's classification model of this name on the meta device: names and shapes only."""
+    with torch.device("meta"):
+        return timm.create_model(architecture(name), pretrained=False)
+
+
+def classifier_names(name: str) -> Tuple[str, ...]:
+    """The modules of a timm model that are its classifier, such as ``("fc",)``."""
+    names = timm.get_pretrained_cfg_value(name, "classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def foreign_names(unused: Collection, used: Collection, name: str) -> List[str]:
+    """Return the tensors of a file that show that it is of another, perhaps a deeper, architecture.
+
+    A file may have a classifier, and layers above the deepest feature. But a tensor next to used
+    ones that timm's model does not have at all belongs to the computation of another model.
+
+    Args:
+        unused (collection of str): the file's tensors that are not used, by any names.
+        used (collection of str): the others, by the names of timm's model or its feature net.
+        name (str): timm's name of the model.
+    """
+    known = complete_model(name).state_dict()
+    children = {(model_name(n, known) or n).partition(".")[0] for n in used}
+    classifiers = tuple(f"{c}." for c in classifier_names(name))
+    return [
+        n
+        for n in without_spare_counters(unused)
+        if not model_name(n, known)
+        and n.partition(".")[0] in children
+        and not n.startswith(classifiers)
+    ]
+
+
+def without_spare_counters(unused: Collection) -> List[str]:
+    """Unused tensors but for the counters of norm layers that are used: a FrozenBN has none."""
+    names = set(unused)
+    return [
+        n for n in unused if not n.endswith(COUNTER) or n[: -len(COUNTER)] + "running_mean" in names
+    ]
+
+
+def updated_by_timm(weights: StateDict, name: str) -> StateDict | None:
+    """Rename weights of an older release, or of a model's first publication, to today's names.
+
+    timm does so while it loads them into a complete model; no tensor may be missing. None if timm
+    cannot load them either.
+    """
+    num_classes = _num_outputs(weights, name)
+    try:
+        # timm loads a few architectures loosely by default: tensors that it does not find would be
+        # random.
+        with torch.random.fork_rng(devices=[]):  # for initial values that are all overwritten
+            model = timm.create_model(
+                name,
+                pretrained=True,
+                pretrained_cfg_overlay={"state_dict": dict(weights), "num_classes": num_classes},
+                pretrained_strict=True,
+                num_classes=num_classes,
+            )
+    except Exception:  # timm's conversions fail in many ways on unknown weights
+        return None
+    return model.state_dict()
+
+
+def _num_outputs(weights: StateDict, name: str) -> int:
+    for classifier in classifier_names(name):
+        if f"{classifier}.weight" in weights:
+            return len(weights[f"{classifier}.weight"])
+    return timm.get_pretrained_cfg_value(name, "num_classes")
+
+
+def add_missing_counters(weights: Dict[str, torch.Tensor]) -> StateDict:
+    """Add the ``num_batches_tracked`` of 0 that older files lack next to ``running_mean``."""
+    complete = {}
+    for name, tensor in weights.items():
+        complete[name] = tensor
+        if name.endswith("running_mean"):
+            counter = name[: -len("running_mean")] + COUNTER
+            if counter not in weights:
+                complete[counter] = torch.zeros((), dtype=torch.long)
+    return complete
+
+
+# ---- loading ----
 
 Shape = Tuple[int, ...]
 
@@ -154,15 +297,35 @@ def load_weights(
     return report
 
 
-def split_detector(weights: StateDict) -> Tuple[StateDict, StateDict]:
-    """Split a detector's weights into those of its timm network and the others.
+def find_backbone(model: nn.Module) -> Tuple[str, TimmBackbone | None]:
+    """Return the timm backbone in a model and, before it, its name; ``""`` for the model itself."""
+    for name, module in model.named_modules():
+        if isinstance(module, TimmBackbone):
+            return name, module
+    return "", None
 
-    Args:
-        weights (dict[str, Tensor]): by the names of this project's detectors.
+
+def timm_tensors(
+    model: nn.Module,
+) -> Tuple[Tuple[str, ...], Dict[str, str], Dict[str, torch.Tensor]]:
+    """Return the tensors of a model's timm network: those of its backbone, and of the res5 of C4.
 
     Returns:
-        dict[str, Tensor], dict[str, Tensor]: by the names of timm's feature net; by their own.
+        tuple[str, ...], dict[str, str], dict[str, Tensor]: the prefixes of their names in the
+        model; and by timm's names, the names in the model and the tensors.
     """
+    name, backbone = find_backbone(model)
+    parts = {n: m for n, m in model.named_modules() if isinstance(m, TimmLastStage)}
+    parts = {f"{n}.body." if n else "body.": m for n, m in {name: backbone, **parts}.items()}
+    names, tensors = {}, {}
+    for prefix, part in parts.items():
+        for of_timm, tensor in part.body.state_dict().items():
+            names[of_timm], tensors[of_timm] = prefix + of_timm, tensor
+    return tuple(parts), names, tensors
+
+
+def split_detector(weights: StateDict) -> Tuple[StateDict, StateDict]:
+    """Split weights of a detector into those of its timm network, by timm's names, and others."""
     body, others = {}, {}
     for name, tensor in weights.items():
         start, found, rest = name.partition("body.")
@@ -174,14 +337,7 @@ def split_detector(weights: StateDict) -> Tuple[StateDict, StateDict]:
 
 
 def match_backbone(weights: StateDict, body: StateDict, name: str, format: Format) -> Match:
-    """Find the tensors of a timm network in a file, by the names of its release or of today.
-
-    Args:
-        weights (dict[str, Tensor]): by timm's names.
-        body (dict[str, Tensor]): the state dict of the network.
-        name (str): timm's name of the model.
-        format (Format): what the weights came from.
-    """
+    """Find the tensors of a timm network in a file, by the names of its release or of today."""
     found = match(weights, body)
     if (found.missing or found.other_shape) and format is TIMM_CLASSIFIER:
         updated = updated_by_timm(weights, name)
@@ -191,18 +347,7 @@ def match_backbone(weights: StateDict, body: StateDict, name: str, format: Forma
 
 
 def check_backbone(found: Match, num_tensors: int, name: str, source: str, format: Format) -> None:
-    """Check that all of a timm network is in a file, and nothing of another one.
-
-    Args:
-        found (Match): of :func:`match_backbone`.
-        num_tensors (int): of the network.
-        name (str): timm's name of the model.
-        source (str): what to call the file.
-        format (Format): of the file.
-
-    Raises:
-        UserError: if it is not so.
-    """
+    """Check that a file has all tensors of a timm network, and none of another architecture."""
     what = f"{source} ({format.name}) does not fit the backbone, timm's {name}"
     advice = f"Take weights of {architecture(name)}" + _example_of_weights(name)
     unused = first(found.unused, _EXAMPLES) or "none"

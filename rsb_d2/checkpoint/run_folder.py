@@ -10,7 +10,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 from ..errors import UserError
 from ..files import errors_of_writing, move_aside
-from .reading import read_checkpoint
+from .files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,9 @@ _METRICS = "metrics.json"
 
 
 def files_of_run(output_dir: str) -> List[str]:
-    """List what a training or an evaluation has written into a folder.
+    """List the files and folders that a training or an evaluation has written into a folder.
 
-    Args:
-        output_dir (str): a local folder, or one that is not there.
-
-    Returns:
-        list[str]: names of files and folders; empty if there is only the start of a run: its
-        config, its log and files without values.
+    Empty if there is only the start of a run: its config, its log and files without values.
     """
     if not os.path.isdir(output_dir):
         return []
@@ -64,9 +59,6 @@ def set_aside(output_dir: str, names: List[str], *, has_begun: bool = False) -> 
 
     Returns:
         dict[str, str]: the new path of each file or folder by its name.
-
-    Raises:
-        UserError: if they cannot be moved.
     """
     if has_begun:
         names = [name for name in names if not _CONFIG_AND_LOGS.fullmatch(name)]
@@ -120,45 +112,17 @@ def find_newest_complete(output_dir: str) -> str:
     It is the checkpoint that ``last_checkpoint`` names, or a newer one that was written before it
     could be named there; if these are damaged, the newest one before them. It is read completely,
     but only once, as long as nothing changes in the folder.
-
-    Args:
-        output_dir (str): the local folder of a run, with a ``last_checkpoint``.
-
-    Returns:
-        str: path of a complete checkpoint.
-
-    Raises:
-        UserError: if there is none.
     """
     return _find(output_dir).path
 
 
 def read_newest_entry(output_dir: str, key: str) -> Any:
-    """Read one entry of the checkpoint that :func:`find_newest_complete` finds.
-
-    Args:
-        output_dir (str): the local folder of a run, with a ``last_checkpoint``.
-        key (str): of an entry without tensors.
-
-    Returns:
-        Any: the entry; ``None`` if there is none.
-
-    Raises:
-        UserError: if no checkpoint can be read.
-    """
+    """Read an entry, without tensors, of the checkpoint that :func:`find_newest_complete` finds."""
     return _find(output_dir).content.get(key)
 
 
 def pop_found(path: str) -> Dict[str, Any] | None:
-    """Return the content of a checkpoint if it is the one that was found last, and forget it.
-
-    Args:
-        path (str): a local file.
-
-    Returns:
-        dict[str, Any] or None: what :func:`rsb_d2.checkpoint.reading.read_checkpoint` would
-        return.
-    """
+    """Return the content of a checkpoint if it is the one that was found last, and forget it."""
     global _last_found
     found, _last_found = _last_found, None
     if found is None or found.path != path or _identity(path) not in found.candidates:
@@ -211,12 +175,9 @@ def remove_leftovers(output_dir: str) -> None:
 
 
 def remove_old_checkpoints(output_dir: str, iteration: int, num_kept: int) -> None:
-    """Remove all but the newest periodic checkpoints, ``model_0000000.pth`` and the like.
+    """Remove all but the newest ``num_kept`` periodic checkpoints up to an iteration.
 
-    Args:
-        output_dir (str): the local folder of a run.
-        iteration (int): checkpoints with higher numbers belong to another run, and stay.
-        num_kept (int): how many to keep; 1 or more.
+    Checkpoints with higher numbers belong to another run, and stay.
     """
     names = sorted(number for number in _periodic(output_dir) if number[0] <= iteration)
     for _, name in names[:-num_kept]:

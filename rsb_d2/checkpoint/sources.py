@@ -21,9 +21,8 @@ from timm.models import list_pretrained
 from ..errors import UserError, first
 from ..files import escape_address, find_disk_error, sha256_of
 from ..modeling import CheckedTimmBackbone, TimmBackbone
-from .reading import StateDict, read_checkpoint
-from .timm_names import add_missing_counters, architecture, match, updated_by_timm
-from .writing import save_torch
+from .files import StateDict, read_checkpoint, save_torch
+from .loading import add_missing_counters, architecture, match, updated_by_timm
 
 logger = logging.getLogger(__name__)
 
@@ -193,22 +192,15 @@ for _handler in (TimmHubHandler(), ZooHandler()):
 
 
 def fetch_timm(name: str, force: bool = False) -> str:
-    """Find timm's file of weights in Hugging Face's cache, or download it into that.
+    """Find timm's file of weights in Hugging Face's cache, or download it.
 
-    Several processes download it once, and an interrupted download continues. A file in the
-    cache is used without asking the hub, and must have the checksum of its name there.
+    Several processes download it once, and an interrupted download continues. A file in the cache
+    is used without asking the hub, and must have the checksum of its name there.
 
     Args:
         name (str): a pretrained model of timm, ``"resnet50.a1_in1k"``; without a tag, timm's
-            default one.
+            default.
         force (bool): download it again.
-
-    Returns:
-        str: the file, as the hub has it.
-
-    Raises:
-        UserError: if timm has no such weights, if the hub cannot be reached, or if the cached
-            file is damaged.
     """
     repository, revision = _repository(name)
     path = None if force else _find_in_cache(repository, revision)
@@ -221,16 +213,9 @@ def fetch_timm(name: str, force: bool = False) -> str:
 def check_architecture(path: str, backbone_name: str) -> None:
     """Check that a ``timm://`` path means weights of the model at hand, and refuse Detectron2's.
 
-    Other paths pass.
-
-    Args:
-        path (str): as in ``MODEL.WEIGHTS``.
-        backbone_name (str): as in ``MODEL.TIMM.NAME``.
-
-    Raises:
-        UserError: if timm has no such weights, or they are of another architecture: some of
-            these have the same names and shapes and compute something else. If the path is one of
-            Detectron2's own models, but for torchvision's ResNets, before it is downloaded.
+    Some other architectures have the same names and shapes and compute something else. Detectron2's
+    own models, except torchvision's ResNets, are refused before they are downloaded. Other paths
+    pass.
     """
     if not path.startswith(TIMM):
         _refuse_stock_weights(path, backbone_name)
@@ -248,10 +233,7 @@ def check_architecture(path: str, backbone_name: str) -> None:
 
 
 def recommended_weights(name: str) -> Tuple[str, bool]:
-    """The weights of an architecture to start from, those of "ResNet strikes back" if there are.
-
-    Args:
-        name (str): timm's name of a model, with or without a tag.
+    """Return the weights to start from, if possible those of "ResNet strikes back".
 
     Returns:
         str, bool: for ``MODEL.WEIGHTS``, ``""`` if timm has none; whether they are RSB's.
@@ -274,11 +256,9 @@ def has_modern_recipe(path: str) -> bool:
 
     These are "ResNet strikes back", torchvision's second weights (``tv2``) and ImageNet-21K by
     MIIL. With SGD at the rates for older weights, detectors get worse than from older weights:
-    MMDetection's issue 8497 (Cascade R-CNN 35.5 AP from torchvision's second weights, 40.3 from
-    the first), Alibaba-MIIL/ImageNet21K's issues 41 and 57 (8 AP less in Detectron2).
-
-    Args:
-        path (str): as in ``MODEL.WEIGHTS``; of files elsewhere, the published name is recognized.
+    MMDetection's issue 8497 (Cascade R-CNN 35.5 AP from torchvision's second weights, 40.3 from the
+    first), Alibaba-MIIL/ImageNet21K's issues 41 and 57 (8 AP less in Detectron2). The published
+    names of files are recognized.
     """
     if path.startswith(TIMM):
         name = path[len(TIMM) :]
@@ -464,15 +444,9 @@ def fetch_published(path: str, force: bool = False) -> str:
     """Find a published file in the cache of Detectron2's ``PathManager``, or download it there.
 
     Args:
-        path (str): ``zoo://NAME``, or an address on the server of OpenMMLab or PyTorch.
+        path (str): ``zoo://NAME``, or an address on the server of OpenMMLab or PyTorch. The sha256
+            of the file begins with the digits at the end of its name.
         force (bool): download it again.
-
-    Returns:
-        str: the local file; its sha256 begins with the digits at the end of its name.
-
-    Raises:
-        UserError: if there is no such name, if the server cannot be reached, or if the file is
-            damaged.
     """
     url = _url(path[len(ZOO) :]) if path.startswith(ZOO) else escape_address(path)
     cached = _cached_path(url)

@@ -1,12 +1,14 @@
 """Every config key that this project adds to Detectron2's."""
 
 import logging
-from typing import Any, List
+from typing import List
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 from ..errors import UserError
 from ..registration import register_waiting
+from .nodes import plain
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +42,17 @@ def add_rsb_config(cfg: CN) -> None:
         logger.warning(f"Keys that another project has set stay as they are: {', '.join(kept)}.")
 
 
-def _add(node: CN, defaults: CN, prefix: str, kept: List[str]) -> bool:
-    """Add the keys that are missing; returns whether there was one.
+def default_config() -> CN:
+    """Return Detectron2's default config with the keys of :func:`add_rsb_config`."""
+    cfg = get_cfg()
+    add_rsb_config(cfg)
+    return cfg
 
-    Args:
-        node, defaults (CfgNode): of the config, and of this project's keys.
-        prefix (str): the name of the node, with a dot behind it.
-        kept (list[str]): gets a text for each key that has another value than its default.
+
+def _add(node: CN, defaults: CN, prefix: str, kept: List[str]) -> bool:
+    """Add the missing keys; return whether there was one.
+
+    A text for each key that has another value than its default is appended to ``kept``.
     """
     has_added = False
     for name, default in defaults.items():
@@ -61,25 +67,13 @@ def _add(node: CN, defaults: CN, prefix: str, kept: List[str]) -> bool:
                     f"{', '.join(default)}; the two projects cannot share a config"
                 )
             has_added |= _add(node[name], default, f"{key}.", kept)
-        elif _plain(node[name]) != _plain(default):
+        elif plain(node[name]) != plain(default):
             kept.append(f"{key} {node[name]!r} (rsb_d2's default is {default!r})")
     return has_added
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def check_has_keys(cfg: CN, node: str = "MODEL.TIMM") -> None:
-    """Check that a config has the keys of :func:`add_rsb_config`.
-
-    Args:
-        cfg (CfgNode): not changed.
-        node (str): whose keys are checked; "" for all.
-
-    Raises:
-        UserError: if one is missing.
-    """
+    """Check that a config has the keys of :func:`add_rsb_config` below ``node``; ``""`` for all."""
     defaults = _defaults()
     for part in filter(None, node.split(".")):
         defaults = defaults[part]

@@ -17,7 +17,7 @@ from types import CodeType, FrameType
 from typing import Any, Callable, Dict, Iterator, List, Set
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, build_backbone, build_model
 from detectron2.structures import (
     BitMasks,
@@ -37,7 +37,7 @@ from ..errors import UserError, printable
 from ..modeling.norm import BATCH_NORM_TYPES
 from ..modeling.spec import check_features
 from ..solver import build_optimizer
-from .defaults import add_rsb_config
+from .defaults import default_config
 from .nodes import get_value
 
 # Modules whose errors are about the config. Other code may need more than the batch contains, and
@@ -58,15 +58,12 @@ def dry_run(
 ) -> None:
     """Build the model and run it, and build its optimizer and augmentation; then discard them.
 
+    An error names the keys that are likely at fault.
+
     Args:
         cfg (CfgNode): with values in their ranges; not changed.
         eval_only (bool): leave out the parts that only training needs.
-        build_and_run (callable): builds the model of a config and runs it, for training as well
-            or for evaluation alone: :func:`build_and_run`, or one for another kind of training.
-
-    Raises:
-        UserError: if something cannot be built, or fails with a batch; it names the keys that are
-            likely at fault.
+        build_and_run (callable): as :func:`build_and_run`, for the config's kind of training.
     """
     reads = _Reads()
     with warnings.catch_warnings(), random_state_kept(with_gpu=False), _explained(reads, cfg):
@@ -78,15 +75,7 @@ def dry_run(
 
 
 def build_and_run(cfg: CfgNode, eval_only: bool) -> nn.Module:
-    """Build a detector with zeros for weights, and run it on black images with invented objects.
-
-    Args:
-        cfg (CfgNode): for the CPU.
-        eval_only (bool): leave out the losses and the augmentation of training.
-
-    Returns:
-        nn.Module: the detector.
-    """
+    """Build a detector with zeros for weights, and run it on black images with invented objects."""
     with _ZeroInit():
         model = build_model(cfg)
     if hasattr(model, "backbone"):
@@ -229,8 +218,7 @@ def _explain(error: Exception, frames: List[FrameType], reads: _Reads, cfg: CfgN
             cause = f"{traceback.extract_tb(error.__traceback__)[-1].line} {cause}".strip()
     else:
         cause = f"{type(error).__name__}: {cause}"
-    defaults = get_cfg()
-    add_rsb_config(defaults)
+    defaults = default_config()
     # Features are named by one part of a model and taken by another.
     of_callers = {key for frame in frames for key in reads.by_code.get(frame.f_code, ())}
     features = {key for key in of_callers if key.endswith(".IN_FEATURES")}

@@ -15,15 +15,15 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 
 import detectron2
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
 from ..errors import UserError
-from .defaults import add_rsb_config
+from .checks import check_no_key_is_empty
+from .defaults import default_config
 from .nodes import flat_items
 from .resolving import resolve_keys
-from .values import check_no_key_is_empty
 
 # Keys of Detectron2's main branch that 0.6 does not have, and their subjects.
 _OF_MAIN = {
@@ -52,19 +52,10 @@ _CUT_TUPLE = re.compile(r" vs\. (\([^()]*)\) for config key: (\S+)")
 
 
 def load_config(config_file: str, opts: list) -> CfgNode:
-    """Read a config, and fill in the values that follow from its keys.
+    """Read a config, and fill in the values that follow from its other keys.
 
-    A config for anything but a run: machine and data are not looked at, see
-    :func:`rsb_d2.config.setup.setup`.
-
-    Args:
-        config_file, opts: as of :func:`read_config`.
-
-    Returns:
-        CfgNode: not frozen.
-
-    Raises:
-        UserError: as of :func:`read_config`, and if the keys of the backbone contradict each other.
+    For anything but a run: it looks at neither the machine nor the data, unlike
+    :func:`rsb_d2.config.setup.setup`. Arguments and errors as :func:`read_config`.
     """
     cfg, layers = read_config(config_file, opts)
     resolve_keys(cfg, layers)
@@ -83,11 +74,10 @@ def read_config(config_file: str, opts: list) -> Tuple[CfgNode, List[Set[str]]]:
         base files first, then the file, at last the command line.
 
     Raises:
-        UserError: if the file or one of its bases is missing or is not YAML, if a key does not
-            exist, is left empty or has a value of the wrong type.
+        UserError: if a file is missing or is not YAML, or if a key does not exist, is empty or has
+            a value of the wrong type.
     """
-    cfg = get_cfg()
-    add_rsb_config(cfg)
+    cfg = default_config()
     config_file = os.path.expanduser(config_file)
     layers = _layers(config_file) if config_file else []
     for path, content in layers:
@@ -135,14 +125,9 @@ def _merge_into(merged: dict, content: dict) -> None:
 
 
 def _layers(path: str, chain: Sequence[str] = ()) -> List[Tuple[str, dict]]:
-    """Paths and contents of a file and, before it, of its bases.
+    """Return paths and contents of a file's bases and, last, of the file itself.
 
-    Args:
-        path (str): of a YAML file.
-        chain (sequence of str): paths of the files that lead here by their ``_BASE_``.
-
-    Raises:
-        UserError: if one cannot be read or holds anything but keys.
+    ``chain`` has the paths of the files whose ``_BASE_`` leads here.
     """
     if os.path.realpath(path) in map(os.path.realpath, chain):
         raise UserError(f"{BASE_KEY} leads in a circle: {' -> '.join([*chain, path])}")
@@ -225,17 +210,9 @@ _Loader.add_constructor(_TAG, _construct_arithmetic)
 
 
 def evaluate(text: str) -> Any:
-    """Evaluate arithmetic.
+    """Evaluate arithmetic: numbers, lists, tuples, + - * / ** and ``[... for x in ...]``.
 
-    Args:
-        text (str): numbers, lists and tuples, + - * / and **, and ``[... for x in ...]``.
-
-    Returns:
-        int, float, list or tuple
-
-    Raises:
-        ValueError: for anything else.
-        SyntaxError: if it is not Python.
+    Anything else raises a ``ValueError`` or ``SyntaxError``.
     """
     return _evaluate(ast.parse(text.strip(), mode="eval").body, {})
 

@@ -11,12 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def flat_items(node: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
-    """Iterate over the keys of nested nodes with their values: ``("SOLVER.BASE_LR", 0.02)``.
-
-    Args:
-        node (CfgNode or dict): a config, or the content of a YAML file.
-        prefix (str): stands before each key.
-    """
+    """Iterate over the keys of nested nodes with their values: ``("SOLVER.BASE_LR", 0.02)``."""
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from flat_items(value, f"{prefix}{name}.")
@@ -42,15 +37,11 @@ class Changes:
 
     @contextmanager
     def because(self, reason: str) -> Iterator[None]:
-        """Record the changes in a block.
-
-        Args:
-            reason (str): of all changes in the block.
-        """
+        """Record the changes in a block, with the reason for all of them."""
         before = dict(flat_items(self._cfg))
         yield
         for key, value in flat_items(self._cfg):
-            if _plain(before[key]) != _plain(value):
+            if plain(before[key]) != plain(value):
                 self._rows.append((key, _short(before[key]), _short(value), reason))
 
     def log(self) -> None:
@@ -61,7 +52,8 @@ class Changes:
             logger.info(f"Values of the config that follow from others:\n{table}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a tuple as a list, for comparisons; any other value as it is."""
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -20,10 +20,9 @@ from ..errors import UserError, first
 from ..evaluation.results import metric_names, uses_best_metric
 from ..extensions import DATASET_SOURCES
 from ..solver.epochs import is_by_epochs, keep_last_word, resolve_epochs
-from .data_checks import check_datasets, check_files, keypoint_names
+from .checks import check_datasets, check_files, check_values, keypoint_names
 from .defaults import check_has_keys
 from .nodes import Changes
-from .values import check_values
 
 _DEFAULTS = get_cfg()
 _DEFAULT_METRIC = "bbox/AP"
@@ -65,14 +64,7 @@ def resolve(cfg: CfgNode, layers: Sequence[Collection[str]] = (), eval_only: boo
 
 
 def resolve_keys(cfg: CfgNode, layers: Sequence[Collection[str]] = ()) -> None:
-    """Fill in only the values that follow from other keys, without looking at machine and data.
-
-    Args:
-        cfg, layers: as of :func:`resolve`.
-
-    Raises:
-        UserError: if values contradict each other.
-    """
+    """Fill in only the values that follow from other keys, without looking at machine and data."""
     table = Changes(cfg)
     _resolve_keys(cfg, layers, table)
     table.log()

@@ -23,10 +23,16 @@ from ..modeling.spec import BUILDERS
 from ..solver.accumulation import check_accumulation
 from ..solver.build import check_optimizer
 from ..solver.ema import EMA_PREFIX, check_average
-from .data_checks import check_datasets, check_files, check_keypoints, log_keypoint_notes
+from .checks import (
+    check_datasets,
+    check_files,
+    check_keypoints,
+    check_schedule,
+    log_keypoint_notes,
+    log_schedule_notes,
+)
 from .dry_run import dry_run
 from .nodes import flat_items
-from .values import check_schedule, log_schedule_notes
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +93,7 @@ def validate(cfg: CfgNode, eval_only: bool = False, resume: bool = False) -> Non
 
 
 def check_best_metric(cfg: CfgNode) -> None:
-    """Check the keys of the validation loss, the best checkpoint and early stopping.
-
-    Args:
-        cfg (CfgNode): its ``DATASETS.TEST`` are registered; not changed.
-
-    Raises:
-        UserError: if a value is unknown, or needs another key that is switched off.
-    """
+    """Check the keys of the validation loss, the best checkpoint and early stopping."""
     metric, patience = cfg.SOLVER.BEST_METRIC, cfg.SOLVER.EARLY_STOP_PATIENCE
     if patience and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST and metric):
         raise UserError(
@@ -146,16 +145,7 @@ def _check_metric(cfg: CfgNode, given: str) -> None:
 
 
 def check_weights(cfg: CfgNode, eval_only: bool) -> None:
-    """Check ``MODEL.WEIGHTS``, and download the file if it is elsewhere.
-
-    Args:
-        cfg (CfgNode): not changed.
-        eval_only (bool): weights are required.
-
-    Raises:
-        UserError: if there are none to evaluate, or if they are missing or of another architecture
-            than ``MODEL.TIMM.NAME``.
-    """
+    """Check ``MODEL.WEIGHTS``, and download the file if it is not on this machine."""
     if eval_only and not cfg.MODEL.WEIGHTS:
         raise UserError("--eval-only needs MODEL.WEIGHTS, the path of a checkpoint")
     if not cfg.MODEL.WEIGHTS:
@@ -176,12 +166,8 @@ def check_weights(cfg: CfgNode, eval_only: bool) -> None:
 def check_resumed_config(cfg: CfgNode) -> None:
     """Compare the config with that of the run in ``OUTPUT_DIR`` that is to be resumed, if any.
 
-    Args:
-        cfg (CfgNode): ``SOLVER.RESUME_WITH_CHANGES`` lets it differ in anything.
-
-    Raises:
-        UserError: if they differ in what matters: the model, the classes, the batch, the seed,
-            the data or the optimizer. In all processes alike.
+    A difference in the model, the classes, the batch, the seed, the data or the optimizer is an
+    error in all processes, unless ``SOLVER.RESUME_WITH_CHANGES`` is set.
     """
     if not has_run(cfg.OUTPUT_DIR):
         return

@@ -29,8 +29,7 @@ from ..visualization import (
     make_plain,
     resized,
 )
-from .checkpoints import failures_warned
-from .validation import is_evaluated_now
+from .hooks import failures_warned, is_evaluated_now
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +45,6 @@ class PictureWriter(HookBase):
     """Hook that writes ``curves.png`` after each evaluation, and ``detections.png`` at the end.
 
     A picture that cannot be drawn does not end the training; it is reported in a warning.
-
-    Args:
-        cfg (CfgNode): ``OUTPUT_DIR``, ``TEST.EVAL_PERIOD`` and ``DATASETS.TEST`` are used.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -92,9 +88,6 @@ class PictureWriter(HookBase):
 def read_metrics(output_dir: str) -> Dict[str, Dict[int, float]]:
     """Read the ``metrics.json`` of a run, as Detectron2's ``JSONWriter`` writes it.
 
-    Args:
-        output_dir (str): the folder of ``metrics.json``.
-
     Returns:
         dict[str, dict[int, float]]: the values of each metric by iteration. If an iteration was
         run again after a resume, its last value counts.
@@ -113,15 +106,7 @@ def read_metrics(output_dir: str) -> Dict[str, Dict[int, float]]:
 
 
 def draw_curves(output_dir: str, test_sets: Sequence[str] = ()) -> str:
-    """Draw losses, learning rate and AP, IoU, PQ or accuracy by iteration into ``curves.png``.
-
-    Args:
-        output_dir (str): the folder of ``metrics.json``.
-        test_sets (sequence of str): ``DATASETS.TEST`` of the run.
-
-    Returns:
-        str: path of the picture.
-    """
+    """Draw losses, learning rate and AP, IoU, PQ or accuracy by iteration into ``curves.png``."""
     metrics = read_metrics(output_dir)
     parts = {name: split_metric(name, test_sets) for name in sorted(metrics)}
     losses = [name for name, part in parts.items() if part.is_loss]
@@ -175,17 +160,7 @@ def _counterpart(name: str, part: Metric) -> str:
 
 
 def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images: int = 8) -> str:
-    """Draw a grid of test images, each with its ground truth next to the model's detections.
-
-    Args:
-        cfg (CfgNode): the images are the first of ``DATASETS.TEST[0]``.
-        model (nn.Module): a detector.
-        path (str): PNG file to write.
-        num_images (int): number of images.
-
-    Returns:
-        str: ``path``.
-    """
+    """Draw a grid of the first test images: each one's ground truth next to the detections."""
     name = cfg.DATASETS.TEST[0]
     metadata = _drawn_metadata(name)
     mapper = CheckedDatasetMapper(cfg, is_train=False)

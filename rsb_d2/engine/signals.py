@@ -23,9 +23,6 @@ class Interrupted(BaseException):
     """Raised to end the run after a signal.
 
     Not an ``Exception``, which Detectron2 would log as an error.
-
-    Args:
-        number (int): number of the signal.
     """
 
     def __init__(self, number: int):

@@ -2,15 +2,13 @@
 
 from typing import Collection, Iterable, Sequence
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from ..config import add_rsb_config
-from ..config.defaults import check_has_keys
+from ..config.checks import check_schedule, check_values
+from ..config.defaults import check_has_keys, default_config
 from ..config.dry_run import build_and_run
-from ..config.stock_keys import resolve_stock_keys
-from ..config.values import check_schedule, check_values
 from ..data.loader import (
     TrainLoader,
     annotated_records,
@@ -20,11 +18,11 @@ from ..data.loader import (
 from ..errors import UserError
 from ..extensions import ACCELERATION, EVALUATORS, TASKS
 from ..modeling.build import check_pixel_format, name_of_weights
-from ..modeling.spec import backbone_spec, check_heads, is_timm_backbone
+from ..modeling.spec import backbone_spec, check_heads, is_timm_backbone, resolve_stock_keys
 from ..registration import architecture_name
 from ..solver.epochs import is_by_epochs
+from .hooks import build_validation_loader
 from .pictures import PictureWriter
-from .validation import build_validation_loader
 
 
 class Task:
@@ -40,13 +38,8 @@ class Task:
         resolve_stock_keys(cfg, explicit_keys)
 
     def check_config(self, cfg: CfgNode) -> None:
-        """Check keys that only some kinds of training read.
-
-        Raises:
-            UserError: for a value that would not be read.
-        """
-        defaults = get_cfg()
-        add_rsb_config(defaults)
+        """Check keys that only some kinds of training read."""
+        defaults = default_config()
         for node in ("MODEL", "INPUT"):
             for key, value in cfg[node].CLASSIFIER.items():
                 if value != defaults[node].CLASSIFIER[key]:
@@ -57,11 +50,7 @@ class Task:
                     )
 
     def check_data(self, cfg: CfgNode, eval_only: bool) -> None:
-        """Check that the data sets are of this kind of training.
-
-        Raises:
-            UserError: if one is not.
-        """
+        """Check that the data sets are of this kind of training."""
         for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
             for name in cfg.DATASETS[split]:
                 if MetadataCatalog.get(name).get("evaluator_type") in EVALUATORS:
@@ -114,15 +103,7 @@ def get_task(cfg: CfgNode) -> Task:
 
 
 def check_config(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Check the keys of a config, without looking at the data or building the model.
-
-    Args:
-        cfg (CfgNode): not changed.
-        eval_only (bool): leave out what only training reads.
-
-    Raises:
-        UserError: for a mistake in it.
-    """
+    """Check the keys of a config, without looking at the data or building the model."""
     check_has_keys(cfg, "")
     check_values(cfg, eval_only)
     if not (eval_only or is_by_epochs(cfg)):

@@ -34,14 +34,10 @@ def cpu_has_bfloat16() -> bool:
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """Return the data type of mixed precision on ``MODEL.DEVICE``.
+    """Return the data type of mixed precision on ``MODEL.DEVICE``; None if it is off.
 
-    Args:
-        cfg (CfgNode): after :func:`rsb_d2.config.resolve`.
-
-    Returns:
-        torch.dtype or None: ``None`` without ``SOLVER.AMP.ENABLED``; for ``SOLVER.AMP.DTYPE``
-        ``"auto"`` and ``"native"`` bfloat16 if the GPU computes in it, otherwise float16.
+    For ``SOLVER.AMP.DTYPE`` ``"auto"`` and ``"native"``: bfloat16 if the GPU computes in it,
+    otherwise float16.
     """
     name = cfg.SOLVER.AMP.DTYPE
     if not cfg.SOLVER.AMP.ENABLED:
@@ -57,9 +53,7 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 class LossNotFinite(FloatingPointError):
     """The loss of one process is NaN or infinite; all processes raise the same error.
 
-    Args:
-        message (str): one line.
-        files (list[str]): the image files of that process's batch.
+    ``files`` are the image files of that process's batch.
     """
 
     def __init__(self, message: str, files: List[str]):

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..checkpoint import Checkpointer, files_of_run, remove_leftovers, set_aside
 from ..checkpoint.run_folder import CONFIG_KEY
-from ..config.data_checks import check_keypoints
+from ..config.checks import check_keypoints
 from ..config.defaults import check_has_keys
 from ..config.dry_run import dry_run
 from ..data.class_names import stored_class_names
@@ -39,10 +39,15 @@ from ..solver import build_optimizer
 from ..solver.ema import AverageUpdate, build_average, evaluate_with_average
 from ..solver.epochs import check_resolved
 from ..utils import unwrap
-from .checkpoints import (
+from .hooks import (
+    BestCheckpointer,
     CheckpointWriter,
+    EarlyStopping,
     EvaluationWriter,
     SafeWriter,
+    StopTraining,
+    ValidationLoss,
+    build_best_hooks,
     failures_warned,
     gather_process_states,
     save_average,
@@ -52,13 +57,6 @@ from .checkpoints import (
 from .signals import Interrupted, SignalWatch
 from .tasks import check_config, get_task
 from .train_step import LossNotFinite, StepTrainer, amp_dtype
-from .validation import (
-    BestCheckpointer,
-    EarlyStopping,
-    StopTraining,
-    ValidationLoss,
-    build_best_hooks,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -173,12 +171,7 @@ class Trainer(DefaultTrainer):
         """Resume the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start a new run.
 
         The files of an earlier run are moved to ``OUTPUT_DIR/earlier`` when a new one starts.
-
-        Args:
-            resume (bool): as in Detectron2.
-
-        Raises:
-            UserError: as :meth:`rsb_d2.Checkpointer.resume_or_load`.
+        Errors as :meth:`rsb_d2.Checkpointer.resume_or_load`.
         """
         folder = self.cfg.OUTPUT_DIR
         if comm.is_main_process() and os.path.isdir(folder):
@@ -263,11 +256,7 @@ class Trainer(DefaultTrainer):
     def save_checkpoint(self, name: str) -> None:
         """Save everything that a resume needs; all processes must call it.
 
-        Args:
-            name (str): the file's name in ``OUTPUT_DIR``, without ``.pth``.
-
-        Raises:
-            UserError: if the file cannot be written.
+        ``name`` is the file's name in ``OUTPUT_DIR``, without ``.pth``.
         """
         share_buffers(self.model)
         if self._average:
@@ -412,15 +401,8 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
 
     ``MODEL.TIMM.FOLD_NORM`` folds fixed norms, ``MODEL.COMPILE`` compiles, and a stock RPN selects
     its proposals before it decodes them. Names and values of the weights stay.
-    (``MODEL.CHANNELS_LAST`` also matters for an evaluation only, so :meth:`Trainer.build_model`
-    applies it.)
-
-    Args:
-        model (nn.Module): a detector or classifier; may be wrapped for data parallelism.
-        cfg (CfgNode): with the keys of :func:`rsb_d2.add_rsb_config`.
-
-    Raises:
-        UserError: if ``MODEL.COMPILE`` is set and there is no compiler.
+    (``MODEL.CHANNELS_LAST`` also matters for evaluation, so :meth:`Trainer.build_model` applies
+    it.)
     """
     model = unwrap(model)
     rpn = getattr(model, "proposal_generator", None)
@@ -436,14 +418,7 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
 
 
 def check_compiler(cfg: CfgNode) -> None:
-    """Check that ``torch.compile`` finds a compiler, long before it needs one.
-
-    Args:
-        cfg (CfgNode): its ``MODEL.DEVICE``.
-
-    Raises:
-        UserError: if the device is the CPU and there is no C++ compiler.
-    """
+    """Check that ``torch.compile`` finds a C++ compiler for the CPU, long before it needs one."""
     if cfg.MODEL.DEVICE.startswith("cuda"):
         return
     from torch._inductor import config as inductor_config

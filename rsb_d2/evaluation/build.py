@@ -41,16 +41,10 @@ class NoEvaluatorError(UserError, NotImplementedError):
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) -> DatasetEvaluator:
     """Build the evaluator of a data set as Detectron2's ``tools/train_net.py`` does.
 
-    Other types are looked up in :data:`rsb_d2.extensions.EVALUATORS`. A data set with
-    ``thing_classes`` but no ``evaluator_type`` is evaluated as COCO's.
-
-    Args:
-        cfg (CfgNode): ``OUTPUT_DIR`` and ``TEST.KEYPOINT_OKS_SIGMAS`` are read.
-        dataset_name (str): a registered data set; its ``evaluator_type`` selects the evaluator.
-        output_folder (str): folder of the predictions; by default :func:`prediction_folder`.
-
-    Returns:
-        DatasetEvaluator
+    The ``evaluator_type`` of the data set selects it; other types are looked up in
+    :data:`rsb_d2.extensions.EVALUATORS`. A data set with ``thing_classes`` but no
+    ``evaluator_type`` is evaluated as COCO's. The predictions go to ``output_folder``, by default
+    :func:`prediction_folder`.
 
     Raises:
         NoEvaluatorError: for a data set of another type.
@@ -83,14 +77,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) 
 
 
 def check_evaluators(cfg: CfgNode) -> None:
-    """Check that :func:`build_evaluator` has an evaluator for each data set of ``DATASETS.TEST``.
-
-    Args:
-        cfg (CfgNode): not changed.
-
-    Raises:
-        UserError: if a data set has no evaluator, or if its package is missing.
-    """
+    """Check that each data set of ``DATASETS.TEST`` has an evaluator, and its package."""
     for name in cfg.DATASETS.TEST:
         _checked_type(name)
 
@@ -98,14 +85,8 @@ def check_evaluators(cfg: CfgNode) -> None:
 def convert_test_sets(cfg: CfgNode) -> None:
     """Convert a script's test sets without a COCO file before the training.
 
-    Otherwise :func:`build_evaluator` would convert them at the first evaluation.
-
-    Args:
-        cfg (CfgNode): its ``DATASETS.TEST``, ``OUTPUT_DIR`` and ``MODEL.MASK_ON``.
-
-    Raises:
-        UserError: if a data set cannot be converted, or if an object has no mask but
-            ``MODEL.MASK_ON`` is set.
+    Otherwise :func:`build_evaluator` would convert them at the first evaluation. An object without
+    a mask is an error if ``MODEL.MASK_ON`` is set.
     """
     for name in cfg.DATASETS.TEST:
         metadata = MetadataCatalog.get(name)

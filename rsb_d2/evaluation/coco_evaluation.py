@@ -125,16 +125,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
 
 
 def ensure_json_file(dataset_name: str, folder: str, *, with_masks: bool = False) -> None:
-    """Convert a data set that has no COCO file, once in a process.
-
-    Args:
-        dataset_name (str): a registered data set; its metadata gets a ``json_file``.
-        folder (str): for the converted file.
-        with_masks (bool): whether each object needs a mask.
-
-    Raises:
-        UserError: as :func:`rsb_d2.data.datasets.convert_to_coco_file`.
-    """
+    """Convert a data set that has no COCO file, once in a process, and set its ``json_file``."""
     metadata = MetadataCatalog.get(dataset_name)
     if not (metadata.get("json_file") or metadata.get("thing_classes")):
         DatasetCatalog.get(dataset_name)  # many loaders set the metadata
@@ -157,14 +148,7 @@ def _with_own_keypoints(output: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def with_own_keypoints(instances: Instances) -> Instances:
-    """Copy the keypoints of detections, which ``instances_to_coco_json`` changes in place.
-
-    Args:
-        instances (Instances): detections; not changed.
-
-    Returns:
-        Instances: the same fields, with a copy of ``pred_keypoints`` if there are any.
-    """
+    """Copy the keypoints of detections, which ``instances_to_coco_json`` changes in place."""
     copied = Instances(instances.image_size, **instances.get_fields())
     if copied.has("pred_keypoints"):
         copied.pred_keypoints = copied.pred_keypoints.clone()

@@ -56,15 +56,10 @@ class Metric(NamedTuple):
 
 
 def split_metric(name: str, test_sets: Sequence[str]) -> Metric:
-    """Split the name of a metric.
+    """Split the name of a metric in ``metrics.json``.
 
-    Args:
-        name (str): as in ``metrics.json``.
-        test_sets (sequence of str): ``DATASETS.TEST``. If there are several, each metric's name
-            contains the name of its data set.
-
-    Returns:
-        Metric
+    With several data sets in ``DATASETS.TEST`` (``test_sets``), it contains the name of one of
+    them.
     """
     names = sorted(test_sets, key=len, reverse=True) if len(test_sets) > 1 else []
     averaged = name.startswith(EMA_PREFIX) and EMA_KEY not in names
@@ -89,15 +84,9 @@ def best_mode(cfg: CfgNode) -> str:
 
 
 def metric_names(cfg: CfgNode, dataset_name: str) -> List[str]:
-    """List the metrics of a data set's evaluation, named as in ``metrics.json``.
+    """List the metrics of a data set's evaluation as in ``metrics.json``, the main one first.
 
-    Args:
-        cfg (CfgNode): its ``MODEL`` tells what the model predicts.
-        dataset_name (str): a registered data set.
-
-    Returns:
-        list[str]: ``"bbox/AP"`` and so on, the main metric first; empty if they are unknown, as for
-        a user's own evaluator.
+    Empty if they are unknown, as for a user's own evaluator.
     """
     metadata = MetadataCatalog.get(dataset_name)
     things = list(metadata.get("thing_classes", ()))
@@ -141,16 +130,10 @@ _DATASET_FILE = "dataset.json"
 
 
 def prediction_folder(cfg: CfgNode, dataset_name: str, kind: str = "inference") -> str:
-    """Return the folder for the predictions on a data set.
+    """Return the folder for the predictions on a data set: ``OUTPUT_DIR/inference``.
 
-    Args:
-        cfg (CfgNode): its ``OUTPUT_DIR`` and ``DATASETS.TEST``.
-        dataset_name (str): a registered data set.
-        kind (str): the folder in ``OUTPUT_DIR``.
-
-    Returns:
-        str: ``OUTPUT_DIR/inference``, or, if another data set is evaluated as well,
-        ``OUTPUT_DIR/inference/NAME``.
+    If another data set is evaluated as well, ``OUTPUT_DIR/inference/NAME``. ``kind`` replaces
+    ``inference``.
     """
     folder = os.path.join(cfg.OUTPUT_DIR, kind)
     if set(cfg.DATASETS.TEST) <= {dataset_name}:
@@ -160,29 +143,14 @@ def prediction_folder(cfg: CfgNode, dataset_name: str, kind: str = "inference") 
 
 
 def write_dataset_name(folder: str, dataset_name: str) -> None:
-    """Write the name of the data set into a folder of predictions.
-
-    Args:
-        folder (str): created if it is missing.
-        dataset_name (str): a registered data set.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
+    """Write the name of the data set into a folder of predictions, which is created if missing."""
     os.makedirs(folder, exist_ok=True)
     with whole_file(os.path.join(folder, _DATASET_FILE)) as f:
         f.write((json.dumps({"dataset": dataset_name}) + "\n").encode())
 
 
 def read_dataset_name(results_file: str) -> str:
-    """Return the name of the data set of a file of predictions.
-
-    Args:
-        results_file (str): a file in a folder of predictions.
-
-    Returns:
-        str: the name; ``""`` if the folder does not contain it.
-    """
+    """Return the name of the data set of a file of predictions; ``""`` if it is not known."""
     path = os.path.join(os.path.dirname(results_file), _DATASET_FILE)
     try:
         with open(path, encoding="utf-8") as f:

@@ -21,14 +21,7 @@ _SUFFIX = "_TTA"
 
 
 def check_tta(cfg: CfgNode) -> None:
-    """Check that Detectron2 can augment the model of a config at test time.
-
-    Args:
-        cfg (CfgNode): not changed.
-
-    Raises:
-        UserError: if it cannot, if there are no sizes, or if names of metrics would collide.
-    """
+    """Check that Detectron2 can augment the model of a config at test time."""
     name = cfg.MODEL.META_ARCHITECTURE
     architecture = META_ARCH_REGISTRY.get(name)
     reason = None
@@ -61,16 +54,8 @@ def check_tta(cfg: CfgNode) -> None:
 def with_tta(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:
     """Wrap a detector so that it merges detections from several sizes and flips of an image.
 
-    Args:
-        cfg (CfgNode): its ``TEST.AUG``.
-        model (nn.Module): the detector, also from :func:`rsb_d2.optimize_for_inference` or wrapped
-            for data parallelism.
-
-    Returns:
-        GeneralizedRCNNWithTTA: has the interface and the mode of ``model``.
-
-    Raises:
-        UserError: as :func:`check_tta`.
+    The model may be from :func:`rsb_d2.optimize_for_inference` or wrapped for data parallelism.
+    Errors as :func:`check_tta`.
     """
     check_tta(cfg)
     wrapped = GeneralizedRCNNWithTTA(cfg, model)
@@ -84,13 +69,9 @@ def evaluate_with_tta(
 ) -> Dict[str, Any]:
     """Evaluate a model with augmentation, as Detectron2's ``tools/train_net.py`` does.
 
-    Args:
-        trainer_type (type): its ``build_evaluator`` and ``test``.
-        cfg (CfgNode): its ``TEST.AUG`` and ``DATASETS.TEST``.
-        model (nn.Module): a detector that :func:`check_tta` accepts.
-
     Returns:
-        dict: the result of ``test``, with ``_TTA`` appended to each name: ``"bbox_TTA"``.
+        dict: the result of ``trainer_type.test``, with ``_TTA`` appended to each name:
+        ``"bbox_TTA"``.
     """
     logger.info("Running inference with test-time augmentation ...")
     evaluators = [
@@ -108,10 +89,6 @@ class TTAEvaluation(hooks.EvalHook):
     """
 
     def __init__(self, average: AveragedWeights | None = None):
-        """
-        Args:
-            average (AveragedWeights or None): also evaluated.
-        """
         super().__init__(0, self._evaluate)
         self._average = average
 

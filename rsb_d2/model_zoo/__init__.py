@@ -1,8 +1,7 @@
 """This project's model zoo, with the interface of ``detectron2.model_zoo``."""
 
-from .model_zoo import get, get_checkpoint_url, get_config, get_config_file
+from .model_zoo import get, get_checkpoint_url, get_config, get_config_file, list, rsb_weights
 from .rsb_backbone import with_rsb_backbone
-from .tables import list, rsb_weights
 
 __all__ = [
     "get",

@@ -1,20 +1,26 @@
 """The four functions of ``detectron2.model_zoo``, for this project's configs and weights."""
 
+import builtins
+import csv
 import difflib
 import logging
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import List
+from typing import Dict, List, NamedTuple
 
+import timm
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from tabulate import tabulate
+from timm.models import list_pretrained
 from torch import nn
 
 from ..checkpoint import Checkpointer, locate
-from ..checkpoint.sources import URLS
-from ..config import add_rsb_config
+from ..checkpoint.sources import URLS, is_rsb
+from ..config.defaults import default_config
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -123,8 +129,7 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
     Raises:
         ModelZooError: if there is no such config, or no weights for it.
     """
-    cfg = get_cfg()
-    add_rsb_config(cfg)
+    cfg = default_config()
     cfg.merge_from_file(get_config_file(config_path))
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
@@ -176,3 +181,145 @@ def _can_be_fetched(weights: str) -> bool:
 
 def _name(config_path: str) -> str:
     return config_path[: -len(".yaml")] if config_path.endswith(".yaml") else config_path
+
+
+# ---- tables ----
+
+
+class Table(builtins.list):
+    """A list of named tuples that prints as a table; what is not known is blank."""
+
+    def __str__(self) -> str:
+        if not self:
+            return ""
+        headers = self[0]._fields
+        return tabulate(self, headers, tablefmt="github", floatfmt=".1f", missingval="")
+
+
+class Config(NamedTuple):
+    """A config of the zoo; the figures are published ones, ``None`` where there are none.
+
+    Args:
+        name (str): of the config, without ``.yaml``.
+        box_ap (float or None): on COCO val2017.
+        mask_ap (float or None): on COCO val2017.
+        train_memory_gb (float or None): per GPU with 2 images.
+        weights (str or None): the published detector, for ``MODEL.WEIGHTS``.
+    """
+
+    name: str
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    train_memory_gb: float | None = None
+    weights: str | None = None
+
+
+class RsbWeights(NamedTuple):
+    """Weights of timm that were trained with a recipe of "ResNet strikes back".
+
+    Args:
+        weights (str): for ``MODEL.WEIGHTS``.
+        architecture (str): for ``MODEL.TIMM.NAME``.
+        recipe (str): as timm's tag says it: ``"a1"``.
+        top1 (float or None): ImageNet accuracy in percent, where timm has its table of results.
+        params_m (float): parameters of the whole classification model, in millions.
+    """
+
+    weights: str
+    architecture: str
+    recipe: str
+    top1: float | None
+    params_m: float
+
+
+# COCO val2017: box AP, mask AP, training memory. Sources: metafile.yml in MMDetection's folders of
+# configs (resnet_strikes_back, faster_rcnn, ...), and the meta data of torchvision's weights
+# (FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.meta, ...), which do not include the memory.
+_PUBLISHED = {
+    "frcnn_rsb_1x": (40.8, None, 3.9),
+    "mask_rcnn_rsb_1x": (41.2, 38.2, 4.5),
+    "cascade_mask_rcnn_rsb_1x": (44.8, 39.9, 6.2),
+    "retinanet_rsb_1x": (39.0, None, 3.8),
+    "frcnn_tv2_1x": (40.2, None, 4.0),
+    "frcnn_tv_3x": (40.3, None, 3.9),
+    "mask_rcnn_tv_3x": (40.9, 37.1, 4.1),
+    "cascade_mask_rcnn_tv_3x": (44.3, 38.5, 5.9),
+    "retinanet_tv_3x": (39.5, None, None),
+    "frcnn_tv_resnet101_3x": (41.8, None, 5.8),
+    "frcnn_torchvision_v2": (46.7, None, None),
+    "mask_rcnn_torchvision_v2": (47.4, 41.8, None),
+    "retinanet_torchvision_v2": (41.5, None, None),
+    "frcnn_torchvision": (37.0, None, None),
+    "mask_rcnn_torchvision": (37.9, 34.6, None),
+    "keypoint_rcnn_torchvision": (54.6, None, None),
+    "retinanet_torchvision": (36.4, None, None),
+}
+
+
+def published_memory(cfg: CfgNode) -> float | None:
+    """Return the published training memory of a config's model, in GB for 2 images on a GPU."""
+    if cfg.MODEL.TIMM.NAME.partition(".")[0] != "resnet50" or cfg.INPUT.MIN_SIZE_TRAIN[-1] != 800:
+        return None
+    for name, (_, _, memory) in _PUBLISHED.items():
+        if name.endswith("_rsb_1x") and _kind(get_config(name)) == _kind(cfg):
+            return memory
+    return None
+
+
+def _kind(cfg: CfgNode) -> tuple:
+    """What a detector's training memory depends on, apart from its backbone and images."""
+    architecture = cfg.MODEL.META_ARCHITECTURE.removeprefix("OpenMMLab")
+    return architecture, cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON
+
+
+def list() -> Table:
+    """The configs of the zoo with their published results.
+
+    Returns:
+        Table: of :class:`Config`, those with published results first.
+    """
+    configs = []
+    for name in (*_PUBLISHED, *(n for n in config_names() if n not in _PUBLISHED)):
+        weights = f"zoo://{name}" if name in URLS else None
+        configs.append(Config(name, *_PUBLISHED.get(name, (None, None, None)), weights))
+    return Table(configs)
+
+
+def rsb_weights() -> Table:
+    """timm's weights that its own ``paper_ids`` count among those of "ResNet strikes back".
+
+    Returns:
+        Table: of :class:`RsbWeights`, in timm's order.
+    """
+    top1 = _top1_of_timm()
+    rows = []
+    for name in list_pretrained():
+        if not is_rsb(name):
+            continue
+        architecture, _, tag = name.partition(".")
+        rows.append(
+            RsbWeights(
+                f"timm://{name}",
+                architecture,
+                tag.removesuffix("_in1k"),
+                top1.get(name),
+                round(_num_parameters(architecture) / 1e6, 1),
+            )
+        )
+    return Table(rows)
+
+
+@cache
+def _num_parameters(architecture: str) -> int:
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _top1_of_timm() -> Dict[str, float]:
+    """timm's own results by the names of the weights; they are in its repository, not its wheel."""
+    path = Path(timm.__file__).parents[1] / "results" / "results-imagenet.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as f:
+        return {row["model"]: float(row["top1"]) for row in csv.DictReader(f)}

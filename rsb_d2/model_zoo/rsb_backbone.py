@@ -9,7 +9,6 @@ from ..checkpoint import check_architecture
 from ..checkpoint.sources import has_modern_recipe, is_stock_weights, recommended_weights
 from ..config import add_rsb_config
 from ..config.nodes import Changes
-from ..config.stock_keys import set_pixels, write_spec
 from ..errors import UserError
 from ..modeling.build import check_pixel_format, name_of_weights
 from ..modeling.spec import (
@@ -22,7 +21,9 @@ from ..modeling.spec import (
     backbone_spec,
     check_heads,
     is_c4,
+    set_pixels,
     stride_in_1x1_message,
+    write_spec,
 )
 from ..registration import backbone_name, reachable_name
 from ..solver.build import optimizer_name, rate_by_rule

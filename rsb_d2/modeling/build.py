@@ -1,115 +1,33 @@
-"""The registered builders of backbones, and the backbone of LazyConfigs."""
+"""The registered builders of backbones, the ROI heads of C4, and the backbone of LazyConfigs."""
 
 import logging
 import weakref
 from typing import Any, Dict, List, Sequence, Tuple
 
-import timm
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from timm.models import is_model_pretrained
+from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
 from ..config.defaults import check_has_keys
 from ..errors import UserError, first
 from ..registration import register
-from .openmmlab import LastLevelP6P7WithoutReLU
-from .spec import backbone_spec
-from .timm_backbone import TimmBackbone, check_model_name
+from .published import LastLevelP6P7WithoutReLU
+from .spec import (
+    backbone_spec,
+    check_pixel_format,
+    has_default_pixels,
+    name_of_weights,
+    pixel_statistics,
+    pixels_fit,
+    rounded,
+)
+from .timm_backbone import TimmBackbone, TimmLastStage, check_model_name
 
 logger = logging.getLogger(__name__)
-
-_DEFAULTS = get_cfg().MODEL
-# Detectron2's own weights take BGR, with the standard deviation in their first layer or outside.
-_STOCK_MEAN, _STOCK_STDS = _DEFAULTS.PIXEL_MEAN, (_DEFAULTS.PIXEL_STD, [57.375, 57.12, 58.395])
-
-# In gray levels of 255: numbers may be rounded to one decimal; a swapped channel differs by 1.
-_PIXEL_TOLERANCE = 0.1
-
-
-def check_pixel_format(cfg: CfgNode, name: str) -> None:
-    """Check that the images of a config have the format that a timm model was trained on.
-
-    A wrong channel order, mean or scale costs several AP, and nothing else would report it.
-
-    Args:
-        cfg (CfgNode): its ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD``.
-        name (str): timm's name of the model; its ``mean`` and ``std`` are of RGB in 0 ... 1.
-
-    Raises:
-        UserError: if one differs; the message has the lines to write.
-    """
-    if pixels_fit(name, cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD):
-        return
-    mean, std = pixel_statistics(name)
-    raise UserError(
-        f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)} and "
-        f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)} are not what timm's {name} takes; write "
-        f"INPUT: {{FORMAT: RGB}} and "
-        f"MODEL: {{PIXEL_MEAN: {_rounded(mean)}, PIXEL_STD: {_rounded(std)}}}"
-    )
-
-
-def has_default_pixels(cfg: CfgNode) -> bool:
-    """Whether a config has the image format of Detectron2's defaults or of its own weights."""
-    pixels = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
-    return pixels in [("BGR", _STOCK_MEAN, std) for std in _STOCK_STDS]
-
-
-def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
-    """Return the mean and the standard deviation that a timm model was trained with.
-
-    Args:
-        name (str): timm's name of the model, or of its weights.
-
-    Returns:
-        list[float], list[float]: of RGB in 0 ... 255, for ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD``.
-    """
-    pretrained_cfg = timm.get_pretrained_cfg(name)
-    return tuple(
-        [255.0 * x for x in values] for values in (pretrained_cfg.mean, pretrained_cfg.std)
-    )
-
-
-def pixels_fit(
-    name: str, image_format: str, pixel_mean: Sequence[float], pixel_std: Sequence[float]
-) -> bool:
-    """Whether a timm model was trained on images of this format and normalization.
-
-    Args:
-        name (str): timm's name of the model, or of its weights.
-        image_format (str): as in ``INPUT.FORMAT``.
-        pixel_mean, pixel_std (sequence of float): of the channels, in 0 ... 255.
-    """
-    mean, std = pixel_statistics(name)
-    return image_format == "RGB" and _close(pixel_mean, mean) and _close(pixel_std, std)
-
-
-def name_of_weights(weights: str, name: str) -> str:
-    """Return timm's name of the model, with the tag of the weights if they are timm's.
-
-    Weights of one architecture may expect different image statistics.
-
-    Args:
-        weights (str): as in ``MODEL.WEIGHTS``.
-        name (str): timm's name of the model that is built.
-    """
-    scheme, _, given = weights.rpartition("://")
-    is_of_model = scheme == "timm" and name.partition(".")[0] == given.partition(".")[0]
-    return given if is_of_model and is_model_pretrained(given) else name
-
-
-def _close(values: Sequence[float], expected: List[float]) -> bool:
-    return len(values) == len(expected) and all(
-        abs(v - e) <= _PIXEL_TOLERANCE for v, e in zip(values, expected)
-    )
-
-
-def _rounded(values: List[float]) -> List[float]:
-    return [round(v, 3) for v in values]
 
 
 @register(BACKBONE_REGISTRY, waits=True)  # Detic has one of this name
@@ -195,6 +113,20 @@ def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec | Non
     return _build_fpn(cfg, bottom_up, top_block)
 
 
+@register(ROI_HEADS_REGISTRY)
+class TimmRes5ROIHeads(Res5ROIHeads):
+    """The stock ``Res5ROIHeads``, whose res5 is the last stage of the timm backbone.
+
+    Norm policy and freezing are those of the backbone: ``BACKBONE.FREEZE_AT`` 5 freezes res5, too.
+    """
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> Tuple[nn.Module, int]:
+        spec = backbone_spec(cfg)
+        stage = TimmLastStage(spec.name, spec.norm, spec.norm_eval, freeze=spec.freeze_at >= 5)
+        return stage, stage.out_channels
+
+
 class CheckedTimmBackbone(TimmBackbone):
     """A :class:`TimmBackbone` for Detectron2's ``tools/lazyconfig_train_net.py``.
 
@@ -262,4 +194,4 @@ class CheckedTimmBackbone(TimmBackbone):
 
 
 def _without_spaces(values: List[float]) -> str:
-    return str(_rounded(values)).replace(" ", "")
+    return str(rounded(values)).replace(" ", "")

@@ -1,11 +1,10 @@
-"""Detectron2's RPN without waiting for a GPU, keypoint heads in channels-last, and RetinaNet."""
+"""Detectron2's RPN without waiting for a GPU, and keypoint heads in channels-last."""
 
 from typing import Any, Callable, List, Tuple
 
 import torch
 from detectron2.layers import batched_nms
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads.keypoint_head import (
     BaseKeypointRCNNHead,
@@ -211,9 +210,6 @@ def make_logits_contiguous(model: nn.Module) -> None:
 
     Detectron2's keypoint loss and decoding call ``view`` on the logits, which fails on
     channels-last tensors.
-
-    Args:
-        model (nn.Module): a detector; heads that are not a ``BaseKeypointRCNNHead`` are unchanged.
     """
     for module in model.modules():
         if type(module) is KRCNNConvDeconvUpsampleHead:
@@ -230,46 +226,3 @@ def _contiguous_output(module: nn.Module, inputs: Any, output: torch.Tensor) -> 
 
 def _contiguous_input(module: nn.Module, inputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
     return inputs[0].contiguous(), *inputs[1:]
-
-
-class RetinaNetClippedBeforeNMS(RetinaNet):
-    """The stock ``RetinaNet``, but boxes are clipped to the image before NMS, not after it.
-
-    As in MMDetection and torchvision.
-    """
-
-    drops_empty_boxes = False  # whether boxes outside the image are dropped before NMS
-
-    def inference_single_image(
-        self,
-        anchors: List[Boxes],
-        box_cls: List[torch.Tensor],
-        box_delta: List[torch.Tensor],
-        image_size: Tuple[int, int],
-    ) -> Instances:
-        """Detect as the stock method.
-
-        Args:
-            anchors (list[Boxes]): per level, H * W * A boxes.
-            box_cls (list[Tensor]): per level, scores of shape (H * W * A, K).
-            box_delta (list[Tensor]): per level, deltas of shape (H * W * A, 4).
-            image_size (tuple[int, int]): height and width without padding.
-
-        Returns:
-            Instances: of one image, best first.
-        """
-        pred = self._decode_multi_level_predictions(
-            anchors,
-            box_cls,
-            box_delta,
-            self.test_score_thresh,
-            self.test_topk_candidates,
-            image_size,
-        )
-        pred.pred_boxes.clip(image_size)
-        if self.drops_empty_boxes:  # by index, which waits for a GPU only once
-            pred = pred[pred.pred_boxes.nonempty().nonzero()[:, 0]]
-        keep = batched_nms(
-            pred.pred_boxes.tensor, pred.scores, pred.pred_classes, self.test_nms_thresh
-        )
-        return pred[keep[: self.max_detections_per_image]]

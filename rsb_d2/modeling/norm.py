@@ -27,10 +27,6 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
     """
 
     def __init__(self, norm: BatchNormAct2d):
-        """
-        Args:
-            norm (BatchNormAct2d): the layer to copy; its ``drop`` and ``act`` are taken over.
-        """
         super().__init__(norm.num_features, norm.eps)
         self.drop = norm.drop
         self.act = norm.act
@@ -121,15 +117,14 @@ def _is_folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
 
 
 class FoldingConv2d(nn.Conv2d):
-    """A convolution and, in training, the batch norm after it."""
+    """A convolution that, in training, computes the batch norm after it.
+
+    It shares the parameters of ``conv``.
+    """
 
     norm_after: Tuple[nn.BatchNorm2d]
 
     def __init__(self, conv: nn.Conv2d):
-        """
-        Args:
-            conv (Conv2d): its parameters are shared.
-        """
         super().__init__(
             conv.in_channels,
             conv.out_channels,
@@ -157,15 +152,14 @@ class FoldingConv2d(nn.Conv2d):
 
 
 class FoldedBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm that the convolution before it computes in training."""
+    """A batch norm that the convolution before it computes in training.
+
+    It shares the parameters and buffers of ``norm``.
+    """
 
     conv_before: Tuple[nn.Conv2d]
 
     def __init__(self, norm: nn.BatchNorm2d):
-        """
-        Args:
-            norm (BatchNorm2d): its parameters and buffers are shared.
-        """
         super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")
         self.weight, self.bias, self.training = norm.weight, norm.bias, norm.training
         for name, buffer in norm.named_buffers():
@@ -270,12 +264,7 @@ def find_norms(
 
 
 def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Replace a module below ``root``, under all of its names.
-
-    Args:
-        root (nn.Module): changed in place.
-        old, new (nn.Module): the module, and its replacement.
-    """
+    """Replace a module below ``root``, in place, under all of its names."""
     names = [n for n, m in root.named_modules(remove_duplicate=False) if m is old]
     for name in names:
         root.set_submodule(name, new)

@@ -7,28 +7,31 @@ the one that ``MODEL.RESNETS`` describes. Where it names a model, that model is 
 say nothing, as they are in every config.
 """
 
+import logging
 import re
 from collections.abc import Collection
 from functools import cache
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import timm
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
     GeneralizedRCNN,
     PanopticFPN,
     ProposalNetwork,
     SemanticSegmentor,
 )
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from timm.models import is_model_pretrained
 from timm.models import resnet as timm_resnet
 from torch import nn
 
 from ..config.nodes import get_value
 from ..errors import UserError
-from ..registration import backbone_name, roi_heads_name
+from ..registration import backbone_name, reachable_name, roi_heads_name
 from .norm import NORM_POLICIES
 from .timm_backbone import check_model_name
 
@@ -38,7 +41,8 @@ FPN, RETINANET_FPN = "build_timm_fpn_backbone", "build_timm_retinanet_fpn_backbo
 BUILDERS = (PLAIN, C4, FPN, RETINANET_FPN)
 C4_HEADS = "TimmRes5ROIHeads"
 
-_RESNETS = get_cfg().MODEL.RESNETS
+_MODEL = get_cfg().MODEL
+_RESNETS = _MODEL.RESNETS
 _STAGES = ["res2", "res3", "res4", "res5"]
 # Rotated boxes would need other data, operators and evaluators.
 _ROTATED = {
@@ -109,11 +113,8 @@ def backbone_spec(cfg: CfgNode, explicit_keys: Collection[str] = ()) -> Backbone
 
     Args:
         cfg (CfgNode): with the keys of :func:`rsb_d2.add_rsb_config`; not changed.
-        explicit_keys (collection of str): the keys of ``MODEL.RESNETS`` that somebody wrote, which
+        explicit_keys (collection of str): keys of ``MODEL.RESNETS`` that the user wrote, which
             count even where the value is the default: ``"DEPTH"``.
-
-    Returns:
-        BackboneSpec
 
     Raises:
         UserError: if timm has no such model, if a key cannot be translated for it, or if keys
@@ -141,11 +142,7 @@ def backbone_spec(cfg: CfgNode, explicit_keys: Collection[str] = ()) -> Backbone
 
 
 def classifier_spec(cfg: CfgNode) -> BackboneSpec:
-    """Read the description of an image classifier's network, with all of its stages.
-
-    Args:
-        cfg (CfgNode): as of :func:`backbone_spec`; keys of features are not read.
-    """
+    """Read the description of an image classifier's network, with all of its stages."""
     name = cfg.MODEL.TIMM.NAME or _name_of(cfg.MODEL.RESNETS)
     check_model_name(name)
     norm, norm_eval = cfg.MODEL.TIMM.NORM or "BN", cfg.MODEL.TIMM.NORM_EVAL is not False
@@ -154,15 +151,7 @@ def classifier_spec(cfg: CfgNode) -> BackboneSpec:
 
 @cache
 def resnets_keys(name: str) -> Dict[str, int | None]:
-    """Return the keys of ``MODEL.RESNETS`` that describe a timm model, read from the model itself.
-
-    Args:
-        name (str): timm's name of an existing model, with or without a tag.
-
-    Returns:
-        dict[str, int or None]: of :data:`RESNETS_KEYS`; ``None`` where the key has no meaning
-        for the architecture.
-    """
+    """Return :data:`RESNETS_KEYS` of a timm model; None for keys without a meaning for it."""
     architecture = name.partition(".")[0]
     with torch.device("meta"):
         model = timm.create_model(architecture)
@@ -331,15 +320,7 @@ def _check_fpn(cfg: CfgNode, wanted: List[str], stock: List[str]) -> None:
 
 
 def check_features(cfg: CfgNode, features: List[str]) -> None:
-    """Check that the backbone has the features that the heads of a config take.
-
-    Args:
-        cfg (CfgNode): not changed.
-        features (list[str]): of the backbone.
-
-    Raises:
-        UserError: if one is missing.
-    """
+    """Check that the backbone has the features that the heads of a config take."""
     keys = []
     if _is_a(cfg, GeneralizedRCNN, ProposalNetwork) and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
         keys.append("MODEL.RPN.IN_FEATURES")
@@ -375,14 +356,7 @@ def _res5_dilation(cfg: CfgNode) -> int:
 
 
 def check_heads(cfg: CfgNode) -> None:
-    """Check that the heads of a config work with a timm backbone.
-
-    Args:
-        cfg (CfgNode): its ``BACKBONE.NAME`` is one of :data:`BUILDERS`; not changed.
-
-    Raises:
-        UserError: if they do not.
-    """
+    """Check that the heads of a config work with a timm backbone."""
     for key, (rotated, plain) in _ROTATED.items():
         if get_value(cfg, key) == rotated and (_has_roi_heads(cfg) or "ROI" not in key):
             raise UserError(f"{key}: {rotated}: rotated boxes are not supported; write {plain}")
@@ -415,3 +389,111 @@ def _is_a(cfg: CfgNode, *classes: type) -> bool:
         return False
     architecture = META_ARCH_REGISTRY.get(name)
     return isinstance(architecture, type) and issubclass(architecture, classes)
+
+
+# ---- the format of images ----
+
+
+# Detectron2's own weights take BGR, with the standard deviation in their first layer or outside.
+_STOCK_MEAN, _STOCK_STDS = _MODEL.PIXEL_MEAN, (_MODEL.PIXEL_STD, [57.375, 57.12, 58.395])
+
+# In gray levels of 255: numbers may be rounded to one decimal; a swapped channel differs by 1.
+_PIXEL_TOLERANCE = 0.1
+
+
+def check_pixel_format(cfg: CfgNode, name: str) -> None:
+    """Check that the images of a config have the format that a timm model was trained on.
+
+    A wrong channel order, mean or scale costs several AP, and nothing else would report it.
+    """
+    if pixels_fit(name, cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD):
+        return
+    mean, std = pixel_statistics(name)
+    raise UserError(
+        f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)} and "
+        f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)} are not what timm's {name} takes; write "
+        f"INPUT: {{FORMAT: RGB}} and "
+        f"MODEL: {{PIXEL_MEAN: {rounded(mean)}, PIXEL_STD: {rounded(std)}}}"
+    )
+
+
+def has_default_pixels(cfg: CfgNode) -> bool:
+    """Whether a config has the image format of Detectron2's defaults or of its own weights."""
+    pixels = cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    return pixels in [("BGR", _STOCK_MEAN, std) for std in _STOCK_STDS]
+
+
+def pixel_statistics(name: str) -> Tuple[List[float], List[float]]:
+    """Return mean and standard deviation (RGB, 0 ... 255) that a timm model was trained with."""
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    return tuple(
+        [255.0 * x for x in values] for values in (pretrained_cfg.mean, pretrained_cfg.std)
+    )
+
+
+def pixels_fit(
+    name: str, image_format: str, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+) -> bool:
+    """Whether a timm model was trained on images of this format and normalization."""
+    mean, std = pixel_statistics(name)
+    return image_format == "RGB" and _close(pixel_mean, mean) and _close(pixel_std, std)
+
+
+def name_of_weights(weights: str, name: str) -> str:
+    """Return timm's name of the model, with the tag of the weights if they are timm's.
+
+    Weights of one architecture may expect different image statistics.
+    """
+    scheme, _, given = weights.rpartition("://")
+    is_of_model = scheme == "timm" and name.partition(".")[0] == given.partition(".")[0]
+    return given if is_of_model and is_model_pretrained(given) else name
+
+
+def _close(values: Sequence[float], expected: List[float]) -> bool:
+    return len(values) == len(expected) and all(
+        abs(v - e) <= _PIXEL_TOLERANCE for v, e in zip(values, expected)
+    )
+
+
+def rounded(values: List[float]) -> List[float]:
+    return [round(v, 3) for v in values]
+
+
+# ---- writing the description into a config ----
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_stock_keys(cfg: CfgNode, explicit_keys: Collection[str] = ()) -> None:
+    """Fill in the keys of a timm backbone that follow from Detectron2's.
+
+    ``MODEL.TIMM`` follows from ``MODEL.RESNETS`` where it is not set, the ROI heads of C4 take
+    timm's res5, and images in the format of Detectron2's own weights are converted to that of
+    timm's. Images in another format stay as they are; the builder refuses a wrong one.
+    """
+    if not is_timm_backbone(cfg):
+        return
+    if backbone_name(cfg) == C4 and is_c4(cfg) and roi_heads_name(cfg) != C4_HEADS:
+        cfg.MODEL.ROI_HEADS.NAME = reachable_name(ROI_HEADS_REGISTRY, C4_HEADS)
+    check_heads(cfg)
+    spec = backbone_spec(cfg, explicit_keys)
+    if not cfg.MODEL.TIMM.NAME and cfg.MODEL.RESNETS.STRIDE_IN_1X1:
+        logger.info(stride_in_1x1_message(spec.name))
+    write_spec(cfg, spec)
+    if has_default_pixels(cfg):
+        set_pixels(cfg)
+
+
+def write_spec(cfg: CfgNode, spec: BackboneSpec) -> None:
+    """Write the description of a backbone into ``MODEL.TIMM``."""
+    cfg.MODEL.TIMM.NAME = spec.name
+    cfg.MODEL.TIMM.OUT_FEATURES = list(spec.out_features)
+    cfg.MODEL.TIMM.NORM = spec.norm
+    cfg.MODEL.TIMM.NORM_EVAL = spec.norm_eval
+
+
+def set_pixels(cfg: CfgNode) -> None:
+    """Set the format and the statistics of the images to those of timm's weights."""
+    name = name_of_weights(cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.NAME)
+    mean, std = ([round(x, 3) for x in values] for values in pixel_statistics(name))
+    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = "RGB", mean, std

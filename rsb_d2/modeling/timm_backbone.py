@@ -1,6 +1,7 @@
 """timm's feature extractors as Detectron2 backbones."""
 
 import difflib
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Dict, List, Sequence, Set, Tuple
 
@@ -170,18 +171,70 @@ _TRIED_SIZE = (288, 352)
 _OF_ANY_SIZE: Set[Hashable] = set()
 
 
+class TimmLastStage(nn.Module):
+    """What a timm model computes between res4 and res5.
+
+    On the res4 of a :class:`rsb_d2.TimmBackbone` it gives timm's res5, bit for bit. The names of
+    its weights are timm's, below ``body.``, so that they are loaded from the same file.
+    """
+
+    def __init__(self, name: str, norm: str = "BN", norm_eval: bool = True, freeze: bool = False):
+        """
+        Args:
+            name (str): timm's name of the model, with or without a tag.
+            norm (str): ``"FrozenBN"``, ``"BN"`` or ``"SyncBN"``, see :func:`apply_norm_policy`.
+            norm_eval (bool): as of :class:`rsb_d2.TimmBackbone`.
+            freeze (bool): no parameter trains.
+
+        Raises:
+            UserError: if timm has no such model, or if its last stage does not stand by itself.
+        """
+        super().__init__()
+        self.name = name
+        self.norm_eval = norm_eval
+        net = build_feature_net(name, ["res4", "res5"])
+        # A list net calls its children one after the other. Others may do something in between.
+        if type(net) is not FeatureListNet or net.output_fmt != Format.NCHW:
+            raise UserError(
+                f"MODEL.TIMM.NAME: {name!r} has no last stage that ROI heads could compute by "
+                "itself, as those of C4 do; take a ResNet, or an FPN"
+            )
+        res4, res5 = list(net.return_layers)[-2:]
+        names = list(net)
+        names = names[names.index(res4) + 1 : names.index(res5) + 1]
+        self.in_channels, self.out_channels = net.feature_info.channels()[-2:]
+        self.body = nn.Sequential(OrderedDict((n, net[n]) for n in names))
+        apply_norm_policy(self.body, norm)
+        if freeze:
+            self.body.requires_grad_(False)
+        self.train(self.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x (Tensor): (N, in_channels, H, W), of res4.
+
+        Returns:
+            Tensor: (N, out_channels, H / 2, W / 2), rounded up.
+        """
+        return self.body(x)
+
+    def train(self, mode: bool = True) -> "TimmLastStage":
+        """As ``nn.Module.train``, but norm layers that the policy keeps fixed stay in eval mode."""
+        super().train(mode)
+        keep_norms_fixed(self.body, self.norm_eval)
+        return self
+
+    def fold_norms_in_training(self) -> int:
+        """As :meth:`rsb_d2.TimmBackbone.fold_norms_in_training`."""
+        return fold_norms_in_training(self.body, self.in_channels)
+
+
 def parameters_by_modules(net: nn.Module, index: int) -> List[str] | None:
-    """Names of the parameters that a feature is computed with, if timm tells them.
+    """Names of the parameters that a feature is computed with, in order, if timm names its modules.
 
-    Its ``FeatureListNet`` runs its modules one after the other, each once, and lists the modules
-    whose outputs are the features (timm/models/_features.py).
-
-    Args:
-        net (nn.Module): of :func:`build_feature_net`.
-        index (int): of the feature.
-
-    Returns:
-        list[str] or None: in order of registration; ``None`` for other kinds of nets.
+    ``FeatureListNet`` runs its modules one after the other, each once, and lists the modules whose
+    outputs are the features (timm/models/_features.py). None for other kinds of nets.
     """
     if type(net) is not FeatureListNet:
         return None
@@ -204,12 +257,7 @@ def parameters_by_graph(net: nn.Module, index: int, in_channels: int) -> List[st
 
 
 def keep_norms_fixed(body: nn.Module, norm_eval: bool) -> None:
-    """Put batch-norm layers into eval mode: all of them, or those whose parameters are frozen.
-
-    Args:
-        body (nn.Module): in any mode.
-        norm_eval (bool): all of them.
-    """
+    """Put batch-norm layers into eval mode: all of them, or those whose parameters are frozen."""
     for module in body.modules():
         if isinstance(module, BATCH_NORM_TYPES) and (norm_eval or _is_frozen(module)):
             module.eval()
@@ -269,14 +317,8 @@ def build_feature_net(
 ) -> nn.Module:
     """Build timm's feature net with one output for each stage up to the deepest wanted one.
 
-    Args:
-        name, out_features, in_channels, res5_dilation: as of :class:`TimmBackbone`.
-
-    Returns:
-        nn.Module: takes images, returns a list of features; its ``feature_info`` describes these.
-
-    Raises:
-        UserError: as :class:`TimmBackbone`.
+    It takes images and returns a list of features, which its ``feature_info`` describes. Arguments
+    and errors as :class:`TimmBackbone`.
     """
     check_model_name(name)
     net = _create_feature_net(name, in_channels)

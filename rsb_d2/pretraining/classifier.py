@@ -13,16 +13,17 @@ from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
+from ..checkpoint.files import StateDict
 from ..checkpoint.formats import DETECTOR, recognize
 from ..checkpoint.loading import (
     LoadReport,
     check_backbone,
+    classifier_names,
     incomplete,
     match_backbone,
     split_detector,
+    without_spare_counters,
 )
-from ..checkpoint.reading import StateDict
-from ..checkpoint.timm_names import classifier_names, without_spare_counters
 from ..errors import UserError
 from ..modeling.build import check_pixel_format
 from ..modeling.norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy

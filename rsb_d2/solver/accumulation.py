@@ -18,15 +18,7 @@ from ..errors import UserError
 
 
 def check_accumulation(cfg: CfgNode, world_size: int) -> None:
-    """Check that ``SOLVER.ACCUMULATE_STEPS`` divides each process's share of the batch.
-
-    Args:
-        cfg (CfgNode): not changed.
-        world_size (int): number of processes.
-
-    Raises:
-        UserError: if it does not.
-    """
+    """Check that ``SOLVER.ACCUMULATE_STEPS`` divides each process's share of the batch."""
     solver = cfg.SOLVER
     steps, reference = solver.ACCUMULATE_STEPS, solver.REFERENCE_WORLD_SIZE
     # Detectron2 scales the batch with the number of processes if REFERENCE_WORLD_SIZE is set.
@@ -154,12 +146,7 @@ class DenseWeights:
 
 
 def part_weights(model: nn.Module, num_parts: int) -> EqualWeights | DenseWeights:
-    """Return the weights of the parts of one batch.
-
-    Args:
-        model (nn.Module): not wrapped, before the first part's forward pass.
-        num_parts (int): of the batch.
-    """
+    """Return the weights of the parts of one batch, before the first part's forward pass."""
     if isinstance(model, DenseDetector):
         return DenseWeights(model, num_parts)
     return EqualWeights(num_parts)

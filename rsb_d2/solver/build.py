@@ -33,15 +33,7 @@ def decay_filter(cfg: CfgNode) -> str:
 
 
 def check_optimizer(cfg: CfgNode) -> None:
-    """Check the keys of the optimizer, before there is a model.
-
-    Args:
-        cfg (CfgNode): its ``SOLVER``.
-
-    Raises:
-        UserError: if ``SOLVER.OPTIMIZER`` is unknown, ``SOLVER.BETAS`` is out of range, or a weight
-            decay contradicts ``SOLVER.DECAY_FILTER``.
-    """
+    """Check the keys of the optimizer, before there is a model."""
     solver, name, betas = cfg.SOLVER, optimizer_name(cfg), list(cfg.SOLVER.BETAS)
     if name not in OPTIMIZERS:
         raise UserError(f"SOLVER.OPTIMIZER: {name!r} is none of {', '.join(OPTIMIZERS)}")
@@ -86,13 +78,8 @@ def rate_by_rule(cfg: CfgNode) -> float | None:
     """Return the published learning rate of a detector, in proportion to the config's batch.
 
     Linear scaling (arXiv 1706.02677) of AdamW's 0.0002 for 16 images (OpenMMLab's
-    configs/resnet_strikes_back) or SGD's 0.02 (Detectron2); half of it for RetinaNet.
-
-    Args:
-        cfg (CfgNode): of a detector.
-
-    Returns:
-        float or None: None for optimizers without a published rate.
+    configs/resnet_strikes_back) or SGD's 0.02 (Detectron2); half of it for RetinaNet. None for
+    optimizers without a published rate.
     """
     rate = {"AdamW": 0.0002, "SGD": 0.02}.get(optimizer_name(cfg))
     if rate is None:
@@ -103,14 +90,10 @@ def rate_by_rule(cfg: CfgNode) -> float | None:
 
 
 def solver_warnings(cfg: CfgNode) -> List[str]:
-    """Return what is likely wrong with the optimizer of a detector, in a line each.
+    """Return likely mistakes in the optimizer of a detector, in a line each.
 
-    Args:
-        cfg (CfgNode): its ``SOLVER`` and ``MODEL.WEIGHTS``.
-
-    Returns:
-        list[str]: SGD with weights that need AdamW (:func:`has_modern_recipe`), a rate of zero, or
-        one of more than ten times :func:`rate_by_rule`.
+    They are SGD with weights that need AdamW (:func:`has_modern_recipe`), a rate of zero, and a
+    rate of more than ten times :func:`rate_by_rule`.
     """
     solver, name, rule = cfg.SOLVER, optimizer_name(cfg), rate_by_rule(cfg)
     warnings = []
@@ -151,16 +134,10 @@ def _build_unclipped(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[Dict[str, Any]]:
-    """Group the trainable parameters by learning rate and weight decay.
+    """Group the trainable parameters by learning rate and weight decay, in few groups.
 
-    Args:
-        cfg (CfgNode): its ``SOLVER.BASE_LR``, ``BIAS_LR_FACTOR``, ``DECAY_FILTER`` and
-            ``WEIGHT_DECAY``; with ``"detectron2"`` also ``WEIGHT_DECAY_NORM`` and ``_BIAS``.
-        model (nn.Module): frozen parameters are left out.
-
-    Returns:
-        list[dict[str, Any]]: ``params``, ``lr`` and ``weight_decay`` of each group, in as few
-        groups as possible.
+    ``SOLVER.DECAY_FILTER`` ``"timm"`` does not read ``WEIGHT_DECAY_NORM`` and
+    ``WEIGHT_DECAY_BIAS``.
     """
     solver, uses_timm = cfg.SOLVER, decay_filter(cfg) == "timm"
     groups = get_default_optimizer_params(
@@ -188,14 +165,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> List[Dict[str, Any]]:
 
 
 def names_without_decay(model: nn.Module) -> Set[str]:
-    """Return the parameters that timm models list in ``no_weight_decay()``.
-
-    Args:
-        model (nn.Module): a timm model, or a model that contains timm models.
-
-    Returns:
-        set[str]: names of parameters of ``model``, such as position embeddings.
-    """
+    """Return the names of the parameters that timm models list in ``no_weight_decay()``."""
     names = set()
     for prefix, module in model.named_modules():
         if callable(getattr(module, "no_weight_decay", None)):

@@ -56,12 +56,9 @@ class AveragedWeights:
         self._average.set(model)
 
     def update(self, model: nn.Module, num_steps: int) -> None:
-        """Update the average after a step of the optimizer.
+        """Update the average after the optimizer's step ``num_steps``.
 
-        Args:
-            model (nn.Module): the trained model, not wrapped.
-            num_steps (int): number of steps so far; after the first one the average equals the
-                model, as in timm's training.
+        After the first step the average equals the model, as in timm's training.
         """
         self._average.update(model, step=num_steps)
 
@@ -89,10 +86,6 @@ class AverageUpdate(HookBase):
     """A hook that updates the average after each step; it comes before hooks that read it."""
 
     def __init__(self, average: AveragedWeights):
-        """
-        Args:
-            average (AveragedWeights): of the trainer's model.
-        """
         self._average = average
 
     def before_train(self):
@@ -110,18 +103,9 @@ class AverageUpdate(HookBase):
 
 
 def build_average(cfg: CfgNode, model: nn.Module) -> AveragedWeights | None:
-    """Build the running average of ``MODEL_EMA``.
+    """Build the running average of ``MODEL_EMA``; None if it is off.
 
-    Args:
-        cfg (CfgNode): its ``MODEL_EMA``.
-        model (nn.Module): on its device; may be wrapped for data parallelism. It is copied, so it
-            must not be compiled or otherwise prepared yet.
-
-    Returns:
-        AveragedWeights or None: ``None`` if ``MODEL_EMA`` is off.
-
-    Raises:
-        UserError: as :func:`check_average`.
+    The model is copied, so it must not be compiled or otherwise prepared yet.
     """
     if not cfg.MODEL_EMA.ENABLED:
         return None
@@ -131,14 +115,7 @@ def build_average(cfg: CfgNode, model: nn.Module) -> AveragedWeights | None:
 
 
 def check_average(cfg: CfgNode) -> None:
-    """Check that the names of the averaged weights' metrics are unique.
-
-    Args:
-        cfg (CfgNode): its ``MODEL_EMA.ENABLED`` and ``DATASETS.TEST``.
-
-    Raises:
-        UserError: if one of several test data sets is called ``ema``.
-    """
+    """Check that the names of the averaged weights' metrics are unique."""
     if cfg.MODEL_EMA.ENABLED and len(cfg.DATASETS.TEST) > 1 and EMA_KEY in cfg.DATASETS.TEST:
         raise UserError(
             f"DATASETS.TEST: with MODEL_EMA.ENABLED, {EMA_PREFIX} stands before the metrics of the "
@@ -152,16 +129,9 @@ def evaluate_with_average(
     results: Dict[str, Any],
     averaged_model: nn.Module,
 ) -> Dict[str, Any]:
-    """Evaluate the averaged weights and add the results to those of the model.
+    """Evaluate the averaged weights and add the results, under ``"ema"``, to those of the model.
 
-    Args:
-        test (callable): evaluates a model, as ``Trainer.test``.
-        cfg (CfgNode): its ``DATASETS.TEST``; the detections go to ``OUTPUT_DIR/ema/inference``.
-        results (dict[str, Any]): results of the model.
-        averaged_model (nn.Module): on the model's device.
-
-    Returns:
-        dict[str, Any]: ``results``, with those of the averaged weights under ``"ema"``.
+    The detections go to ``OUTPUT_DIR/ema/inference``.
     """
     logger.info(f"Evaluating the averaged weights of MODEL_EMA, as {EMA_PREFIX}:")
     cfg = cfg.clone()
@@ -174,16 +144,12 @@ def evaluate_with_average(
 def load_average(model: nn.Module, checkpoint: Dict[str, Any], path: str) -> bool:
     """Load the averaged weights of a checkpoint into a model.
 
-    Args:
-        model (nn.Module): the checkpoint was loaded into it; changed in place.
-        checkpoint (dict[str, Any]): the file's content other than the model.
-        path (str): of the file, for the message.
-
-    Returns:
-        bool: whether the checkpoint has averaged weights; if not, a warning is logged.
+    Without averaged weights, a warning is logged and False returned.
     """
     if not isinstance(checkpoint.get(EMA_KEY), dict):
-        logger.warning(f"MODEL_EMA.ENABLED: {path} has no averaged weights beside the model.")
+        logger.warning(
+            f"MODEL_EMA.ENABLED: {path} has no averaged weights in addition to the model."
+        )
         return False
     model.load_state_dict(checkpoint[EMA_KEY])
     return True

@@ -5,6 +5,7 @@ from typing import Any, List, NamedTuple, Tuple
 
 from detectron2.config import CfgNode, get_cfg
 
+from ..config.nodes import plain
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,14 +33,8 @@ def is_by_epochs(cfg: CfgNode) -> bool:
 def epochs_to_iterations(num_epochs: int, num_images: int, batch_size: int) -> int:
     """Return the number of iterations that complete a number of epochs.
 
-    Args:
-        num_epochs (int): 0 or more.
-        num_images (int): images in an epoch.
-        batch_size (int): images in an iteration, of all processes and accumulated steps.
-
-    Returns:
-        int: rounded up once, because batches continue across the end of an epoch. timm (which drops
-        the last incomplete batch) and mmpretrain (which fills it) round once in each epoch.
+    It is rounded up once, because batches continue across the end of an epoch. timm (which drops
+    the last incomplete batch) and mmpretrain (which fills it) round once in each epoch.
     """
     return -(-num_epochs * num_images // batch_size)
 
@@ -47,21 +42,16 @@ def epochs_to_iterations(num_epochs: int, num_images: int, batch_size: int) -> i
 def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
     """Fill in ``SOLVER.MAX_ITER``, ``WARMUP_ITERS`` and ``STEPS`` from values in epochs.
 
-    Args:
-        cfg (CfgNode): not frozen; changed in place, with a message. The epochs stay in it, and
-            resolving them again changes nothing.
-        num_images (int): number of training images.
-
-    Raises:
-        UserError: if a value in iterations is already set and differs.
+    The epochs stay in the config, and resolving them again changes nothing. A different value in
+    iterations is an error.
     """
     solver, defaults = cfg.SOLVER, get_cfg().SOLVER
     for pair, iterations in _resolved(cfg, num_images):
-        if _plain(solver[pair.iterations]) != _plain(defaults[pair.iterations]):
+        if plain(solver[pair.iterations]) != plain(defaults[pair.iterations]):
             _check_pair(cfg, pair, iterations, num_images)
         solver[pair.iterations] = iterations
         logger.info(f"{_in_words(cfg, pair, iterations, num_images)}.")
-    steps = _plain(solver.STEPS)
+    steps = plain(solver.STEPS)
     if solver.MAX_EPOCHS and not solver.STEP_EPOCHS and solver.LR_SCHEDULER_NAME in _WITH_STEPS:
         logger.warning(
             f"SOLVER.STEPS {steps} are iterations, of SOLVER.MAX_ITER {solver.MAX_ITER}; "
@@ -70,15 +60,7 @@ def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
 
 
 def check_resolved(cfg: CfgNode, num_images: int) -> None:
-    """Check that the iterations of a config match its epochs, also for a script's config.
-
-    Args:
-        cfg (CfgNode): not changed.
-        num_images (int): number of training images.
-
-    Raises:
-        UserError: if they do not.
-    """
+    """Check that the iterations of a config match its epochs, also for a script's config."""
     for pair, iterations in _resolved(cfg, num_images):
         _check_pair(cfg, pair, iterations, num_images)
 
@@ -91,18 +73,18 @@ def _resolved(cfg: CfgNode, num_images: int) -> List[Tuple[_Pair, Any]]:
 
 
 def _check_pair(cfg: CfgNode, pair: _Pair, iterations: Any, num_images: int) -> None:
-    given = _plain(cfg.SOLVER[pair.iterations])
-    if given != _plain(iterations):
+    given = plain(cfg.SOLVER[pair.iterations])
+    if given != plain(iterations):
         off = "0" if isinstance(cfg.SOLVER[pair.epochs], int) else "[]"
         raise UserError(
             f"{_in_words(cfg, pair, iterations, num_images)}, but SOLVER.{pair.iterations} is "
-            f"{given}; write {_plain(iterations)} or leave it out, or SOLVER.{pair.epochs} {off}"
+            f"{given}; write {plain(iterations)} or leave it out, or SOLVER.{pair.epochs} {off}"
         )
 
 
 def _in_words(cfg: CfgNode, pair: _Pair, iterations: Any, num_images: int) -> str:
     return (
-        f"SOLVER.{pair.epochs} {_plain(cfg.SOLVER[pair.epochs])} is {_plain(iterations)} "
+        f"SOLVER.{pair.epochs} {plain(cfg.SOLVER[pair.epochs])} is {plain(iterations)} "
         f"iterations of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}, {num_images} images an "
         "epoch"
     )
@@ -117,18 +99,11 @@ def _in_iterations(epochs: Any, num_images: int, batch_size: int) -> Any:
     return epochs_to_iterations(epochs, num_images, batch_size)
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def keep_last_word(cfg: CfgNode, layers: List[dict]) -> None:
     """Let the last of several values in epochs and iterations override the earlier ones.
 
-    Args:
-        cfg (CfgNode): merged from the layers; changed in place. If one layer has both, both stay
-            for :func:`resolve_epochs` to compare.
-        layers (list[dict]): the ``SOLVER`` keys of each file and of the command line, the base
-            files first.
+    ``layers`` has the ``SOLVER`` keys of each file and of the command line, the base files first.
+    If one layer has both keys, both stay for :func:`resolve_epochs` to compare.
     """
     defaults = get_cfg().SOLVER
     for pair in EPOCH_KEYS:
@@ -137,7 +112,7 @@ def keep_last_word(cfg: CfgNode, layers: List[dict]) -> None:
             continue
         if pair.epochs not in saying[-1]:
             logger.info(
-                f"SOLVER.{pair.iterations} {_plain(cfg.SOLVER[pair.iterations])} takes the place "
+                f"SOLVER.{pair.iterations} {plain(cfg.SOLVER[pair.iterations])} takes the place "
                 f"of SOLVER.{pair.epochs} {cfg.SOLVER[pair.epochs]}."
             )
             cfg.SOLVER[pair.epochs] = type(cfg.SOLVER[pair.epochs])()

@@ -17,8 +17,8 @@ from detectron2.modeling import build_backbone
 
 from rsb_d2 import Checkpointer, UserError
 from rsb_d2.checkpoint.convert import convert, convert_file
-from rsb_d2.checkpoint.timm_names import complete_model
-from rsb_d2.checkpoint.writing import save_weights
+from rsb_d2.checkpoint.files import save_weights
+from rsb_d2.checkpoint.loading import complete_model
 from rsb_d2.modeling.spec import PLAIN_RESNETS
 from tests.helpers.fake_hub import add_to_cache, make_weights
 from tests.helpers.paths import ROOT

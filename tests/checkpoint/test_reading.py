@@ -15,9 +15,9 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError
-from rsb_d2.checkpoint import reading
+from rsb_d2.checkpoint import files
 from rsb_d2.checkpoint.convert import convert_file
-from rsb_d2.checkpoint.reading import read_checkpoint, read_file
+from rsb_d2.checkpoint.files import read_checkpoint, read_file
 from tests.helpers.fake_hub import add_to_cache
 
 
@@ -260,7 +260,7 @@ def test_errors_of_the_disk_and_of_memory(tmp_path, monkeypatch, kind, error):
     for module, name in (
         (torch, "load"),
         (safetensors.torch, "load_file"),
-        (reading, "_ArrayUnpickler"),
+        (files, "_ArrayUnpickler"),
     ):
         monkeypatch.setattr(module, name, fail)
     message = error_of(read_file, str(path))

@@ -13,9 +13,8 @@ from detectron2.structures import ImageList
 from rsb_d2 import Checkpointer, UserError, model_zoo
 from rsb_d2.addons.export import make_dataflow
 from rsb_d2.addons.workbench.sample import make_sample_data
-from rsb_d2.checkpoint.formats import recognize
+from rsb_d2.checkpoint.formats import from_torchvision, recognize, torchvision_differences
 from rsb_d2.checkpoint.sources import URLS
-from rsb_d2.checkpoint.torchvision_detectors import differences, from_torchvision
 from tests.helpers.paths import CONFIGS
 from tests.helpers.runs.programs import call_train_net
 
@@ -218,7 +217,7 @@ def test_a_config_that_computes_something_else_is_reported(config, missing):
     cfg = model_zoo.get_config(config)
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
-    lines = differences(model, from_torchvision(reference.state_dict()))
+    lines = torchvision_differences(model, from_torchvision(reference.state_dict()))
     assert any(missing in line for line in lines)
     assert "MODEL.ANCHOR_GENERATOR.NAME TorchvisionAnchorGenerator" in lines
 

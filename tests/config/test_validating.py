@@ -13,9 +13,8 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 
 from rsb_d2 import Checkpointer, UserError
-from rsb_d2.config.data_checks import check_files
+from rsb_d2.config.checks import check_files, check_values, log_schedule_notes
 from rsb_d2.config.validating import check_best_metric
-from rsb_d2.config.values import check_values, log_schedule_notes
 from rsb_d2.evaluation.results import best_mode
 from rsb_d2.evaluation.tta import check_tta
 from rsb_d2.solver.ema import build_average, check_average

@@ -122,7 +122,7 @@ def test_evaluation_of_a_file(folder, run, tmp_path, caplog, device):
     weights[1] = str(run / "model_final_ema.pth")
     with caplog.at_level(logging.WARNING, "rsb_d2"):
         assert "ema" not in evaluate(folder, tmp_path, *weights, *ON)
-    assert "has no averaged weights beside the model" in caplog.text
+    assert "has no averaged weights in addition to the model" in caplog.text
 
 
 def resumable(run, folder):

@@ -22,7 +22,7 @@ from rsb_d2 import UserError
 from rsb_d2.config.loading import load_config
 from rsb_d2.config.resolving import resolve_amp
 from rsb_d2.data.images import BadImageError
-from rsb_d2.engine.checkpoints import share_buffers
+from rsb_d2.engine.hooks import share_buffers
 from rsb_d2.engine.signals import SignalWatch
 from rsb_d2.engine.train_step import StepTrainer, amp_dtype
 from rsb_d2.engine.trainer import prepare_for_training

@@ -17,7 +17,7 @@ from torch import nn
 from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data
 from rsb_d2.config.validating import check_best_metric
 from rsb_d2.data.random_state import random_state_kept
-from rsb_d2.engine.validation import (
+from rsb_d2.engine.hooks import (
     EarlyStopping,
     MetricHistory,
     StopTraining,

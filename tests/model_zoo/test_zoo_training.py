@@ -9,9 +9,9 @@ import pytest
 import train_net
 from rsb_d2 import UserError
 from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data
+from rsb_d2.config.checks import check_values
 from rsb_d2.config.loading import load_config
 from rsb_d2.config.setup import setup
-from rsb_d2.config.values import check_values
 from tests.helpers.fake_hub import add_to_cache, make_weights
 from tests.helpers.zoo_model import FEW, ROOT
 

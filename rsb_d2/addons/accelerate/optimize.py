@@ -22,7 +22,7 @@ from torch import nn
 from ...errors import UserError
 from ...modeling import OpenMMLabCascadeROIHeads, TimmBackbone, TimmRes5ROIHeads
 from ...modeling.norm import BATCH_NORM_TYPES
-from ...modeling.openmmlab import LastLevelP6P7WithoutReLU
+from ...modeling.published import LastLevelP6P7WithoutReLU
 from ...utils import unwrap
 from .graphs import CudaGraphs, replay_dense_parts
 from .heads import InferenceOutputLayers, InferenceRPN, InferenceRPNHead, flatten_channels_last

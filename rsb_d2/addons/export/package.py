@@ -15,15 +15,14 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from torch import nn
 
+from ...checkpoint.files import StateDict, save_weights
 from ...checkpoint.formats import resnet_to_detectron2
-from ...checkpoint.reading import StateDict
-from ...checkpoint.timm_names import COUNTER
-from ...checkpoint.writing import save_weights
+from ...checkpoint.loading import COUNTER
 from ...data.class_names import ClassNames
 from ...errors import UserError, is_utf8
 from ...files import whole_folder
 from ...modeling import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
-from ...modeling.openmmlab import LastLevelP6P7WithoutReLU
+from ...modeling.published import LastLevelP6P7WithoutReLU
 from ...modeling.spec import (
     FPN,
     PLAIN_RESNETS,

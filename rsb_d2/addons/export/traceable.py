@@ -32,7 +32,7 @@ from torchvision.ops import nms
 
 from ...errors import UserError
 from ...modeling.heads import clip, decode_best, shift_groups
-from ...modeling.openmmlab import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
+from ...modeling.published import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
 
 OUTPUTS = ("boxes", "scores", "classes", "masks")
 

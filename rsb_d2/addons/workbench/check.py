@@ -17,7 +17,7 @@ from ...config.resolving import resolve
 from ...config.validating import validate
 from ...errors import UserError, first
 from ...files import sha256_of
-from ...model_zoo.tables import published_memory
+from ...model_zoo.model_zoo import published_memory
 from ...solver.build import optimizer_name, rate_by_rule, solver_warnings
 from .report.boxes import Boxes, build_anchor_grid
 from .report.source import Source, open_registered

@@ -1,23 +1,31 @@
-"""Cascade R-CNN and RetinaNet as in OpenMMLab, where it differs from Detectron2.
+"""Heads of the published detectors, where these compute something else than Detectron2's.
 
-The published weights were trained with OpenMMLab's MMDetection.
+OpenMMLab trained its weights with MMDetection. torchvision's Faster, Mask and Keypoint R-CNN and
+RetinaNet on a ResNet-50 with FPN are stock Detectron2 models on a timm backbone, except for the
+classes below.
 """
 
 from typing import Dict, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
-from detectron2.modeling.roi_heads import CascadeROIHeads, select_foreground_proposals
+from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    StandardROIHeads,
+    select_foreground_proposals,
+)
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..errors import UserError
 from ..registration import register
-from .heads import RetinaNetClippedBeforeNMS
 
 
 @register(ROI_HEADS_REGISTRY)
@@ -187,6 +195,49 @@ class LastLevelP6P7WithoutReLU(LastLevelP6P7):
         return [p6, self.p7(p6)]
 
 
+class RetinaNetClippedBeforeNMS(RetinaNet):
+    """The stock ``RetinaNet``, but boxes are clipped to the image before NMS, not after it.
+
+    As in MMDetection and torchvision.
+    """
+
+    drops_empty_boxes = False  # whether boxes outside the image are dropped before NMS
+
+    def inference_single_image(
+        self,
+        anchors: List[Boxes],
+        box_cls: List[torch.Tensor],
+        box_delta: List[torch.Tensor],
+        image_size: Tuple[int, int],
+    ) -> Instances:
+        """Detect as the stock method.
+
+        Args:
+            anchors (list[Boxes]): per level, H * W * A boxes.
+            box_cls (list[Tensor]): per level, scores of shape (H * W * A, K).
+            box_delta (list[Tensor]): per level, deltas of shape (H * W * A, 4).
+            image_size (tuple[int, int]): height and width without padding.
+
+        Returns:
+            Instances: of one image, best first.
+        """
+        pred = self._decode_multi_level_predictions(
+            anchors,
+            box_cls,
+            box_delta,
+            self.test_score_thresh,
+            self.test_topk_candidates,
+            image_size,
+        )
+        pred.pred_boxes.clip(image_size)
+        if self.drops_empty_boxes:  # by index, which waits for a GPU only once
+            pred = pred[pred.pred_boxes.nonempty().nonzero()[:, 0]]
+        keep = batched_nms(
+            pred.pred_boxes.tensor, pred.scores, pred.pred_classes, self.test_nms_thresh
+        )
+        return pred[keep[: self.max_detections_per_image]]
+
+
 @register(META_ARCH_REGISTRY)
 class OpenMMLabRetinaNet(RetinaNetClippedBeforeNMS):
     """The stock ``RetinaNet`` with the differences of MMDetection's ``RetinaHead``.
@@ -200,3 +251,137 @@ class OpenMMLabRetinaNet(RetinaNetClippedBeforeNMS):
     def _ema_update(self, name: str, value: float, *args, **kwargs) -> float:
         """Return the count itself, by which the stock losses divide, instead of an average."""
         return value
+
+
+# torchvision's RoIHeads.postprocess_detections: shorter sides, in pixels, are no detections.
+_MIN_SIDE = 1e-2
+
+
+@register(ANCHOR_GENERATOR_REGISTRY)
+class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
+    """Anchors as ``torchvision.models.detection.anchor_utils.AnchorGenerator`` makes them.
+
+    Differences from the stock generator: corners are rounded to integers; of several sizes per
+    level, all sizes of the first aspect ratio come first; the stride of a level is the image size
+    divided by the feature size, rounded down, not the nominal one. A padded height of 800 has 13
+    rows in p6, 61 pixels apart instead of 64.
+
+    The first level must have its nominal stride, which it has for images that are padded to a
+    multiple of 32.
+    """
+
+    def generate_cell_anchors(
+        self,
+        sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1, 2),
+    ) -> torch.Tensor:
+        """Make the anchors of one position, centered at (0, 0).
+
+        Args:
+            sizes (sequence of float): square roots of areas, in pixels.
+            aspect_ratios (sequence of float): height / width.
+
+        Returns:
+            Tensor: (len(aspect_ratios) * len(sizes), 4), x0, y0, x1, y1 in pixels.
+        """
+        sides = torch.tensor(sizes, dtype=torch.float32)
+        ratios = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()
+        heights = (ratios[:, None] * sides).flatten()
+        widths = ((1 / ratios)[:, None] * sides).flatten()
+        return (torch.stack([-widths, -heights, widths, heights], dim=1) / 2).round()
+
+    def forward(self, features: List[torch.Tensor]) -> List[Boxes]:
+        """
+        Args:
+            features (list[Tensor]): of each level, (N, C, H, W).
+
+        Returns:
+            list[Boxes]: of each level, H * W * A anchors in pixels of the padded image.
+        """
+        height, width = (side * self.strides[0] for side in features[0].shape[-2:])
+        anchors = []
+        for feature, cell in zip(features, self.cell_anchors):
+            rows, columns = feature.shape[-2:]
+            y = torch.arange(rows, dtype=torch.float32, device=cell.device) * (height // rows)
+            x = torch.arange(columns, dtype=torch.float32, device=cell.device) * (width // columns)
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            shifts = torch.stack([x, y, x, y], dim=2).reshape(-1, 1, 4)
+            anchors.append(Boxes((shifts + cell).reshape(-1, 4)))
+        return anchors
+
+
+class TorchvisionOutputLayers(FastRCNNOutputLayers):
+    """Stock box predictor that drops boxes thinner than 0.01 pixels before NMS.
+
+    As torchvision's ``RoIHeads.postprocess_detections``. Boxes outside of the image are clipped to
+    no area; the stock predictor counts them among the best ``TEST.DETECTIONS_PER_IMAGE`` first.
+    """
+
+    def inference(
+        self, predictions: Tuple[torch.Tensor, torch.Tensor], proposals: List[Instances]
+    ) -> Tuple[List[Instances], List[torch.Tensor]]:
+        """Detect as the stock method.
+
+        Args:
+            predictions (tuple[Tensor, Tensor]): logits of shape (R, K + 1) and deltas of shape
+                (R, 4 * K) of the R proposals of all images.
+            proposals (list[Instances]): of each image.
+
+        Returns:
+            list[Instances], list[Tensor]: of each image the detections, best first, and the
+            indices of their proposals.
+        """
+        image_sizes = [x.image_size for x in proposals]
+        all_boxes = self.predict_boxes(predictions, proposals)
+        all_scores = []
+        for boxes, scores, size in zip(
+            all_boxes, self.predict_probs(predictions, proposals), image_sizes
+        ):
+            clipped = Boxes(boxes.reshape(-1, 4))
+            clipped.clip(size)
+            sides = clipped.tensor[:, 2:] - clipped.tensor[:, :2]
+            is_thin = (sides < _MIN_SIDE).any(dim=1).view(len(boxes), boxes.shape[1] // 4)
+            foreground = scores[:, :-1].masked_fill(is_thin, 0.0)
+            all_scores.append(torch.cat([foreground, scores[:, -1:]], dim=1))
+        return fast_rcnn_inference(
+            all_boxes,
+            all_scores,
+            image_sizes,
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+
+
+@register(ROI_HEADS_REGISTRY)
+class TorchvisionROIHeads(StandardROIHeads):
+    """``StandardROIHeads`` with :class:`TorchvisionOutputLayers`."""
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> dict:
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_predictor"] = TorchvisionOutputLayers(cfg, ret["box_head"].output_shape)
+        return ret
+
+
+@register(META_ARCH_REGISTRY)
+class TorchvisionRetinaNet(RetinaNetClippedBeforeNMS):
+    """The stock ``RetinaNet``, but boxes are clipped to the image before NMS, not after it.
+
+    ``MODEL.RETINANET.NORM "GN"`` works as well, on which the stock head of Detectron2 0.6 fails.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        if cfg.MODEL.RETINANET.NORM != "GN":
+            return super().from_config(cfg)
+        without_norm = cfg.clone()
+        without_norm.defrost()
+        without_norm.MODEL.RETINANET.NORM = ""
+        ret = super().from_config(without_norm)
+        shapes = ret["backbone"].output_shape()
+        head = RetinaNetHead.from_config(cfg, [shapes[f] for f in ret["head_in_features"]])
+        # The stock head first makes a norm of one channel, which has no 32 groups.
+        head["norm"] = lambda channels: nn.GroupNorm(min(32, channels), channels)
+        ret["head"] = RetinaNetHead(**head)
+        return ret

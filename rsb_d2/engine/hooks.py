@@ -1,33 +1,186 @@
-"""Hooks around an evaluation: validation loss, best checkpoint and early stopping."""
+"""Hooks: checkpoints, metrics, validation loss, best checkpoint and early stopping."""
 
 import json
 import logging
 import math
 import os
+import traceback
 from collections import Counter
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.data import detection_utils as utils
 from detectron2.engine import hooks
+from detectron2.engine.hooks import HookBase
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 from timm.layers import DropBlock2d, DropPath
+from torch import distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..checkpoint import Checkpointer, remove_old_checkpoints
 from ..data.images import CheckedDatasetMapper
 from ..data.loader import annotated_records, build_inference_loader
-from ..data.random_state import random_state_kept
+from ..data.random_state import random_state, random_state_kept, set_random_state
 from ..evaluation.results import VALIDATION_PREFIX, best_mode, split_metric, uses_best_metric
 from ..files import whole_file
-from ..solver.ema import EMA_PREFIX, AveragedWeights
+from ..solver.ema import EMA_KEY, EMA_PREFIX, AveragedWeights
 from ..utils import unwrap
-from .checkpoints import WeightsCheckpointer
+from .signals import Interrupted, SignalWatch
+
+
+class CheckpointWriter(HookBase):
+    """Detectron2's ``PeriodicCheckpointer``, which also writes when a signal ends the run.
+
+    As in Detectron2, it comes before the evaluation, so that a failing evaluation leaves a
+    checkpoint. All processes have it, because each has a random state to save.
+    """
+
+    def __init__(self, period: int, num_kept: int, eval_period: int, signals: SignalWatch):
+        """
+        Args:
+            period (int): in iterations.
+            num_kept (int): how many periodic checkpoints to keep; 0 keeps all.
+            eval_period (int): period of the evaluations in iterations; 0 for none. Several
+                processes also write a checkpoint before each evaluation, because they cannot agree
+                on one during it.
+            signals (SignalWatch): of this process.
+        """
+        self._period = period
+        self._num_kept = num_kept
+        self._eval_period = eval_period if comm.get_world_size() > 1 else 0
+        self._signals = signals
+
+    def after_step(self):
+        num_done = self.trainer.iter + 1
+        received = self._signals.received_by_any
+        is_last = num_done >= self.trainer.max_iter
+        is_due = any(p > 0 and num_done % p == 0 for p in (self._period, self._eval_period))
+        if is_due or (received and not is_last):
+            self.trainer.save_checkpoint(f"model_{self.trainer.iter:07d}")
+            if self._num_kept and comm.is_main_process():
+                folder = self.trainer.checkpointer.save_dir
+                remove_old_checkpoints(folder, self.trainer.iter, self._num_kept)
+        if is_last:
+            self.trainer.save_checkpoint("model_final")
+        if received:
+            comm.synchronize()  # a launcher ends all processes when the first one ends
+            raise Interrupted(received)
+
+
+class WeightsCheckpointer(Checkpointer):
+    """A checkpointer that does not change ``last_checkpoint``, which a run is resumed from."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
+def save_average(
+    average: AveragedWeights, save_dir: str, checkpointables: Dict[str, Any], config: Dict[str, Any]
+) -> None:
+    """Write ``model_final_ema.pth``, which any program takes as ``MODEL.WEIGHTS``."""
+    checkpointer = WeightsCheckpointer(average.model, save_dir, **checkpointables)
+    checkpointer.save(f"model_final_{EMA_KEY}", **config)
+
+
+def gather_process_states(model: nn.Module) -> List[Dict[str, Any]]:
+    """Gather the state that differs between processes; all processes must call it.
+
+    Returns:
+        list[dict[str, Any]]: by rank, the random state and the running ``loss_normalizer`` of a
+        RetinaNet or FCOS, which Detectron2 keeps outside of the model's state dict.
+    """
+    state = {"random": random_state()}
+    normalizer = getattr(unwrap(model), "loss_normalizer", None)
+    if normalizer is not None:
+        state["loss_normalizer"] = float(normalizer)
+    return comm.all_gather(state)
+
+
+def set_process_state(model: nn.Module, states: List[Dict[str, Any]]) -> None:
+    """Restore the state of the process with this rank from :func:`gather_process_states`.
+
+    With more processes than there were, the additional ones keep their own random state.
+    """
+    rank = comm.get_rank()
+    if rank < len(states):
+        set_random_state(states[rank]["random"])
+    normalizer = states[min(rank, len(states) - 1)].get("loss_normalizer")
+    if normalizer is not None:
+        unwrap(model).loss_normalizer = normalizer
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Copy the main process's buffers to all processes; all processes must call it.
+
+    Each process has its own running statistics of batch norm, and a checkpoint has the main
+    process's. Evaluations must use these, whether or not the run was resumed.
+    """
+    if comm.get_world_size() == 1:
+        return
+    group = comm._get_global_gloo_group()
+    for buffer in model.buffers():
+        shared = buffer.detach().cpu()
+        dist.broadcast(shared, 0, group=group)
+        buffer.copy_(shared)
+
+
+@contextmanager
+def failures_warned(output: str, known: Set[str] | None = None) -> Iterator[None]:
+    """Turn an error inside the block into a warning, so that the training continues.
+
+    ``output`` names the output in the message. A warning in ``known`` is not repeated.
+    """
+    try:
+        yield
+    except Exception as e:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        place = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
+        message = f"Cannot write {output}, the training goes on: {reason} ({place})"
+        if known is None or message not in known:
+            logger.warning(message)
+        if known is not None:
+            known.add(message)
+
+
+class SafeWriter(EventWriter):
+    """A writer of metrics whose failures are warnings, one for each reason."""
+
+    def __init__(self, writer: EventWriter):
+        self.writer = writer
+        self._output = f"metrics with {type(writer).__name__}"
+        self._known: Set[str] = set()
+
+    def write(self) -> None:
+        with failures_warned(self._output, self._known):
+            self.writer.write()
+
+    def close(self) -> None:
+        with failures_warned(self._output, self._known):
+            self.writer.close()
+
+
+class EvaluationWriter(HookBase):
+    """A hook that writes the results of an evaluation at once, not at the next 20th iteration.
+
+    The writers must write nothing twice.
+    """
+
+    def __init__(self, eval_period: int, writers: Sequence[EventWriter]):
+        self._period = eval_period
+        self._writers = writers
+
+    def after_step(self):
+        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
+            for writer in self._writers:
+                writer.write()
+
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +188,8 @@ logger = logging.getLogger(__name__)
 _RANDOM_OR_RUNNING = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-    *(
-        nn.Dropout,
-        nn.Dropout1d,
-        nn.Dropout2d,
-        nn.Dropout3d,
-        nn.AlphaDropout,
-        nn.FeatureAlphaDropout,
-    ),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
     *(DropPath, DropBlock2d),
 )
 
@@ -51,10 +198,6 @@ def is_evaluated_now(trainer: TrainerBase, period: int) -> bool:
     """Whether Detectron2's ``EvalHook`` evaluates in this step's ``after_step``.
 
     After the last step it evaluates in ``after_train``.
-
-    Args:
-        trainer (TrainerBase): inside its ``after_step``.
-        period (int): period of the evaluations in iterations; 0 for none.
     """
     done = trainer.iter + 1
     return period > 0 and done % period == 0 and done != trainer.max_iter
@@ -73,14 +216,11 @@ class ValidationLoss(hooks.HookBase):
         build_loader: Callable[[CfgNode], Iterable],
         average: AveragedWeights | None = None,
     ):
-        """
-        Args:
-            cfg (CfgNode): its ``DATASETS.TEST``, ``INPUT`` and ``TEST.EVAL_PERIOD``.
-            model (nn.Module): as it is trained; may be wrapped for data parallelism.
-            build_loader (callable): builds the loader of the images from the config, as
-                :func:`build_validation_loader`.
-            average (AveragedWeights or None): of the model; the names of its losses start with
-                ``ema/``.
+        """Args:
+        cfg (CfgNode): its ``DATASETS.TEST``, ``INPUT`` and ``TEST.EVAL_PERIOD``.
+        model (nn.Module): as it is trained; may be wrapped for data parallelism.
+        build_loader (callable): as :func:`build_validation_loader`.
+        average (AveragedWeights or None): the names of its losses start with ``ema/``.
         """
         self._cfg = cfg
         self._period = cfg.TEST.EVAL_PERIOD
@@ -114,9 +254,7 @@ class ValidationLoss(hooks.HookBase):
 def build_validation_loader(cfg: CfgNode) -> Iterable:
     """Build a loader of ``DATASETS.TEST`` with ground truth, without augmentation.
 
-    Args:
-        cfg (CfgNode): images are resized as in evaluation; images without annotations are left out
-            as in training.
+    Images are resized as in evaluation; images without annotations are left out as in training.
 
     Returns:
         Iterable[list[dict]]: this process's share, one image at a time. Each has the key
@@ -165,13 +303,9 @@ def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
     """Compute the training losses, averaged over the images of all processes.
 
     The sampling of anchors and proposals is seeded by image, so that equal weights give equal
-    losses, whatever the number of processes. As in evaluation, norms use their running statistics
-    and dropout is off. Weights, buffers, modes and the trainer's event storage do not change; wrap
-    the call in :func:`rsb_d2.data.random_state.random_state_kept` to keep the random state.
-
-    Args:
-        model (nn.Module): a detector that returns a dict of losses in training.
-        loader (Iterable[list[dict]]): of :func:`build_validation_loader`.
+    losses for any number of processes. As in evaluation, norms use their running statistics and
+    dropout is off. Weights, buffers, modes and the trainer's event storage do not change; wrap the
+    call in :func:`rsb_d2.data.random_state.random_state_kept` to keep the random state.
 
     Returns:
         dict[str, float]: ``val_`` before the name of each loss, and ``val_total_loss``, their
@@ -199,12 +333,7 @@ def validation_losses(model: nn.Module, loader: Iterable) -> Dict[str, float]:
 
 @contextmanager
 def loss_mode(model: nn.Module) -> Iterator[None]:
-    """Set a model to compute losses with its backbone, norms and dropout as in evaluation.
-
-    Args:
-        model (nn.Module): with its backbone in ``model.backbone``; the mode of each module is
-            restored at the end.
-    """
+    """Set a model to compute losses with its backbone, norms and dropout as in evaluation."""
     modes = [(module, module.training) for module in model.modules()]
     in_backbone = {id(module) for module in model.backbone.modules()}
     try:
@@ -281,11 +410,7 @@ class MetricHistory:
         return iterations_done in self._values
 
     def load(self, iterations_done: int) -> None:
-        """Read the values that an earlier process wrote, up to the iteration to resume from.
-
-        Args:
-            iterations_done (int): 0 for a new run, which starts without values.
-        """
+        """Read the values that an earlier process wrote, up to the iteration to resume from."""
         self._values = {}
         try:
             with open(self.path) as f:
@@ -300,12 +425,7 @@ class MetricHistory:
             logger.warning(f"{self.path} cannot be read ({e}): the best value so far is not known")
 
     def add(self, iterations_done: int, value: float) -> None:
-        """Add a value and write the file.
-
-        Args:
-            iterations_done (int): number of iterations before the evaluation.
-            value (float): NaN is kept, but is never the best.
-        """
+        """Add a value and write the file; NaN is kept, but is never the best."""
         self._values[iterations_done] = value
         best = self.best
         content = {
@@ -336,14 +456,6 @@ class BestCheckpointer(hooks.BestCheckpointer):
         history: MetricHistory,
         **checkpointables,
     ):
-        """
-        Args:
-            eval_period (int): as in ``EvalHook``.
-            model (nn.Module): to save.
-            output_dir (str): folder of ``model_best.pth``.
-            history (MetricHistory): of the metric; this hook loads it and adds to it.
-            checkpointables: saved with the weights.
-        """
         checkpointer = WeightsCheckpointer(model, output_dir, **checkpointables)
         super().__init__(eval_period, checkpointer, history.metric, history.mode)
         self.history = history
@@ -383,13 +495,10 @@ class EarlyStopping(hooks.HookBase):
     """
 
     def __init__(self, eval_period: int, patience: int, history: MetricHistory):
-        """
-        Args:
-            eval_period (int): as in ``EvalHook``.
-            patience (int): stop after this many evaluations in a row, 1 or more, that were no
-                better than the best one before them.
-            history (MetricHistory): in the main process, filled by a :class:`BestCheckpointer`
-                before this hook.
+        """Args:
+        eval_period (int): as in ``EvalHook``.
+        patience (int): number of evaluations in a row, 1 or more, without a better value.
+        history (MetricHistory): in the main process, filled by a :class:`BestCheckpointer` before.
         """
         self._period = eval_period
         self._patience = patience
@@ -428,17 +537,9 @@ class EarlyStopping(hooks.HookBase):
 def build_best_hooks(
     cfg: CfgNode, model: nn.Module, average: AveragedWeights | None = None, **checkpointables
 ) -> list:
-    """Build the hooks of the best checkpoint and of early stopping that the config asks for.
+    """Build the hooks of the best checkpoint and of early stopping; they come after ``EvalHook``.
 
-    Args:
-        cfg (CfgNode): its ``SOLVER.BEST_METRIC``, ``.BEST_MODE``, ``.EARLY_STOP_PATIENCE``.
-        model (nn.Module): the trainer's.
-        average (AveragedWeights or None): of the model; saved if the metric is that of the averaged
-            weights.
-        checkpointables: saved with the best weights.
-
-    Returns:
-        list[HookBase]: hooks that come after ``EvalHook``.
+    If the metric is that of the averaged weights, those are saved.
     """
     if not uses_best_metric(cfg):
         return []

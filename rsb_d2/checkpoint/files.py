@@ -1,4 +1,4 @@
-"""Reading checkpoint files of any kind without running code in them.
+"""Reading checkpoint files without running code in them, and writing them.
 
 ``torch.load(weights_only=True)`` and safetensors read their formats. Our own unpickler reads only
 the ``.pkl`` files of Detectron2's model zoo, which are pickles of NumPy arrays, not files of torch.
@@ -9,7 +9,7 @@ import errno
 import pickle
 import re
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any, Dict, Iterator, Tuple
 
@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from ..errors import UserError
+from ..files import errors_of_writing, whole_file
 
 StateDict = Dict[str, torch.Tensor]
 
@@ -68,15 +69,7 @@ def read_checkpoint(path: str, *, map_tensors: bool = False) -> Dict[str, Any]:
 
 
 def _check_finite(path: str, checkpoint: Mapping) -> None:
-    """Check that all tensors of a checkpoint are finite: weights, averages, the optimizer's state.
-
-    Args:
-        path (str): of its file, for the message.
-        checkpoint (Mapping): tensors in containers of any depth; other values are ignored.
-
-    Raises:
-        UserError: if some have NaN or infinite values; it names the first one and counts them.
-    """
+    """Check that all tensors are finite: weights, averages, and the optimizer's state."""
     bad = [(name, tensor) for name, tensor in _tensors(checkpoint) if not _is_finite(tensor)]
     if not bad:
         return
@@ -105,18 +98,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def read_file(path: str, *, map_tensors: bool = False) -> Any:
-    """Read the content of a file with the reader for its format; see :func:`read_checkpoint`.
-
-    Args:
-        path (str): a local file.
-        map_tensors (bool): as of :func:`read_checkpoint`.
-
-    Returns:
-        Any: tensors, arrays, plain values and containers of them.
-
-    Raises:
-        UserError: as :func:`read_checkpoint`.
-    """
+    """Read the content of a file with the reader for its format; see :func:`read_checkpoint`."""
     start = _first_bytes(path)
     if start.startswith(_ZIP_START):
         _check_zip(path)
@@ -313,3 +295,74 @@ def _type_name(value: Any) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200]
+
+
+# ---- writing ----
+
+# What torch.load(weights_only=True) reads back as it was.
+_PLAIN_TYPES = (
+    *(type(None), bool, int, float, complex, str, bytes, bytearray),
+    *(torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device),
+)
+
+
+def save_torch(path: str, content: Any) -> None:
+    """``torch.save`` to a local file, completely or not at all."""
+    with whole_file(path) as f, errors_of_writing(path):
+        try:
+            torch.save(content, f)
+        except RuntimeError as e:  # torch closes its archive, which fails again
+            if isinstance(e.__context__, (OSError, UserError)):
+                raise e.__context__ from None
+            raise
+
+
+def save_weights(path: str, weights: StateDict, **entries: Any) -> None:
+    """Write a state dict; the bytes depend only on the names and the tensors.
+
+    Args:
+        path (str): ends in ``.pth`` or ``.safetensors``.
+        weights (dict[str, Tensor]): written in the order of the names.
+        entries: more entries of a ``.pth`` file, whose state dict is then its ``"model"``; without
+            any, the file is the state dict. Not written to safetensors.
+    """
+    check_ending(path)
+    # Copies, as saving a view would save all that it views.
+    weights = {n: weights[n].detach().cpu().clone().contiguous() for n in sorted(weights)}
+    if path.endswith(".safetensors"):
+        with whole_file(path) as f:
+            f.write(safetensors.torch.save(weights, metadata={"format": "pt"}))
+    else:
+        save_torch(path, {"model": weights, **entries} if entries else weights)
+
+
+def check_ending(path: str) -> None:
+    """Raise a :class:`UserError` unless ``path`` ends in ``.pth`` or ``.safetensors``."""
+    if not path.endswith((".pth", ".safetensors")):
+        raise UserError(f"{path}: the output's name must end in .pth or .safetensors")
+
+
+def to_plain(value: Any, where: str) -> Any:
+    """Copy a value into types that ``torch.load(weights_only=True)`` reads.
+
+    NumPy's numbers become Python's, its arrays tensors, and kinds of ``dict`` a ``dict``. An
+    ``OrderedDict`` of tensors is returned as it is. ``where`` names the value in a message.
+    """
+    if type(value) in _PLAIN_TYPES or isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.array(value))
+    if isinstance(value, OrderedDict) and all(isinstance(v, torch.Tensor) for v in value.values()):
+        return value  # with its _metadata
+    if isinstance(value, Mapping):
+        kind = Counter if isinstance(value, Counter) else dict
+        return kind({to_plain(k, where): to_plain(v, f"{where}.{k}") for k, v in value.items()})
+    for kind in (list, tuple, set):
+        if isinstance(value, kind):
+            return kind(to_plain(v, f"{where}[{i}]") for i, v in enumerate(value))
+    raise UserError(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which no checkpoint "
+        "can hold: its state_dict must be of tensors, numbers, strings and containers of them"
+    )
