@@ -119,11 +119,8 @@ def checksum(records: Iterable[dict]) -> int:
 def write_data(folder: str, num_images: int, num_objects: int, with_masks: bool) -> None:
     """Write ``made.json`` in COCO's format and ``images/``, whose files are empty.
 
-    Args:
-        folder (str): existing folder.
-        num_images (int): two thirds of 640 x 480 pixels, the others of 480 x 640.
-        num_objects (int): of all images together, in random order as in COCO's own files.
-        with_masks (bool): whether objects have a polygon.
+    Two thirds of the images have 640 x 480 pixels, the others 480 x 640. The objects of all images
+    are in random order, as in COCO's own files.
     """
     rng = np.random.default_rng(0)
     shapes = [_make_shape(rng, with_masks) for _ in range(_SHAPES)]

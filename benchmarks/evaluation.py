@@ -102,20 +102,10 @@ def make_detections(
     size: Tuple[int, int] = (480, 640),
     seed: int = 0,
 ) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
-    """Make ground truth and detections with boxes and masks.
+    """Make ground truth and detections with boxes and masks, in COCO's formats.
 
     Half of the detections are boxes of objects, shifted, 15 % of them with a random class; the
-    others have random boxes and classes.
-
-    Args:
-        num_images (int): number of images.
-        num_detections (int): in each image.
-        num_classes (int): the category ids are 1, 2, 3 and so on.
-        size (tuple[int, int]): height and width in pixels.
-        seed (int): of the random numbers.
-
-    Returns:
-        dict, list[dict]: in COCO's annotation format and result format.
+    others have random boxes and classes. The category ids are 1, 2, 3 and so on.
     """
     rng = np.random.default_rng(seed)
     height, width = size
@@ -136,31 +126,20 @@ def make_detections(
         for box, label in zip(objects.tolist(), labels.tolist()):
             mask, crowd = _polygon(rng, box, size), int(rng.random() < _CROWDS)
             rle = mask_util.merge(mask_util.frPyObjects([mask], height, width))
-            truth["annotations"].append(
-                {
-                    "id": len(truth["annotations"]) + 1,
-                    "image_id": image["id"],
-                    "category_id": label,
-                    "bbox": box,
-                    "area": float(mask_util.area(rle)),
-                    "iscrowd": crowd,
-                    "segmentation": _text(rle) if crowd else [mask],
-                }
-            )
-        for box, label, score in _detect(
-            rng, objects, labels, num_detections, num_classes, classes, size
-        ):
+            area, segmentation = float(mask_util.area(rle)), _text(rle) if crowd else [mask]
+            annotation = {"id": len(truth["annotations"]) + 1, "area": area, "iscrowd": crowd}
+            annotation.update(_entry(image, label, box), segmentation=segmentation)
+            truth["annotations"].append(annotation)
+        found = _detect(rng, objects, labels, num_detections, num_classes, classes, size)
+        for box, label, score in found:
             rle = mask_util.frPyObjects([_polygon(rng, box, size)], height, width)[0]
-            results.append(
-                {
-                    "image_id": image["id"],
-                    "category_id": label,
-                    "bbox": box,
-                    "score": score,
-                    "segmentation": _text(rle),
-                }
-            )
+            entry = _entry(image, label, box)
+            results.append({**entry, "score": score, "segmentation": _text(rle)})
     return truth, results
+
+
+def _entry(image: Dict[str, Any], label: int, box: List[float]) -> Dict[str, Any]:
+    return {"image_id": image["id"], "category_id": label, "bbox": box}
 
 
 def _random_boxes(rng: np.random.Generator, number: int, size: Tuple[int, int]) -> np.ndarray:

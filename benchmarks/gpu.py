@@ -37,53 +37,44 @@ def rows_of_parts(device: str) -> Dict[str, List[Row]]:
     """Return all rows by part, in the order in which they run."""
     weights = f"{_SAMPLE_OUTPUT}/model_final.pth"
     weights = f"--weights {weights}" if (ROOT / weights).exists() else ""
-    low, graphs = "--dtype bfloat16", "--compile reduce-overhead"
+    low, graphs = "--dtype bfloat16", f"{weights} --compile reduce-overhead"
     on_device, large = f"--device {device}", f"--device {device} --image-size 800x1333"
-    rows = [Row("tests", "-m pytest -q -m gpu --durations=10".split(), PART_SECONDS)]
-    rows.append(Row("train, its data", ["tools/sample_data.py", "pictures"], 60))
     train = f"--config-file configs/frcnn_rsb_sample.yaml MODEL.DEVICE {device}"
-    rows.append(Row("train", f"train_net.py {train} OUTPUT_DIR {_SAMPLE_OUTPUT}".split(), 300))
-
-    def add(benchmark: str, seconds: int, kinds: Dict[str, str]) -> None:
-        for kind, words in kinds.items():
-            command = ["tools/benchmark.py", benchmark, *words.split(), "--memory"]
-            rows.append(Row(f"{benchmark} {kind}", command, seconds))
-
-    for batch in (1, 8):
-        common = f"{large} --batch {batch} --runs 20"
-        kinds = {
-            f"bfloat16, graphs x{batch}": f"{common} {low} {weights} {graphs}",
-            f"bfloat16 x{batch}": f"{common} {low} {weights}",
-            f"float32 x{batch}": common,
-            f"float16, graphs x{batch}": f"{common} --dtype float16 {weights} {graphs}",
-            f"bfloat16, compiled x{batch}": f"{common} {low} {weights} --compile",
-        }
-        add("inference", 120, kinds)
-    for batch in (2, 16):
-        common = f"{large} --batch {batch} --runs 10"
-        kinds = {
-            f"bfloat16 x{batch}": f"{common} {low}",
-            f"float32 x{batch}": common,
-            f"bfloat16, compiled x{batch}": f"{common} {low} --compile",
-        }
-        add("training", 180, kinds)
-    common = f"{on_device} --batch 256 --runs 10"
-    kinds = {
-        "bfloat16": f"{common} {low} --loader-workers 8",
-        "float32": common,
-        "TF32": f"{common} --tf32",
-        "bfloat16, compiled": f"{common} {low} --compile",
+    parts = {
+        "tests": [Row("tests", "-m pytest -q -m gpu --durations=10".split(), PART_SECONDS)],
+        "train": [
+            Row("train, its data", ["tools/sample_data.py", "pictures"], 60),
+            Row("train", f"train_net.py {train} OUTPUT_DIR {_SAMPLE_OUTPUT}".split(), 300),
+        ],
     }
-    add("pretraining", 150, kinds)
+
+    def add(part: str, benchmark: str, seconds: int, common: str, kinds: Dict[str, str]) -> None:
+        for kind, words in kinds.items():
+            command = ["tools/benchmark.py", benchmark, *f"{common} {words} --memory".split()]
+            parts.setdefault(part, []).append(Row(f"{benchmark} {kind}", command, seconds))
+
+    for n in (1, 8):
+        kinds = {
+            f"bfloat16, graphs x{n}": f"{low} {graphs}",
+            f"bfloat16 x{n}": f"{low} {weights}",
+            f"float32 x{n}": "",
+            f"float16, graphs x{n}": f"--dtype float16 {graphs}",
+            f"bfloat16, compiled x{n}": f"{low} {weights} --compile",
+        }
+        add("inference", "inference", 120, f"{large} --batch {n} --runs 20", kinds)
+    in_training = {"bfloat16": low, "float32": "", "bfloat16, compiled": f"{low} --compile"}
+    for n in (2, 16):
+        kinds = {f"{kind} x{n}": words for kind, words in in_training.items()}
+        add("training", "training", 180, f"{large} --batch {n} --runs 10", kinds)
+    kinds = {**in_training, "bfloat16": f"{low} --loader-workers 8", "TF32": "--tf32"}
+    add("pretraining", "pretraining", 150, f"{on_device} --batch 256 --runs 10", kinds)
     words = f"{on_device} {low} --images 64 --batch 8 --workers 4"
-    add("prediction", 180, {"bfloat16": words})
-    add("evaluation", 240, {"x2000": "--images 2000 --runs 3"})
-    parts: Dict[str, List[Row]] = {}
-    for row in rows:
-        parts.setdefault(row.name.replace(",", "").split()[0], []).append(row)
-    add("inference", 120, {"profile": f"{large} --runs 5 --profile {low} {weights} {graphs}"})
-    add("training", 150, {"profile": f"{large} --runs 5 --profile {low} --batch 2"})
-    return {**parts, "profile": rows[-2:]}
+    add("prediction", "prediction", 180, words, {"bfloat16": ""})
+    add("evaluation", "evaluation", 240, "--images 2000 --runs 3", {"x2000": ""})
+    common = f"{large} --runs 5 --profile {low}"
+    add("profile", "inference", 120, common, {"profile": graphs})
+    add("profile", "training", 150, common, {"profile": "--batch 2"})
+    return parts
 
 
 def choose_rows(parts: List[str], names: List[str], device: str) -> Dict[str, List[Row]]:
@@ -101,15 +92,10 @@ def choose_rows(parts: List[str], names: List[str], device: str) -> Dict[str, Li
 
 
 def run_all(rows: Dict[str, List[Row]], json_file: str, say: Callable[[str], None]) -> bool:
-    """Run rows, each in a process with a time limit; a row that fails does not stop the others.
+    """Run rows, each in a process with a time limit; return whether all succeeded.
 
-    Args:
-        rows (dict[str, list[Row]]): by part, which has 8 minutes.
-        json_file (str): keeps the results of other rows; the table is the same file as ``.md``.
-        say (callable): prints a line.
-
-    Returns:
-        bool: whether all rows succeeded.
+    A row that fails does not stop the others. The JSON file keeps the results of other rows; the
+    table is the same file as ``.md``.
     """
     found = _read(json_file)
     succeeded = True
@@ -119,16 +105,14 @@ def run_all(rows: Dict[str, List[Row]], json_file: str, say: Callable[[str], Non
             say(f"{row.name}: {shlex.join(row.words)}")
             result = _run(row, min(row.seconds, end - time.perf_counter()))
             say(f"  {result['status']}")
-            succeeded &= result["status"] == "done"
             if result["status"] != "done":
+                succeeded = False
                 say(result["output"])
             found["rows"][row.name] = {"part": part, **result}
-            for path, text in (
-                (json_file, json.dumps(found, indent=1)),
-                (os.path.splitext(json_file)[0] + ".md", format_table(found)),
-            ):
-                with whole_file(path) as f:
-                    f.write(f"{text}\n".encode())
+            with whole_file(json_file) as f:
+                f.write(f"{json.dumps(found, indent=1)}\n".encode())
+            with whole_file(os.path.splitext(json_file)[0] + ".md") as f:
+                f.write(f"{format_table(found)}\n".encode())
     say(format_table(found))
     return succeeded
 

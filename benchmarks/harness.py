@@ -1,6 +1,7 @@
 """Timing by torch.utils.benchmark, peak memory, profiles, and the report."""
 
 import argparse
+import contextlib
 import importlib
 import logging
 import multiprocessing
@@ -29,15 +30,10 @@ class Different(Exception):
 
 
 class Prepared(NamedTuple):
-    """One contender, ready to be measured.
+    """One contender, ready to be measured."""
 
-    Args:
-        calls (dict[str, callable]): by row of the table, the function to time.
-        result (callable): returns the result that is compared with those of the others.
-    """
-
-    calls: Dict[str, Call]
-    result: Call
+    calls: Dict[str, Call]  # by row of the table, the function to time
+    result: Call  # returns the result that is compared with those of the others
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,11 +84,7 @@ def device(text: str) -> str:
 
 
 def run(benchmark: str, args: argparse.Namespace) -> Dict[str, Any]:
-    """Compare the results of all contenders, measure them in turn, and print the tables.
-
-    Args:
-        benchmark (str): name of a module in this folder.
-        args (Namespace): its options and those of :func:`add_common_arguments`.
+    """Compare the results of all contenders of a benchmark, time them in turn, and print tables.
 
     Returns:
         dict: ``machine``, ``check`` (the sentence about the comparison) and, by row and contender,
@@ -106,35 +98,31 @@ def run(benchmark: str, args: argparse.Namespace) -> Dict[str, Any]:
     names = module.contenders(args)
     logging.disable(logging.INFO)
     try:
-        return _run(module, names, benchmark, args)
+        prepared = {name: module.prepare(args, name) for name in names}
+        rows = list(prepared[names[0]].calls)
+        if unknown := set(args.rows) - set(rows):
+            raise UserError(f"--rows: there is no row {unknown.pop()!r}; the rows are {rows}")
+        rows = args.rows or rows
+        check = module.check(args, {name: p.result() for name, p in prepared.items()})
+        report = {"machine": machine(), "check": check}
+        print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
+        print(f"Equal: {check}")
+        report["seconds"] = _measure(benchmark, prepared, rows, args)
+        if args.profile:
+            for name, contender in prepared.items():
+                print(f"{name}, {rows[0]}:\n{operator_table(contender.calls[rows[0]])}")
+        del prepared
+        if args.memory:
+            report["memory"] = {
+                row: {name: _memory_in_new_process(benchmark, args, name, row) for name in names}
+                for row in rows
+            }
+            for row, memory in report["memory"].items():
+                sizes = (f"{name} {size / 2**20:.0f} MiB" for name, size in memory.items())
+                print(f"peak memory, {row}: {', '.join(sizes)}")
+        return report
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _run(module: Any, names: List[str], benchmark: str, args: argparse.Namespace) -> Dict[str, Any]:
-    prepared = {name: module.prepare(args, name) for name in names}
-    rows = list(prepared[names[0]].calls)
-    if unknown := set(args.rows) - set(rows):
-        raise UserError(f"--rows: there is no row {unknown.pop()!r}; the rows are {rows}")
-    rows = args.rows or rows
-    report = {"machine": machine(), "check": ""}
-    report["check"] = module.check(args, {name: p.result() for name, p in prepared.items()})
-    print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
-    print(f"Equal: {report['check']}")
-    report["seconds"] = _measure(benchmark, prepared, rows, args)
-    if args.profile:
-        for name, contender in prepared.items():
-            print(f"{name}, {rows[0]}:\n{operator_table(contender.calls[rows[0]])}")
-    del prepared
-    if args.memory:
-        report["memory"] = {
-            row: {name: _memory_in_new_process(benchmark, args, name, row) for name in names}
-            for row in rows
-        }
-        for row, memory in report["memory"].items():
-            sizes = (f"{name} {size / 2**20:.0f} MiB" for name, size in memory.items())
-            print(f"peak memory, {row}: {', '.join(sizes)}")
-    return report
 
 
 def _measure(
@@ -162,14 +150,11 @@ def _measure(
     reference, *others = prepared
     for row in rows:
         for name in others:
-            print(f"{row}, {reference} / {name}: {_ratio(seconds[row], reference, name)}")
+            # of neighboring measurements
+            ratios = [a / b for a, b in zip(seconds[row][reference], seconds[row][name])]
+            text = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            print(f"{row}, {reference} / {name}: {text}")
     return seconds
-
-
-def _ratio(seconds: Dict[str, List[float]], reference: str, name: str) -> str:
-    """Return the median, minimum and maximum of the ratios of neighboring measurements."""
-    ratios = [a / b for a, b in zip(seconds[reference], seconds[name])]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def cpu_seconds() -> float:
@@ -238,11 +223,9 @@ def machine() -> Dict[str, Any]:
         "Python": platform.python_version(),
         **{m.__name__: m.__version__ for m in (torch, torchvision, detectron2, timm)},
     }
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # not Linux on x86
         with open("/proc/cpuinfo") as f:
             found["CPU"] = re.search(r"model name\s*: (.*)", f.read()).group(1)
-    except (OSError, AttributeError):
-        pass  # not Linux on x86
     if torch.cuda.is_available():
         found["GPU"] = torch.cuda.get_device_name()
         found["CUDA"], found["cuDNN"] = torch.version.cuda, torch.backends.cudnn.version()

@@ -8,7 +8,6 @@ float32 both must give the same detections; in lower precision the same AP on th
 import argparse
 import os
 import tempfile
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Dict, List
 
@@ -102,15 +101,12 @@ class _Parts:
                 [proposals.proposal_boxes for proposals in self.proposals],
             ),
         }
-        return Prepared(
-            {name: lambda part=part: self.run(part) for name, part in parts.items()},
-            lambda: [r["instances"] for r in self.run(parts["end to end"])],
-        )
+        calls = {name: lambda part=part: self.run(part) for name, part in parts.items()}
+        return Prepared(calls, lambda: [r["instances"] for r in calls["end to end"]()])
 
     def run(self, part: Any) -> Any:
-        autocast = nullcontext()
-        if self.autocast is not None:
-            autocast = torch.autocast(self.model.device.type, self.autocast)
+        device, enabled = self.model.device.type, self.autocast is not None
+        autocast = torch.autocast(device, self.autocast, enabled)
         with torch.no_grad(), tf32(self.with_tf32), autocast:
             return part()
 
@@ -151,11 +147,7 @@ def to_arrays(found: Instances) -> Detections:
 
 
 def same_detections(results: Dict[str, List[Detections]], threshold: float = 0.05) -> str:
-    """Compare the detections of all contenders, in float32, with those of the first.
-
-    Raises:
-        Different: if a score or a box differs by more than the tolerance.
-    """
+    """Compare the detections of all contenders, in float32, with those of the first."""
     (reference, expected), *others = results.items()
     number = sum(map(len, expected))
     score = box = 0.0

@@ -1,7 +1,7 @@
 """Stock Detectron2 and this project with the same weights, and images for both."""
 
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Tuple
+from typing import Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from rsb_d2 import model_zoo
 from rsb_d2.checkpoint.convert import convert
 
+LOW_RATE = 1e-8  # of a training in which the weights, and with them the work, stay the same
 _OBJECTS = 7  # in an image, as in COCO
 # Standard deviations of the layers whose outputs are logits or box deltas, so that scores spread
 # over 0 to 1; all other layers keep the scale of their input.
@@ -114,13 +115,7 @@ def make_objects(size: Tuple[int, int], seed: int) -> Instances:
 
 
 def write_images(pattern: str, size: Tuple[int, int], number: int) -> List[dict]:
-    """Write JPEG files; return their records in Detectron2's format.
-
-    Args:
-        pattern (str): path with a ``{}`` for the number of the file.
-        size (tuple[int, int]): height and width.
-        number (int): of files.
-    """
+    """Write JPEG files, with their numbers in place of ``{}``; return their records."""
     records = []
     for i, image in enumerate(make_images(size, number)):
         path, objects = pattern.format(i), make_objects(size, i)
@@ -146,3 +141,36 @@ def tf32(enabled: bool) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before):
             switch.allow_tf32 = value
+
+
+class Step:
+    """A step of training in one precision: calling it runs forward, backward and the optimizer."""
+
+    def __init__(
+        self,
+        losses: Callable[[], Dict[str, torch.Tensor]],
+        optimizer: torch.optim.Optimizer,
+        device: str,
+        dtype: torch.dtype,
+        with_tf32: bool,
+    ):
+        self._losses, self._optimizer, self._with_tf32 = losses, optimizer, with_tf32
+        kind = torch.device(device).type
+        self._autocast = torch.autocast(kind, dtype, dtype != torch.float32)
+        self._scaler = torch.amp.GradScaler(kind, enabled=dtype == torch.float16)
+
+    def forward(self) -> Dict[str, torch.Tensor]:
+        with tf32(self._with_tf32), self._autocast:
+            return self._losses()
+
+    def backward(self) -> None:
+        loss = sum(self.forward().values())
+        self._optimizer.zero_grad()
+        with tf32(self._with_tf32):
+            self._scaler.scale(loss).backward()
+
+    def __call__(self) -> None:
+        self.backward()
+        with tf32(self._with_tf32):
+            self._scaler.step(self._optimizer)
+        self._scaler.update()

@@ -16,14 +16,8 @@ from typing import Any, Dict, List
 import torch
 
 from rsb_d2.addons.accelerate import optimize_for_inference
+from rsb_d2.addons.predict import pipeline
 from rsb_d2.addons.predict.files import find_images
-from rsb_d2.addons.predict.pipeline import (
-    ImageBatches,
-    Options,
-    load,
-    pending_chunks,
-    predict_files,
-)
 from rsb_d2.data.class_names import ClassNames
 from rsb_d2.predictor import Predictor
 
@@ -66,8 +60,8 @@ def prepare(args: argparse.Namespace, name: str) -> Prepared:
     def predict_folder() -> None:
         folder  # noqa: B018  # keeps the images
         with contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
-            options = Options(args.batch, args.workers, name == _PICTURES)
-            predict_files(predictor, images, output, options)
+            options = pipeline.Options(args.batch, args.workers, name == _PICTURES)
+            pipeline.predict_files(predictor, images, output, options)
 
     def results() -> List[dict]:
         predict_folder()
@@ -80,12 +74,12 @@ def prepare(args: argparse.Namespace, name: str) -> Prepared:
 def _read_batches(predictor: Predictor, images: List[tuple], batch_size: int) -> Dict[tuple, Any]:
     """Return the batches that the pipeline makes, by the indices of their images."""
     done = bytes(len(images))
-    chunks = pending_chunks(done, batch_size)
+    chunks = pipeline.pending_chunks(done, batch_size)
     paths = [path for path, _ in images]
-    batches = ImageBatches(paths, chunks, done, predictor.preparation, batch_size, False)
+    batches = pipeline.ImageBatches(paths, chunks, done, predictor.preparation, batch_size, False)
     return {
         tuple(loaded.index for loaded in batch): [loaded.prepared for loaded in batch]
-        for batch in load(batches, 0)
+        for batch in pipeline.load(batches, 0)
     }
 
 

@@ -27,12 +27,12 @@ from rsb_d2.pretraining.data import build_train_loader, register_image_folders
 from rsb_d2.solver import build_optimizer
 
 from .harness import DTYPES, Different, Prepared, device, positive
-from .models import make_images, tf32, write_images
+from .models import LOW_RATE, Step, make_images, write_images
 
 LOSS_TOLERANCE, LOSS_TOLERANCE_LOW = 1e-4, 0.03  # relative; the second also for TF32
 _CLASSES, _FILES, _LOADED_IMAGES = 2, 64, 512
 _FILE_SIZE = 375, 500  # height and width of many of ImageNet's images
-_RATE, _MIX_SEED = 1e-8, (0, 0)  # so low a rate that the work stays the same
+_DATA, _MIX_SEED = "benchmark_pretraining", (0, 0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of both (float32)")
     parser.add_argument("--tf32", action="store_true", help="both with TF32 on a GPU")
     parser.add_argument("--compile", action="store_true", help="both with torch.compile")
-    parser.add_argument("--nchw", action="store_true", help="both without channels-last")
     parser.add_argument(
-        "--loader-workers",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="also load 500 x 375 JPEG files in N processes",
+        "--loader-workers", type=int, default=-1, metavar="N", help="also load files"
     )
 
 
@@ -62,39 +57,28 @@ def contenders(args: argparse.Namespace) -> List[str]:
 
 def prepare(args: argparse.Namespace, name: str) -> Prepared:
     cfg = _config(args)
-    loss, optimizer = (_timm if name == "timm" else _ours)(cfg, args)
-    dtype, kind = DTYPES[args.dtype], torch.device(args.device).type
-    scaler = torch.amp.GradScaler(kind, enabled=dtype == torch.float16)
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg)
+    loss, optimizer = (_timm if name == "timm" else _ours)(model, cfg)
 
-    def forward() -> torch.Tensor:
-        with tf32(args.tf32), torch.autocast(kind, dtype, dtype != torch.float32):
-            return loss()
-
-    def step() -> None:
-        with tf32(args.tf32):
-            value = forward()
-            optimizer.zero_grad()
-            scaler.scale(value).backward()
-            scaler.step(optimizer)
-            scaler.update()
-
-    def first_loss() -> float:
+    def losses() -> Dict[str, torch.Tensor]:
         torch.manual_seed(1)  # for stochastic depth
-        return forward().item()
+        return {"loss": loss()}
 
+    step = Step(losses, optimizer, args.device, DTYPES[args.dtype], args.tf32)
     calls = {f"a step of {args.batch} images": step}
     if args.loader_workers >= 0:
         number = max(2, _LOADED_IMAGES // args.batch)
         batches = _batches(args, name)
         calls[f"loading {number} batches"] = lambda: [next(batches) for _ in range(number)]
-    return Prepared(calls, first_loss)
+    return Prepared(calls, lambda: step.forward()["loss"].item())
 
 
 def _config(args: argparse.Namespace, *opts: Any) -> CfgNode:
     cfg = model_zoo.get_config(f"pretrain/resnet50_rsb_{args.procedure}.yaml")
     cfg.MODEL.DEVICE, cfg.MODEL.TIMM.NAME = args.device, args.model
-    cfg.MODEL.CHANNELS_LAST, cfg.MODEL.COMPILE = not args.nchw, args.compile
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = args.batch, _RATE
+    cfg.MODEL.CHANNELS_LAST, cfg.MODEL.COMPILE = True, args.compile
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR = args.batch, LOW_RATE
     # timm smooths labels before the threshold, A1 after it; the work is the same.
     cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING, cfg.MODEL.CLASSIFIER.SMOOTH_AFTER_THRESH = 0.0, False
     if args.train_size:
@@ -111,9 +95,7 @@ def _images_and_labels(cfg: CfgNode) -> tuple:
     return [x["image"] for x in make_images((size, size), batch)], labels.tolist()
 
 
-def _ours(cfg: CfgNode, args: argparse.Namespace) -> tuple:
-    torch.manual_seed(0)
-    model = Trainer.build_model(cfg)
+def _ours(model: torch.nn.Module, cfg: CfgNode) -> tuple:
     prepare_for_training(model, cfg)
     batch = [
         {"image": image, "label": label, "mix_seed": _MIX_SEED}
@@ -123,20 +105,17 @@ def _ours(cfg: CfgNode, args: argparse.Namespace) -> tuple:
     return lambda: model(batch)["loss_cls"], build_optimizer(cfg, model)
 
 
-def _timm(cfg: CfgNode, args: argparse.Namespace) -> tuple:
-    torch.manual_seed(0)
-    keys, images = cfg.MODEL.CLASSIFIER, cfg.INPUT.CLASSIFIER
-    weights = Trainer.build_model(cfg).network.state_dict()
+def _timm(ours: torch.nn.Module, cfg: CfgNode) -> tuple:
+    keys, images, where = cfg.MODEL.CLASSIFIER, cfg.INPUT.CLASSIFIER, cfg.MODEL.DEVICE
+    rate = keys.DROP_PATH_RATE or None
     model = timm.create_model(
-        args.model, num_classes=keys.NUM_CLASSES, drop_path_rate=keys.DROP_PATH_RATE or None
+        cfg.MODEL.TIMM.NAME, num_classes=keys.NUM_CLASSES, drop_path_rate=rate
     )
-    model.load_state_dict(weights)
-    layout = torch.contiguous_format if args.nchw else torch.channels_last
-    model.to(args.device, memory_format=layout)
-    optimizer = create_optimizer_v2(
-        model, opt="lamb", lr=_RATE, weight_decay=cfg.SOLVER.WEIGHT_DECAY
-    )
-    network = torch.compile(model) if args.compile else model
+    model.load_state_dict(ours.network.state_dict())
+    model.to(where, memory_format=torch.channels_last)
+    decay = cfg.SOLVER.WEIGHT_DECAY
+    optimizer = create_optimizer_v2(model, opt="lamb", lr=LOW_RATE, weight_decay=decay)
+    network = torch.compile(model) if cfg.MODEL.COMPILE else model
     mixup = Mixup(
         mixup_alpha=images.MIXUP_ALPHA,
         cutmix_alpha=images.CUTMIX_ALPHA,
@@ -145,17 +124,17 @@ def _timm(cfg: CfgNode, args: argparse.Namespace) -> tuple:
     )
     criterion = BinaryCrossEntropy(target_threshold=keys.TARGET_THRESH)
     mean, std = (
-        torch.tensor(values, device=args.device).view(1, 3, 1, 1)
+        torch.tensor(values, device=where).view(1, 3, 1, 1)
         for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
     )
     x, y = _images_and_labels(cfg)
     x, y = torch.stack(x), torch.tensor(y)
 
     def loss() -> torch.Tensor:
-        pixels = x.to(args.device, non_blocking=True).float().sub_(mean).div_(std)
+        pixels = x.to(where, non_blocking=True).float().sub_(mean).div_(std)
         np.random.seed(np.random.SeedSequence(_MIX_SEED).generate_state(4))
-        pixels, targets = mixup(pixels, y.to(args.device, non_blocking=True))
-        return criterion(network(pixels.contiguous(memory_format=layout)), targets)
+        pixels, targets = mixup(pixels, y.to(where, non_blocking=True))
+        return criterion(network(pixels.contiguous(memory_format=torch.channels_last)), targets)
 
     network.train()
     return loss, optimizer
@@ -168,39 +147,34 @@ def _batches(args: argparse.Namespace, name: str) -> Iterator[Any]:
             os.mkdir(os.path.join(folder, str(label)))
             number = max(_FILES, args.batch) // _CLASSES
             write_images(os.path.join(folder, str(label), "{}.jpg"), _FILE_SIZE, number)
-        data = "benchmark_pretraining"
         cfg = _config(
             args,
-            *("DATASETS.IMAGE_FOLDER", [[data, folder]], "DATASETS.TRAIN", (data,)),
+            *("DATASETS.IMAGE_FOLDER", [[_DATA, folder]], "DATASETS.TRAIN", (_DATA,)),
             *("DATASETS.TEST", (), "MODEL.CLASSIFIER.NUM_CLASSES", _CLASSES),
         )
         if name == "ours":
-            if data in DatasetCatalog:
-                DatasetCatalog.remove(data)
+            if _DATA in DatasetCatalog:
+                DatasetCatalog.remove(_DATA)
             register_image_folders(cfg)
             yield from build_train_loader(cfg)
-        loader = _timm_loader(cfg, folder)
+        keys, workers = cfg.INPUT.CLASSIFIER, cfg.DATALOADER.NUM_WORKERS
+        loader = create_loader(
+            create_dataset("", root=folder),
+            input_size=(3, keys.TRAIN_SIZE, keys.TRAIN_SIZE),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            is_training=True,
+            scale=tuple(keys.CROP_SCALE),
+            ratio=tuple(keys.CROP_RATIO),
+            hflip=keys.FLIP_PROB,
+            color_jitter=None,
+            auto_augment=keys.AUTO_AUGMENT,
+            interpolation=keys.INTERPOLATION,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            device=torch.device(cfg.MODEL.DEVICE),
+        ).loader
         while True:
             yield from loader
-
-
-def _timm_loader(cfg: CfgNode, folder: str) -> Any:
-    keys = cfg.INPUT.CLASSIFIER
-    return create_loader(
-        create_dataset("", root=folder),
-        input_size=(3, keys.TRAIN_SIZE, keys.TRAIN_SIZE),
-        batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        is_training=True,
-        scale=tuple(keys.CROP_SCALE),
-        ratio=tuple(keys.CROP_RATIO),
-        hflip=keys.FLIP_PROB,
-        color_jitter=None,
-        auto_augment=keys.AUTO_AUGMENT,
-        interpolation=keys.INTERPOLATION,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
-        device=torch.device(cfg.MODEL.DEVICE),
-    ).loader
 
 
 def check(args: argparse.Namespace, results: Dict[str, float]) -> str:

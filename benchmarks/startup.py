@@ -15,16 +15,13 @@ from .harness import Different, Prepared
 
 _IMPORT = {"stock": "import detectron2.model_zoo, detectron2.modeling", "ours": "import rsb_d2"}
 _CONFIG = {
-    "stock": """
-from detectron2 import model_zoo
-cfg = model_zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
-""",
-    "ours": """
-cfg = rsb_d2.model_zoo.get_config("frcnn_rsb_1x.yaml")
-""",
+    "stock": "from detectron2 import model_zoo; zoo, name = model_zoo, '"
+    "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml'",
+    "ours": "zoo, name = rsb_d2.model_zoo, 'frcnn_rsb_1x.yaml'",
 }
 _BUILD = """
 from detectron2.modeling import build_model
+cfg = zoo.get_config(name)
 cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
 weights = build_model(cfg).state_dict()
 print(sum(t.numel() for name, t in weights.items() if not name.endswith("num_batches_tracked")))
@@ -40,7 +37,7 @@ def contenders(args: argparse.Namespace) -> List[str]:
 
 
 def prepare(args: argparse.Namespace, name: str) -> Prepared:
-    build = _IMPORT[name] + _CONFIG[name] + _BUILD
+    build = f"{_IMPORT[name]}\n{_CONFIG[name]}{_BUILD}"
     calls = {"import": lambda: _run(_IMPORT[name]), "import and build": lambda: _run(build)}
     return Prepared(calls, lambda: int(_run(build)))
 
