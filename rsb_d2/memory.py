@@ -20,7 +20,7 @@ def garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-# Messages of torch on the CPU, of CUDA and of OpenCV, whose errors have no type of their own.
+# Messages of torch on the CPU, of CUDA and of OpenCV, whose errors have no separate type.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
 
 

@@ -43,7 +43,7 @@ def load_predict_config(
     Args:
         config_file (str): path of a YAML file, or a name in the model zoo; ``""`` for the config
             of ``run``, or of weights named ``zoo://NAME``.
-        weights (str): as ``MODEL.WEIGHTS``; ``""`` for those of the run or the config.
+        weights (str): as ``MODEL.WEIGHTS``; ``""`` for the weights of the run or the config.
         run (str): ``OUTPUT_DIR`` of a training: its ``config.yaml``, and its best weights or
             otherwise its last ones.
         opts (list[str]): ``KEY VALUE`` pairs.

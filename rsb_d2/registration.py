@@ -50,7 +50,7 @@ def register_waiting() -> None:
 def _register_first_name(registry: Registry, entry: Any) -> None:
     name = entry.__name__
     if name not in registry:
-        registry._do_register(name, entry)
+        registry.register(entry)
     else:
         logger.warning(
             f"{name} is registered by another project ({registry.get(name).__module__}); that of "

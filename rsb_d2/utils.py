@@ -24,7 +24,7 @@ def run_on_meta(
         with_graph (bool): whether autograd records its graph, as if all parameters trained.
 
     Returns:
-        Any, dict[str, Tensor]: what the network returns, and the parameters that it was run with.
+        Any, dict[str, Tensor]: the result of the network, and the parameters that it was run with.
     """
     modes = {module: module.training for module in net.modules()}
     with torch.inference_mode(False), torch.set_grad_enabled(with_graph):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the sample detector from a backbone of its own data; the same as ``rsb-d2 demo``."""
+"""Pretrain a backbone on the sample data, and train a detector from it; as ``rsb-d2 demo``."""
 
 import os
 import sys

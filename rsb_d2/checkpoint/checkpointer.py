@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's ``DetectionCheckpointer``, strict about the backbone and safe about files.
 
-    It is constructed, saves and resumes as Detectron2's does. What it loads may be of any of the
-    formats in :data:`rsb_d2.checkpoint.FORMATS`.
+    It is constructed, saves and resumes as Detectron2's. It loads files in any of the formats in
+    :data:`rsb_d2.checkpoint.FORMATS`.
 
     Args:
         model (nn.Module): a detector, or a part of one, with a timm backbone in it, or a model with
@@ -34,13 +34,13 @@ class Checkpointer(DetectionCheckpointer):
         checkpointables: more objects with ``state_dict`` and ``load_state_dict``.
 
     Attributes:
-        report (LoadReport or None): what the last :meth:`load` did.
+        report (LoadReport or None): of the last :meth:`load`.
     """
 
     report: LoadReport | None = None
 
     def load(self, path: str, checkpointables: List[str] | None = None) -> Dict[str, Any]:
-        """Load weights, and log in one block what was loaded from where.
+        """Load weights, and log in one block the loaded parts and their sources.
 
         Args:
             path (str): a local file, ``timm://NAME`` or another path of Detectron2's
@@ -50,7 +50,7 @@ class Checkpointer(DetectionCheckpointer):
                 and must hold the complete model.
 
         Returns:
-            dict[str, Any]: what else the file holds.
+            dict[str, Any]: the other entries of the file.
 
         Raises:
             UserError: if there is no such file, if it is damaged or unsafe, or if it does not
@@ -79,8 +79,8 @@ class Checkpointer(DetectionCheckpointer):
                 self.report = model.load_pretrained(*arguments)
             else:
                 self.report = load_weights(self.model, *arguments)
-            to_be_seen = self.report.other_shape or self.report.differs
-            logger.log(logging.WARNING if to_be_seen else logging.INFO, str(self.report))
+            needs_attention = self.report.other_shape or self.report.differs
+            logger.log(logging.WARNING if needs_attention else logging.INFO, str(self.report))
         for name in names:
             logger.info(f"Loading {name} from {path}")
             self.checkpointables[name].load_state_dict(checkpoint.pop(name))
@@ -99,7 +99,7 @@ class Checkpointer(DetectionCheckpointer):
         Args:
             path (str): as of :meth:`load`.
             resume (bool): whether to look for checkpoints in ``save_dir``; those that are damaged
-                are reported and passed over. All processes take what the main process finds.
+                are reported and skipped. All processes use the one that the main process finds.
 
         Returns:
             dict[str, Any]: as of :meth:`load`.

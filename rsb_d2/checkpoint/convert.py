@@ -42,7 +42,7 @@ class Conversion(NamedTuple):
     Args:
         weights (dict[str, Tensor]): by the names of the target.
         timm_name (str): timm's name of the architecture; of a detector, as it was given.
-        format_name (str): what the weights came from.
+        format_name (str): of the source.
         dropped (list[str]): the tensors of the file that were left out.
         num_classes (int): of the classifier that is in ``weights``; 0 if there is none.
     """
@@ -67,7 +67,7 @@ def convert_file(source: str, output: str, target: str, timm_name: str = "") -> 
         timm_name (str): timm's name of the architecture; it can be left out for a plain ResNet.
 
     Returns:
-        Conversion: what was written.
+        Conversion: of the written file.
 
     Raises:
         UserError: if the file cannot be read, is not of the architecture, cannot be converted or
@@ -172,7 +172,7 @@ def _identify(weights: StateDict, target: str) -> str:
     if target == "detectron2":
         raise UserError(f"not a backbone that Detectron2 has, {_HAS}")
     raise UserError(
-        "the architecture cannot be told from the names and shapes, as it is not a plain ResNet or "
+        "the names and shapes do not identify the architecture: it is not a plain ResNet or "
         "does not have all of its stages: give timm's name of it with --name"
     )
 

@@ -29,7 +29,7 @@ _STATE_DICT_KEYS = ("model", "state_dict", "blobs")
 _ZIP_START = b"PK\x03\x04"
 # torch.save's format before it became a zip archive starts with this pickled number.
 _LEGACY_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# Protocol 2 and later; the beginnings of what protocol 0 and 1 write for a container or an object.
+# Protocol 2 and later; the first bytes of a container or an object in protocol 0 and 1.
 _PICKLE_STARTS = (b"\x80", b"(", b"c", b"}", b"]")
 # Safetensors: the header's length in 8 bytes, which is below 2^32, and the header, in JSON.
 _SAFETENSORS_AT_4 = b"\0\0\0\0{"
@@ -40,7 +40,7 @@ def read_checkpoint(path: str, *, map_tensors: bool = False) -> Dict[str, Any]:
     """Read a checkpoint; the kind of file is determined by its content, not by its name.
 
     Args:
-        path (str): a local file: safetensors, what ``torch.save`` wrote, or a pickle of arrays
+        path (str): a local file: safetensors, of ``torch.save``, or a pickle of arrays
             and plain containers, as in Detectron2's model zoo.
         map_tensors (bool): whether the tensors may be mapped from the file, so that they take no
             memory until they are used. The caller must copy them to keep them.
@@ -299,7 +299,7 @@ def _first_line(error: BaseException) -> str:
 
 # ---- writing ----
 
-# What torch.load(weights_only=True) reads back as it was.
+# Types that torch.load(weights_only=True) reads back unchanged.
 _PLAIN_TYPES = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray),
     *(torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device),

@@ -26,7 +26,7 @@ from ..modeling.published import (
 )
 from .files import StateDict
 
-# What a converter returns: a backbone by the names of timm's classification model (conv1.weight,
+# The result of a converter: a backbone by the names of timm's classification model (conv1.weight,
 # layer1.0.conv1.weight) ...
 BACKBONE = "backbone"
 # ... or a complete detector by this project's names (backbone.bottom_up.body.conv1.weight,
@@ -39,7 +39,7 @@ class Format:
     """A format of checkpoints.
 
     Args:
-        name (str): what the log calls it.
+        name (str): in the log.
         holds (str): ``BACKBONE`` or ``DETECTOR``.
         matches (callable): whether a state dict, ``{name: Tensor}``, is of this format.
         convert (callable): a state dict of this format to one that ``holds`` says; it raises

@@ -44,7 +44,7 @@ def architecture(name: str) -> str:
 
 
 def model_names(feature_name: str) -> Iterator[str]:
-    """Possible names, in the complete model, of a tensor of a timm feature net, likeliest first.
+    """Yield possible names in the complete model of a feature net's tensor, the likely ones first.
 
     timm's feature nets keep a model's names, put ``model.`` or ``body.`` before them, or join the
     first two levels: ``stages.0.blocks.1.norm.weight`` is ``stages_0.blocks.1.norm.weight``.
@@ -187,7 +187,7 @@ _BEFORE_BODY = ("backbone.bottom_up.", "backbone.", "roi_heads.res5.")
 
 @dataclass
 class LoadReport:
-    """What :func:`load_weights` did.
+    """The result of :func:`load_weights`.
 
     Args:
         source (str): the path as the user wrote it.
@@ -196,7 +196,7 @@ class LoadReport:
         loaded (list[str]): the model's tensors that were loaded.
         backbone (tuple[str, ...]): prefixes of the backbone's tensors, one for each part of it.
         initial (list[str]): the model's tensors that keep their initial value.
-        other_shape (list): of those, what the file has in another shape: the name, the shape in
+        other_shape (list): those that the file has in another shape: the name, the shape in
             the file, the shape in the model.
         unused (list[str]): the file's tensors that the model does not have.
         classes (tuple[int, int] or None): the numbers of classes of the file and the model, if
@@ -223,7 +223,7 @@ class LoadReport:
             f"Weights from {self.source}",
             f"  file:    {self.path}",
             f"  format:  {self.format_name}",
-            f"  loaded:  the whole backbone, {of_backbone} tensors; others: {_by_part(others)}",
+            f"  loaded:  the complete backbone, {of_backbone} tensors; others: {_by_part(others)}",
             f"  left at their initial values: {_by_part(self.initial)}",
             f"  unused in the file: {_by_part(self.unused)}",
         ]
@@ -249,7 +249,7 @@ def load_weights(
     Args:
         model (nn.Module): with a :class:`TimmBackbone` in it; changed in place.
         weights (dict[str, Tensor]): as :func:`read_checkpoint` returns it.
-        source (str): what to call it in messages.
+        source (str): its name in messages.
         path (str): the local file, for the report.
         complete (bool): the complete model must be in it, as when a run is resumed; otherwise
             only the backbone.
@@ -421,7 +421,7 @@ def _num_classes(name: str, weights: StateDict) -> int:
 
 
 def incomplete(report: LoadReport) -> str:
-    """The message where a run cannot be resumed, as the file lacks a part of the model."""
+    """Return the message for a run whose checkpoint lacks a part of the model."""
     lines = f"{report.source} cannot be resumed from: the model is not the one that was saved"
     if report.classes:
         lines += f" ({report.classes[0]} classes in the file, {report.classes[1]} here)"
@@ -439,7 +439,7 @@ def _shapes(name: str, in_file: Shape, in_model: Shape) -> str:
 
 
 def _by_part(names: List[str]) -> str:
-    """Tensors summed up: ``FPN (16), proposal_generator (6)``."""
+    """Return the number of tensors by part: ``FPN (16), proposal_generator (6)``."""
     counts = Counter(_part(name) for name in names)
     return ", ".join(f"{part} ({count})" for part, count in counts.items()) or "none"
 
@@ -452,7 +452,7 @@ def _part(name: str) -> str:
 
 
 def state_dict_of(checkpoint: Dict[str, Any]) -> StateDict:
-    """Take the state dict out of what :func:`read_checkpoint` returns, without DDP's prefix."""
+    """Take the state dict out of a result of :func:`read_checkpoint`, without DDP's prefix."""
     weights = checkpoint.pop("model")
     prefix = "module."
     if not all(name.startswith(prefix) for name in weights):

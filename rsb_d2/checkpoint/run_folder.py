@@ -24,7 +24,7 @@ _PERIODIC = re.compile(r"model_(\d{7})\.pth")
 _LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint|best\.json)\.\d+\.tmp")
 
 
-# What the programs write into OUTPUT_DIR; everything else in it belongs to the user.
+# Files that the programs write into OUTPUT_DIR; all others in it belong to the user.
 _FILES = re.compile(
     r"model_(\d{7}|final|final_ema|best)\.pth|last_checkpoint|best\.json|metrics\.json"
     r"|(curves|detections|predictions|training_images)\.png|inference(_TTA)?|ema|predictions"
@@ -154,7 +154,7 @@ def _find(output_dir: str) -> _Found:
 
 
 def _identity(path: str) -> Tuple[Any, ...]:
-    """What distinguishes a file from one that replaces it."""
+    """Return values that distinguish a file from one that replaces it."""
     try:
         status = os.stat(path)
     except OSError:

@@ -39,7 +39,7 @@ _RECIPES = ("a1_in1k", "a1h_in1k", "ah_in1k", "c1_in1k")
 # Detectron2's own models: by both of its names for them, and where these lead to.
 _STOCK = ("detectron2://", "catalog://", "https://dl.fbaipublicfiles.com/detectron2/")
 
-# What timm looks for, in this order: a repository has at least one of them.
+# The files that timm looks for, in this order: a repository has at least one of them.
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 _FOLDER = f"{SERVER}mmdetection/v2.0/resnet_strikes_back/"
@@ -247,7 +247,7 @@ def recommended_weights(name: str) -> Tuple[str, bool]:
 
 
 def is_rsb(name: str) -> bool:
-    """Whether timm counts weights among those of "ResNet strikes back"."""
+    """Whether timm attributes weights to "ResNet strikes back"."""
     return RSB_PAPER in str(timm.get_pretrained_cfg(name).paper_ids)
 
 
@@ -451,7 +451,7 @@ def fetch_published(path: str, force: bool = False) -> str:
     url = _url(path[len(ZOO) :]) if path.startswith(ZOO) else escape_address(path)
     cached = _cached_path(url)
     if force and os.path.isfile(cached):
-        os.remove(cached)  # iopath's own "force" takes what is there
+        os.remove(cached)  # iopath's own "force" uses an existing file
     was_cached = os.path.isfile(cached)
     try:
         local_path = PathManager.get_local_path(url, force=force)
@@ -505,6 +505,6 @@ def _check_digest(url: str, local_path: str, was_cached: bool) -> None:
     with contextlib.suppress(FileNotFoundError):  # another process was faster
         os.remove(local_path)
     raise UserError(
-        f"the download of {url} was cut off or changed on its way ({damaged}); it was deleted. "
+        f"the download of {url} was cut off or changed in transit ({damaged}); it was deleted. "
         "Try again, or download it by hand and write MODEL.WEIGHTS path/to/that/file"
     )

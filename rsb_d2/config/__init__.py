@@ -1,6 +1,6 @@
 """The way of a config: ``load_config`` (or ``setup``), ``resolve``, ``validate``.
 
-Importing this package provides the keys alone. The other names are imported at their first use, as
+Importing this package provides only the keys. The other names are imported at their first use, as
 they look at data, weights and the model.
 """
 

@@ -364,9 +364,9 @@ def check_schedule(cfg: CfgNode) -> None:
         build_lr_scheduler(cfg, optimizer)
     except (ValueError, AssertionError) as e:
         raise UserError(
-            f"no learning-rate schedule can be made of SOLVER.LR_SCHEDULER_NAME "
+            f"cannot build a learning-rate schedule from SOLVER.LR_SCHEDULER_NAME "
             f"{solver.LR_SCHEDULER_NAME}, STEPS {tuple(solver.STEPS)} and MAX_ITER "
-            f"{solver.MAX_ITER}: {e}; STEPS must rise and be below MAX_ITER"
+            f"{solver.MAX_ITER}: {e}; STEPS must increase and be below MAX_ITER"
         ) from None
 
 
@@ -443,13 +443,13 @@ def _check_files(split: str, name: str) -> None:
         ("panoptic annotation file", metadata.get("panoptic_json")),
         ("folder of panoptic pictures", metadata.get("panoptic_root")),
     ]
-    for what, path in files:
-        is_there = PathManager.exists if what.endswith("file") else is_image_folder
+    for kind, path in files:
+        is_there = PathManager.exists if kind.endswith("file") else is_image_folder
         # register_coco_instances takes paths, too.
         path = os.fspath(path or "")
         if path and "://" not in path and not is_there(path):
             raise UserError(
-                f"DATASETS.{split}: {name} has its {what} at {path}, where there is none; put the "
+                f"DATASETS.{split}: {name} needs its {kind} at {path}, but there is none; put the "
                 "data there, or name the folder above in the environment variable "
                 "DETECTRON2_DATASETS"
             )
@@ -485,9 +485,9 @@ def _check_federated_loss(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TRAIN:
         if not MetadataCatalog.get(name).get("class_image_count"):
             raise UserError(
-                f"MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs to know how many images each class is in, "
-                f"which {name} of DATASETS.TRAIN does not say (its metadata class_image_count); "
-                "lvis_v1_train does"
+                f"MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs the number of images of each class, but "
+                f"the metadata of {name} in DATASETS.TRAIN has no class_image_count; "
+                "lvis_v1_train has one"
             )
 
 
@@ -530,7 +530,7 @@ def log_keypoint_notes(cfg: CfgNode, eval_only: bool) -> None:
         if not MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).keypoint_flip_map:
             logger.warning(
                 "INPUT.RANDOM_FLIP is horizontal, but the names of the keypoints do not tell left "
-                "from right, so a flipped object keeps them as they are. Where that is wrong, "
+                "from right, so a flipped object keeps them unchanged. Where that is wrong, "
                 "write DATASETS.KEYPOINT_FLIP_PAIRS [[left name, right name], ...] or "
                 "INPUT.RANDOM_FLIP none."
             )

@@ -23,7 +23,7 @@ def add_rsb_config(cfg: CN) -> None:
     Call it between ``get_cfg()`` and ``merge_from_file()``, after all projects have been imported
     and after the functions with which others add their keys: these may replace a node, such as
     ``MODEL.TIMM``, that two projects have. Here a key that is there keeps its value, and one line
-    names those whose value is not this project's default. Calling it again does no harm. The
+    names those whose value is not this project's default. Calling it again changes nothing. The
     defaults leave every stock Detectron2 config as it was.
 
     Args:
@@ -39,7 +39,7 @@ def add_rsb_config(cfg: CN) -> None:
             cfg.register_deprecated_key(key)
     kept: List[str] = []
     if _add(cfg, _defaults(), "", kept) and kept:
-        logger.warning(f"Keys that another project has set stay as they are: {', '.join(kept)}.")
+        logger.warning(f"Keys that another project has set are kept: {', '.join(kept)}.")
 
 
 def default_config() -> CN:
@@ -157,7 +157,7 @@ def _defaults() -> CN:
     # Part of each label that is spread over all classes, including the right one.
     cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
     # With LOSS "bce": a class that is mixed in with more than this share counts as 1, any other as
-    # 0; a negative value leaves the shares as they are. The authors' command lines have 0.2.
+    # 0; a negative value keeps the shares. The authors' command lines have 0.2.
     cfg.MODEL.CLASSIFIER.TARGET_THRESH = 0.2
     # timm's train.py smooths a label before TARGET_THRESH makes it 0 or 1, which undoes it. True
     # smooths after that, for a procedure that has both.
@@ -194,7 +194,7 @@ def _defaults() -> CN:
     cfg.SOLVER.LAMB = CN()
     # Added to the denominator, and the norm of the gradient of all parameters together above which
     # it is scaled down; with 0 it never is. The defaults of timm.optim.Lamb, which timm's train.py
-    # leaves as they are. SOLVER.CLIP_GRADIENTS clips before that, each parameter separately.
+    # does not change. SOLVER.CLIP_GRADIENTS clips before that, each parameter separately.
     cfg.SOLVER.LAMB.EPS = 1e-6
     cfg.SOLVER.LAMB.MAX_GRAD_NORM = 1.0
     # Which parameters are not decayed. "detectron2": the norm layers' have WEIGHT_DECAY_NORM, the
@@ -205,7 +205,7 @@ def _defaults() -> CN:
     cfg.SOLVER.DECAY_FILTER = "auto"
     # Length, warm-up and steps of the schedule in epochs, each instead of MAX_ITER, WARMUP_ITERS
     # and STEPS, which train_net.py fills in then from the number of images and IMS_PER_BATCH; 0 and
-    # [] leave those as they are. An epoch is as many samples as there are images to train on, also
+    # [] do not change them. An epoch is as many samples as there are images to train on, also
     # where a sampler repeats images. Of the two, the key that is written last counts.
     # The schedule itself stays Detectron2's, so that a run can be stopped and resumed anywhere: the
     # rate changes with each iteration, where timm's train.py changes it once an epoch without
@@ -302,7 +302,7 @@ def _defaults() -> CN:
     # val_total_loss, val_loss_cls and so on. It takes about as long as the evaluation itself.
     cfg.TEST.VAL_LOSS = False
     # --eval-only evaluates the model as rsb_d2.optimize_for_inference makes it in float32: the same
-    # detections, sooner. Evaluations during training, and image classifiers, are taken as they are.
+    # detections, faster. During training, and for image classifiers, the model itself is evaluated.
     cfg.TEST.OPTIMIZE = False
     # Metric of the evaluations, named as in metrics.json, by which model_best.pth is chosen; "" for
     # no such file. Nor is there one where TEST.EVAL_PERIOD is 0: the last model is the result.

@@ -238,7 +238,7 @@ def _explain(error: Exception, frames: List[FrameType], reads: _Reads, cfg: CfgN
 
 
 def _keys_read(frames: List[FrameType], reads: _Reads) -> Set[str]:
-    """The keys that the failing function has read, else those of its class, else of its caller."""
+    """Return the keys read by the failing function, else by its class, else by its caller."""
     for frame in reversed(frames):
         own = reads.by_code.get(frame.f_code)
         if own:

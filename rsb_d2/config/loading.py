@@ -71,7 +71,7 @@ def read_config(config_file: str, opts: list) -> Tuple[CfgNode, List[Set[str]]]:
 
     Returns:
         CfgNode, list[set[str]]: the config, not frozen, and the keys that each layer contains: the
-        base files first, then the file, at last the command line.
+        base files first, then the file, then the command line.
 
     Raises:
         UserError: if a file is missing or is not YAML, or if a key does not exist, is empty or has
@@ -107,7 +107,7 @@ def _merge(cfg: CfgNode, path: str, contents: List[dict]) -> None:
     for content in contents:
         _merge_into(merged, content)
     merged.pop(BASE_KEY, None)
-    vars(cfg)["load_yaml_with_base"] = lambda *_, **__: merged  # of this object alone
+    vars(cfg)["load_yaml_with_base"] = lambda *_, **__: merged  # of this object only
     try:
         cfg.merge_from_file(path, allow_unsafe=False)
     finally:
@@ -130,7 +130,7 @@ def _layers(path: str, chain: Sequence[str] = ()) -> List[Tuple[str, dict]]:
     ``chain`` has the paths of the files whose ``_BASE_`` leads here.
     """
     if os.path.realpath(path) in map(os.path.realpath, chain):
-        raise UserError(f"{BASE_KEY} leads in a circle: {' -> '.join([*chain, path])}")
+        raise UserError(f"{BASE_KEY} forms a cycle: {' -> '.join([*chain, path])}")
     content = _read(path)
     given = content.get(BASE_KEY)
     bases = given if isinstance(given, list) else [given] if BASE_KEY in content else []
@@ -185,7 +185,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 problem = f"the key {key!r} is not text"
             elif key in seen:
-                problem = f"the key {key} is there twice; YAML takes the last one"
+                problem = f"the key {key} is written twice; YAML uses the last one"
             if problem:
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)

@@ -115,7 +115,7 @@ def _set_earlier_run_aside(cfg: CfgNode) -> None:
 
 
 def _of_evaluation(cfg: CfgNode) -> CfgNode:
-    """Return the config with a folder of its own for the config and the log of an evaluation.
+    """Return the config with a separate folder for the config and the log of an evaluation.
 
     Those of a training in ``OUTPUT_DIR`` stay, as its weights belong to its config.
     """

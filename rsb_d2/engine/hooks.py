@@ -142,7 +142,7 @@ def failures_warned(output: str, known: Set[str] | None = None) -> Iterator[None
         frame = traceback.extract_tb(e.__traceback__)[-1]
         reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
         place = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
-        message = f"Cannot write {output}, the training goes on: {reason} ({place})"
+        message = f"Cannot write {output}, the training continues: {reason} ({place})"
         if known is None or message not in known:
             logger.warning(message)
         if known is not None:

@@ -67,7 +67,7 @@ def launch(main: Callable[..., Any], args: argparse.Namespace) -> Any:
 def _join_torchrun(main: Callable[..., Any], args: argparse.Namespace) -> Any:
     if args.num_gpus * args.num_machines > 1:
         raise UserError(
-            "torchrun says how many processes there are: leave --num-gpus and --num-machines out"
+            "torchrun sets the number of processes: leave out --num-gpus and --num-machines"
         )
     # https://pytorch.org/docs/stable/elastic/run.html, "Environment Variables"
     world_size, local_size, rank, local_rank = (
@@ -118,7 +118,7 @@ def _name_of_meeting(store: dist.Store, rank: int, world_size: int) -> str:
                 other_own = store.get(f"{_MEETING}/{other}").decode()
                 store.set(f"{_MEETING}/{other_own}", name)
         if time.monotonic() > end:
-            raise TimeoutError(f"the processes {sorted(missing)} of {world_size} have not come")
+            raise TimeoutError(f"the processes {sorted(missing)} of {world_size} have not started")
         time.sleep(0.01)
     return name
 

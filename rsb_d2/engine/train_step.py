@@ -62,7 +62,7 @@ class LossNotFinite(FloatingPointError):
 
 
 class _StepReport(NamedTuple):
-    """What one process sends to the others in a step."""
+    """The values that one process sends to the others in a step."""
 
     losses: Dict[str, float]
     data_time: float  # seconds

@@ -209,7 +209,7 @@ class Trainer(DefaultTrainer):
         except Interrupted as e:
             logger.warning(
                 f"Stopped by a signal after {min(self.iter + 1, self.max_iter)} iterations; "
-                "--resume goes on from there."
+                "--resume continues from there."
             )
             sys.exit(128 + e.number)
         finally:
@@ -281,8 +281,7 @@ class Trainer(DefaultTrainer):
             self.data_loader.load_state_dict(state["data"])
         else:
             logger.warning(
-                "The checkpoint does not say where in the data its run was: it starts at the "
-                "beginning."
+                "The checkpoint has no position in the data: the run starts at the beginning of it."
             )
 
     @contextmanager

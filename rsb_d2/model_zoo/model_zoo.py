@@ -25,12 +25,12 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# A wheel has the configs inside the package, a checkout beside it.
+# A wheel has the configs inside the package, a checkout next to it.
 _CONFIG_DIRS = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
 
 
 class ModelZooError(UserError, RuntimeError):
-    """What Detectron2's zoo raises as a ``RuntimeError``: no such config, or no weights for it."""
+    """No such config, or no weights for it; Detectron2's zoo raises a ``RuntimeError``."""
 
 
 def config_dir() -> Path:
@@ -44,7 +44,7 @@ def config_dir() -> Path:
             return folder
     raise ModelZooError(
         f"the configs are neither in {_CONFIG_DIRS[0]} nor in {_CONFIG_DIRS[1]}: install rsb_d2 "
-        "anew"
+        "again"
     )
 
 
@@ -120,8 +120,8 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
 
     Args:
         config_path (str): as for :func:`get_config_file`.
-        trained (bool): set ``MODEL.WEIGHTS`` to the published detector; otherwise it is what the
-            config starts its training from, timm's weights of the backbone.
+        trained (bool): set ``MODEL.WEIGHTS`` to the published detector; otherwise it
+            stays the start of the config's training, timm's weights of the backbone.
 
     Returns:
         CfgNode: not frozen.
@@ -144,7 +144,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         trained (bool): load the published detector; otherwise timm's weights of the backbone,
             which the training starts from. Where those cannot be fetched, as without a network,
             a warning says so, and the model has random weights.
-        device (str or None): in the place of ``MODEL.DEVICE``; without a GPU ``"cpu"`` by itself.
+        device (str or None): instead of ``MODEL.DEVICE``; ``"cpu"`` by default if there is no GPU.
 
     Returns:
         nn.Module: in training mode.
@@ -187,7 +187,7 @@ def _name(config_path: str) -> str:
 
 
 class Table(builtins.list):
-    """A list of named tuples that prints as a table; what is not known is blank."""
+    """A list of named tuples that prints as a table; unknown values are blank."""
 
     def __str__(self) -> str:
         if not self:
@@ -222,7 +222,7 @@ class RsbWeights(NamedTuple):
         architecture (str): for ``MODEL.TIMM.NAME``.
         recipe (str): as timm's tag says it: ``"a1"``.
         top1 (float or None): ImageNet accuracy in percent, where timm has its table of results.
-        params_m (float): parameters of the whole classification model, in millions.
+        params_m (float): parameters of the complete classification model, in millions.
     """
 
     weights: str
@@ -267,7 +267,7 @@ def published_memory(cfg: CfgNode) -> float | None:
 
 
 def _kind(cfg: CfgNode) -> tuple:
-    """What a detector's training memory depends on, apart from its backbone and images."""
+    """The properties that, with backbone and images, determine a detector's training memory."""
     architecture = cfg.MODEL.META_ARCHITECTURE.removeprefix("OpenMMLab")
     return architecture, cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON
 
@@ -286,7 +286,7 @@ def list() -> Table:
 
 
 def rsb_weights() -> Table:
-    """timm's weights that its own ``paper_ids`` count among those of "ResNet strikes back".
+    """timm's weights that its own ``paper_ids`` attribute to "ResNet strikes back".
 
     Returns:
         Table: of :class:`RsbWeights`, in timm's order.

@@ -44,13 +44,13 @@ def with_rsb_backbone(cfg: CfgNode, weights: str = "", recipe: bool = True) -> C
     """Put timm's ResNet with "ResNet strikes back" weights under a config of Detectron2.
 
     The model stays that of the config: depth, groups, width, dilation, norm, freezing and features
-    of ``MODEL.RESNETS`` are carried over to timm, or refused. What goes with the weights is theirs:
-    the pixel statistics, RGB, and the stride in the 3x3 convolutions; a message says so.
+    of ``MODEL.RESNETS`` are carried over to timm, or refused. The pixel statistics, RGB, and
+    the stride in the 3x3 convolutions follow the weights, with a message.
 
     Args:
         cfg (CfgNode): of ``detectron2.model_zoo.get_config`` or anybody's, not frozen; changed in
             place. The keys of :func:`rsb_d2.add_rsb_config` are added if they are missing.
-        weights (str): what the backbone starts from, as in ``MODEL.WEIGHTS``. ``""``: RSB's A1
+        weights (str): start of the backbone, as in ``MODEL.WEIGHTS``. ``""``: RSB's A1
             where the config has weights of Detectron2, or none below a frozen stem; its own
             otherwise, and none where it trains from scratch (``FREEZE_AT`` 0).
         recipe (bool): replace SGD by the published recipe of weights that train badly with it

@@ -165,7 +165,7 @@ class CheckedTimmBackbone(TimmBackbone):
             mean, std = pixel_statistics(name)
             raise UserError(
                 f"input_format {input_format}, pixel_mean {list(pixel_mean)} and pixel_std "
-                f"{list(pixel_std)} are not what timm's {name} takes; write model.input_format="
+                f"{list(pixel_std)} do not fit timm's {name}; write model.input_format="
                 f"RGB model.pixel_mean={_without_spaces(mean)} "
                 f"model.pixel_std={_without_spaces(std)}"
             )

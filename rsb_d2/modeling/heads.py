@@ -45,7 +45,7 @@ def clip(boxes: torch.Tensor, image_size: Tuple[int, int]) -> torch.Tensor:
 
 
 def shift_groups(boxes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Move the boxes of each group to a place of its own, so that groups do not overlap.
+    """Move the boxes of each group to a separate place, so that groups do not overlap.
 
     Args:
         boxes (Tensor): (N, 4), x0, y0, x1, y1.

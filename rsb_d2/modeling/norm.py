@@ -62,7 +62,7 @@ def apply_norm_policy(module: nn.Module, policy: str) -> None:
         ValueError: for any other policy.
     """
     if policy not in NORM_POLICIES:
-        raise ValueError(f"norm policy {policy!r} is none of {', '.join(NORM_POLICIES)}")
+        raise ValueError(f"norm policy {policy!r} is not one of {', '.join(NORM_POLICIES)}")
     if policy == "SyncBN":
         convert_sync_batchnorm(module)
     elif policy == "FrozenBN":

@@ -243,7 +243,7 @@ class OpenMMLabRetinaNet(RetinaNetClippedBeforeNMS):
     """The stock ``RetinaNet`` with the differences of MMDetection's ``RetinaHead``.
 
     Boxes are clipped to the image before NMS rather than after it, and the losses of a batch are
-    divided by the number of its own positive anchors rather than by a running average of that.
+    divided by the number of its own positive anchors rather than by a running average of it.
     """
 
     drops_empty_boxes = True  # MMDetection's BaseDenseHead._predict_by_feat_single

@@ -4,7 +4,7 @@ A stock YAML describes its ResNet under ``MODEL.RESNETS``. With a timm backbone 
 is translated for timm, or refused in one line. Where ``MODEL.TIMM.NAME`` is empty, the backbone is
 the one that ``MODEL.RESNETS`` describes. Where it names a model, that model is built, and a key of
 ``MODEL.RESNETS`` that is not at Detectron2's default must agree with it. The defaults themselves
-say nothing, as they are in every config.
+mean nothing, because every config has them.
 """
 
 import logging
@@ -104,7 +104,7 @@ def is_timm_backbone(cfg: CfgNode) -> bool:
 
 
 def is_c4(cfg: CfgNode) -> bool:
-    """Whether a config's ROI heads compute res5 from what they crop out of res4."""
+    """Whether a config's ROI heads compute res5 from crops of res4."""
     return _has_roi_heads(cfg) and roi_heads_name(cfg) in ("Res5ROIHeads", C4_HEADS)
 
 
@@ -216,8 +216,8 @@ def _check_agreement(cfg: CfgNode, name: str, explicit_keys: Collection[str]) ->
         is_default = value == _RESNETS[key] and (key not in explicit_keys or actual is None)
         if is_default or value == actual:
             continue
-        has = "has nothing of the kind" if actual is None else f"has {actual}"
-        if not cfg.MODEL.TIMM.NAME:  # what DEPTH, NUM_GROUPS and WIDTH_PER_GROUP name
+        has = "has no such value" if actual is None else f"has {actual}"
+        if not cfg.MODEL.TIMM.NAME:  # DEPTH, NUM_GROUPS and WIDTH_PER_GROUP name the model
             raise UserError(
                 f"MODEL.RESNETS.{key}: {value}: timm's {name}, which the other keys of "
                 f"MODEL.RESNETS describe, {has}; write {actual}"
@@ -347,7 +347,7 @@ def _res5_dilation(cfg: CfgNode) -> int:
     if dilation == 2 and builder in BUILDERS and builder != PLAIN:
         why = "the FPN needs strides that double"
         if builder == C4:
-            why = "the ROI heads of C4 compute res5 of what they crop"
+            why = "the ROI heads of C4 compute res5 from crops"
         raise UserError(
             f"MODEL.RESNETS.RES5_DILATION: 2 with {builder}: {why}; write 1, or "
             f"MODEL.BACKBONE.NAME {PLAIN}"
@@ -411,7 +411,7 @@ def check_pixel_format(cfg: CfgNode, name: str) -> None:
     mean, std = pixel_statistics(name)
     raise UserError(
         f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)} and "
-        f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)} are not what timm's {name} takes; write "
+        f"MODEL.PIXEL_STD {list(cfg.MODEL.PIXEL_STD)} do not fit timm's {name}; write "
         f"INPUT: {{FORMAT: RGB}} and "
         f"MODEL: {{PIXEL_MEAN: {rounded(mean)}, PIXEL_STD: {rounded(std)}}}"
     )

@@ -24,7 +24,7 @@ FEATURE_STRIDES = {"stem": 2, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
 class TimmBackbone(Backbone):
     """Any timm model with hierarchical features as a Detectron2 ``Backbone``.
 
-    The network is what ``timm.create_model(name, features_only=True)`` builds, so with the same
+    The network is that of ``timm.create_model(name, features_only=True)``, so with the same
     weights its features are timm's, bit for bit. It starts from random weights; they are loaded
     from ``MODEL.WEIGHTS`` afterwards, as everywhere in Detectron2.
     """
@@ -172,7 +172,7 @@ _OF_ANY_SIZE: Set[Hashable] = set()
 
 
 class TimmLastStage(nn.Module):
-    """What a timm model computes between res4 and res5.
+    """The layers of a timm model between res4 and res5.
 
     On the res4 of a :class:`rsb_d2.TimmBackbone` it gives timm's res5, bit for bit. The names of
     its weights are timm's, below ``body.``, so that they are loaded from the same file.
@@ -187,7 +187,7 @@ class TimmLastStage(nn.Module):
             freeze (bool): no parameter trains.
 
         Raises:
-            UserError: if timm has no such model, or if its last stage does not stand by itself.
+            UserError: if timm has no such model, or if its last stage is not separate.
         """
         super().__init__()
         self.name = name
@@ -274,14 +274,14 @@ def _check_arguments(
     names = ", ".join(FEATURE_STRIDES)
     unknown = [f for f in out_features if f not in FEATURE_STRIDES]
     if unknown:
-        raise UserError(f"MODEL.TIMM.OUT_FEATURES: {unknown[0]!r} is none of {names}")
+        raise UserError(f"MODEL.TIMM.OUT_FEATURES: {unknown[0]!r} is not one of {names}")
     if not out_features or len(set(out_features)) < len(out_features):
         raise UserError(
             f"MODEL.TIMM.OUT_FEATURES: {list(out_features)} must name each wanted one of {names} "
             "once, and at least one"
         )
     if norm not in NORM_POLICIES:
-        raise UserError(f"MODEL.TIMM.NORM: {norm!r} is none of {', '.join(NORM_POLICIES)}")
+        raise UserError(f"MODEL.TIMM.NORM: {norm!r} is not one of {', '.join(NORM_POLICIES)}")
     if freeze_at not in range(len(FEATURE_STRIDES) + 1):
         raise UserError(
             f"MODEL.BACKBONE.FREEZE_AT: {freeze_at} is not between 0 (nothing is frozen) and "
@@ -381,7 +381,7 @@ def _create_dilated_net(name: str, in_channels: int, indices: Tuple[int, ...]) -
 def _drop_blocks_above(net: nn.Module, module_name: str) -> None:
     """Drop the blocks after the deepest feature where timm's feature net keeps them all.
 
-    timm prunes most architectures itself; its EfficientNet-like nets keep ``blocks`` whole.
+    timm prunes most architectures itself; its EfficientNet-like nets keep all ``blocks``.
     """
     parent_name, _, index = module_name.rpartition(".")
     blocks = dict(net.named_children()).get(parent_name)
@@ -397,8 +397,8 @@ def _without_last_block(parameter_names: Sequence[str]) -> Sequence[str]:
     """The stem of an architecture that has no feature at its stride, given res2's parameters.
 
     Args:
-        parameter_names (sequence of str): what res2 is computed with, in order of registration.
-            The stem is what comes before the last child of the module that holds them all.
+        parameter_names (sequence of str): of the layers up to res2, in order of registration.
+            The stem is everything before the last child of the module that holds them all.
     """
     paths = [name.split(".") for name in parameter_names]
     depth = next(i for i, level in enumerate(zip(*paths)) if len(set(level)) > 1)

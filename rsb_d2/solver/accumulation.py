@@ -1,4 +1,4 @@
-"""Gradient accumulation: what a part of a batch must know about the complete batch.
+"""Gradient accumulation: the parts of a batch share properties of the complete batch.
 
 The parts know the padding and the divisor of the losses of the complete batch. Otherwise their
 gradients together would not be the gradients of the batch.
@@ -26,7 +26,7 @@ def check_accumulation(cfg: CfgNode, world_size: int) -> None:
     if steps > 1 and batch % (steps * world_size):
         many = f", of {world_size} processes" if world_size > 1 else ""
         raise UserError(
-            f"SOLVER.ACCUMULATE_STEPS is {steps}{many}: SOLVER.IMS_PER_BATCH, the whole batch, "
+            f"SOLVER.ACCUMULATE_STEPS is {steps}{many}: SOLVER.IMS_PER_BATCH, the complete batch, "
             f"must be a multiple of {steps * world_size}, and is {batch}"
         )
 

@@ -36,7 +36,7 @@ def check_optimizer(cfg: CfgNode) -> None:
     """Check the keys of the optimizer, before there is a model."""
     solver, name, betas = cfg.SOLVER, optimizer_name(cfg), list(cfg.SOLVER.BETAS)
     if name not in OPTIMIZERS:
-        raise UserError(f"SOLVER.OPTIMIZER: {name!r} is none of {', '.join(OPTIMIZERS)}")
+        raise UserError(f"SOLVER.OPTIMIZER: {name!r} is not one of {', '.join(OPTIMIZERS)}")
     if name != "SGD" and not (len(betas) == 2 and all(0.0 <= b < 1.0 for b in betas)):
         raise UserError(f"SOLVER.BETAS: {betas} must be two numbers from 0 to below 1")
     for key in ("WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"):

@@ -112,8 +112,8 @@ def keep_last_word(cfg: CfgNode, layers: List[dict]) -> None:
             continue
         if pair.epochs not in saying[-1]:
             logger.info(
-                f"SOLVER.{pair.iterations} {plain(cfg.SOLVER[pair.iterations])} takes the place "
-                f"of SOLVER.{pair.epochs} {cfg.SOLVER[pair.epochs]}."
+                f"SOLVER.{pair.iterations} {plain(cfg.SOLVER[pair.iterations])} replaces "
+                f"SOLVER.{pair.epochs} {cfg.SOLVER[pair.epochs]}."
             )
             cfg.SOLVER[pair.epochs] = type(cfg.SOLVER[pair.epochs])()
         elif pair.iterations not in saying[-1]:

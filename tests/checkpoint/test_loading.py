@@ -126,7 +126,7 @@ def test_the_report_is_one_block(tmp_path, weights, caplog):
         f"Weights from file://{tmp_path}/weights.pth",
         f"  file:    {tmp_path}/weights.pth",
         "  format:  timm or torchvision classification model",
-        "  loaded:  the whole backbone, 120 tensors; others: none",
+        "  loaded:  the complete backbone, 120 tensors; others: none",
         "  left at their initial values: FPN (12), proposal_generator (6), "
         "roi_heads.box_head (2), roi_heads.box_predictor (4), roi_heads.mask_head (6)",
         "  unused in the file: fc (2)",

@@ -74,7 +74,7 @@ WORDS = [
     (["TEST.EXPECTED_RESULTS", "['bbox']"], "EXPECTED_RESULTS: 'bbox'"),
     (["INPUT.FORMAT", "BGR"], "INPUT: {FORMAT: RGB}"),
     # Values that do not go together.
-    (FALLING, r"STEPS \(60, 30\).*must rise"),
+    (FALLING, r"STEPS \(60, 30\).*must increase"),
     ([*MULTI_STEP, "SOLVER.STEPS", "(2,)"], r"STEPS \(2,\) .*below MAX_ITER"),
     (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], "Cosine"),
     (["SOLVER.REFERENCE_WORLD_SIZE", "3"], "REFERENCE_WORLD_SIZE is 3"),
@@ -85,7 +85,7 @@ WORDS = [
     (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "NUM_CLASSES.* 2"),
     (["DATASETS.TRAIN", "('mone',)"], "'mone'; did you mean mine"),
     (["DATASETS.TEST", "('min_val',)"], "TEST: .*did you mean mine_val"),
-    (["DATASETS.TEST", "('coco_2017_val',)"], "coco_2017_val has its annotation file at"),
+    (["DATASETS.TEST", "('coco_2017_val',)"], "coco_2017_val needs its annotation file at"),
     (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
     (["MODEL.WEIGHTS", "no.pth"], "MODEL.WEIGHTS: there is no file no"),
     (["MODEL.WEIGHTS", "train"], "train is a folder: name the"),
@@ -140,7 +140,7 @@ def test_an_image_folder_may_be_a_path(little_data):
     cfg = make_little_config("DATASETS.TRAIN", "()", "DATASETS.TEST", "('by path',)")
     check_files(cfg, eval_only=True)
     (little_data / "val").rename(little_data / "moved")
-    with pytest.raises(UserError, match="by path has its image folder at"):
+    with pytest.raises(UserError, match="by path needs its image folder at"):
         check_files(cfg, eval_only=True)
 
 

@@ -160,7 +160,7 @@ def test_a_killed_process_ends_the_job_and_one_process_resumes_it(folder, one):
 def test_num_gpus_under_torchrun_is_an_error(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "as torchrun sets it")
     args = default_argument_parser().parse_args(["--num-gpus", "2"])
-    with pytest.raises(UserError, match="torchrun says how many processes there are"):
+    with pytest.raises(UserError, match="torchrun sets the number of processes"):
         launch(lambda args: pytest.fail("went on"), args)
 
 

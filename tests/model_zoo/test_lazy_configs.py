@@ -194,7 +194,7 @@ def test_pixels_that_are_not_the_weights_are_refused_when_the_model_is_built():
     with pytest.raises(UserError, match="write model.input_format=RGB model.pixel_mean=.123.675,"):
         instantiate(load("mask_rcnn_rsb_1x", *bgr).model)
     cfg = load("mask_rcnn_rsb_1x", "model.backbone.bottom_up.name=resnet50_clip.openai")
-    with pytest.raises(UserError, match="are not what timm's resnet50_clip.openai takes"):
+    with pytest.raises(UserError, match="do not fit timm's resnet50_clip.openai"):
         instantiate(cfg.model)
     assert timm.get_pretrained_cfg("resnet50_clip.openai").mean[0] != 0.485
 

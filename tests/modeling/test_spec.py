@@ -82,7 +82,7 @@ def test_a_name_beside_keys_that_agree(name, keys):
             "NAME is resnet50, but MODEL.RESNETS.NUM_GROUPS is",
         ),
         (r(WIDTH_PER_GROUP=4) + t(NAME="resnet50"), "but MODEL.RESNETS.WIDTH_PER_GROUP is 4, .*64"),
-        (r(DEPTH=101) + t(NAME="convnext_tiny"), "RESNETS.DEPTH is 101, .*has nothing of the kind"),
+        (r(DEPTH=101) + t(NAME="convnext_tiny"), "RESNETS.DEPTH is 101, .*has no such value"),
         (r(RES2_OUT_CHANNELS=64), "RES2_OUT_CHANNELS: 64: timm's resnet50, .* has 256; write 256"),
         (r(DEPTH=18, RES2_OUT_CHANNELS=32), "RES2_OUT_CHANNELS: 32: .*resnet18, .*write 64"),
         (r(STEM_OUT_CHANNELS=32), "STEM_OUT_CHANNELS: 32: timm's resnet50.* has 64; write 64"),

@@ -267,7 +267,7 @@ def test_frozen_stages_keep_their_statistics_whatever_the_policy(norm, device):
         (("convnext_atto", ["stem"]), "no stem.*res2, res3, res4, res5"),
         (("hiera_tiny_224",), "'hiera_tiny_224' does not take images of any size"),
         (("inception_v3",), "'inception_v3' has .* cells for images of 288 x 352, not the "),
-        (("resnet18", ["res6"]), "'res6' is none of stem, res2"),
+        (("resnet18", ["res6"]), "'res6' is not one of stem, res2"),
         (("resnet18", []), "at least one"),
         (("resnet18", ["res2", "res2"]), "once"),
         (("resnet18", ["res2"], "GN"), "MODEL.TIMM.NORM: 'GN'"),

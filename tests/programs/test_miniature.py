@@ -172,4 +172,4 @@ def test_real_trainings(tmp_path):
     rows = json.loads((tmp_path / "m" / "miniature.json").read_text())["rows"]
     assert len(rows) == 3 and all(0 <= row["AP"] <= 100 for row in rows)
     log = (tmp_path / "m" / "detector_a3_1" / "log.txt").read_text()
-    assert "loaded:  the whole backbone" in log and "unused in the file: fc (2)" in log
+    assert "loaded:  the complete backbone" in log and "unused in the file: fc (2)" in log

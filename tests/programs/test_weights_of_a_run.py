@@ -53,7 +53,7 @@ def test_the_recipe_trains_offline_and_its_backbone_goes_back_to_timm(tmp_path, 
     call_train_net(tmp_path, "--config-file", CONFIG, *options)
     log = (tmp_path / "output" / "log.txt").read_text()
     assert "Weights from timm://resnet50.a1_in1k" in log and str(file) in log
-    assert "loaded:  the whole backbone, 318 tensors" in log
+    assert "loaded:  the complete backbone, 318 tensors" in log
 
     trained, exported = tmp_path / "output" / "model_final.pth", tmp_path / "r50.safetensors"
     convert_file(str(trained), str(exported), "timm")
