@@ -7,12 +7,16 @@ import io
 import os
 import re
 import shutil
+import sys
 import tempfile
 from contextlib import contextmanager, suppress
-from typing import IO, Any, Iterable, Iterator, List, Set, Tuple
+from typing import IO, TYPE_CHECKING, Any, Iterable, Iterator, List, Set, Tuple
 from urllib.parse import quote
 
 from .errors import UserError, printable
+
+if TYPE_CHECKING:
+    from iopath.common.file_io import PathManager
 
 # Errors of a file system that takes no more data, whatever is written.
 _NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -265,6 +269,26 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
 
 
 # ---- addresses ----
+
+
+def path_manager(path: str) -> "PathManager":
+    """Return the object that opens, lists and finds a path: Detectron2's ``PathManager``.
+
+    For a path of this machine it is one of iopath that works the same, as long as nothing has
+    imported Detectron2, which imports torch.
+    """
+    if "://" in path or "detectron2" in sys.modules:
+        from detectron2.utils.file_io import PathManager
+
+        return PathManager
+    return _local_paths()
+
+
+@functools.cache
+def _local_paths() -> "PathManager":
+    from iopath.common.file_io import PathManager
+
+    return PathManager()
 
 
 def is_http(path: str) -> bool:

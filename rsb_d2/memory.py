@@ -3,9 +3,10 @@
 import ctypes
 import gc
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
@@ -26,6 +27,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that the memory of the CPU or of a GPU is full."""
+    import torch
+
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(text in str(error) for text in _OUT_OF_MEMORY)
@@ -56,12 +59,14 @@ def reuse_freed_memory() -> bool:
     return bool(is_kept and mallopt(_TRIM_THRESHOLD, _LARGEST))
 
 
-def is_pinned_for(device: str | torch.device) -> bool:
+def is_pinned_for(device: "str | torch.device") -> bool:
     """Whether loaders put images for a model on ``device`` into pinned memory."""
+    import torch
+
     return torch.device(device).type == "cuda"
 
 
-def send_images(batch: List[Dict[str, Any]], device: torch.device) -> List[Dict[str, Any]]:
+def send_images(batch: List[Dict[str, Any]], device: "torch.device") -> List[Dict[str, Any]]:
     """Start the copies of a batch's images to a GPU without waiting for them.
 
     Images are copied as they were loaded, mostly uint8, and normalized on the GPU, whose later work
@@ -73,5 +78,5 @@ def send_images(batch: List[Dict[str, Any]], device: torch.device) -> List[Dict[
     return [{**item, "image": _send(item["image"], device)} for item in batch]
 
 
-def _send(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _send(image: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
     return image if image.is_cuda else image.pin_memory().to(device, non_blocking=True)

@@ -31,7 +31,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..data.images import build_augmentation
+from ..data.mapper import build_augmentation
 from ..data.random_state import random_state_kept
 from ..errors import UserError, printable
 from ..modeling.norm import BATCH_NORM_TYPES

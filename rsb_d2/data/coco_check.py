@@ -24,14 +24,13 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.structures.masks import polygon_area
 from iopath.common.file_io import get_cache_dir
 
 from ..errors import UserError, first, first_ids, is_utf8
 from ..files import whole_file
 from ..memory import garbage_collection_paused
 from .coco_records import AnnotationFile, CocoRecords, NotPlain, RecordTable
-from .masks import is_finite, is_polygon, is_rle
+from .masks import is_finite, is_polygon, is_rle, polygon_area
 from .opening import find_missing
 
 # The largest 64-bit id that pycocotools takes, and the largest 32-bit size of an image.
@@ -675,7 +674,7 @@ def _area(annotation: Dict[str, Any]) -> float:
     if not segmentation:
         return annotation["bbox"][2] * annotation["bbox"][3]
     if isinstance(segmentation, list):
-        return float(sum(polygon_area(p[0::2], p[1::2]) for p in segmentation))
+        return sum(map(polygon_area, segmentation))
     if isinstance(segmentation["counts"], list):
         return sum(segmentation["counts"][1::2])
     return int(mask_util.area(segmentation))

@@ -26,10 +26,9 @@ import msgspec
 import numpy as np
 import orjson
 import pycocotools.mask as mask_util
-from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
+from ..files import path_manager
 from .opening import image_path
 
 # Flags of an annotation.
@@ -177,7 +176,7 @@ class Source:
 
     def __init__(self, path: str):
         try:
-            self.path = PathManager.get_local_path(path)
+            self.path = path_manager(path).get_local_path(path)
             self._open()
             self.version = self._find_version()
         except FileNotFoundError:
@@ -515,5 +514,7 @@ def to_object(annotation: Annotation, class_of_id: Dict[int, int]) -> Dict[str, 
             value if i % 3 == 2 else value + 0.5 for i, value in enumerate(found["keypoints"])
         ]
     found["category_id"] = class_of_id[annotation["category_id"]]
+    from detectron2.structures import BoxMode
+
     found["bbox_mode"] = BoxMode.XYWH_ABS
     return found

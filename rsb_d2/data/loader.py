@@ -22,7 +22,8 @@ from ..memory import is_pinned_for
 from .coco_records import CocoRecords, JoinedRecords
 from .dataset_dicts import fill_image_ids
 from .datasets import detection_records, registered, repeat_factors
-from .images import BadImageError, BadImages, CheckedDatasetMapper, image_size
+from .images import BadImageError, BadImages, image_size
+from .mapper import CheckedDatasetMapper
 from .random_state import random_state_kept, seed_cpu
 from .workers import WorkerLoader
 
@@ -541,7 +542,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = Non
     Args:
         cfg (CfgNode): its ``DATASETS``, ``DATALOADER``, ``INPUT``, ``SOLVER.IMS_PER_BATCH`` and
             ``SEED``; a negative seed takes a random one, the same in all processes.
-        mapper (callable or None): instead of :class:`rsb_d2.data.images.CheckedDatasetMapper`.
+        mapper (callable or None): instead of :class:`rsb_d2.data.mapper.CheckedDatasetMapper`.
 
     Returns:
         TrainLoader

@@ -5,7 +5,7 @@ that is cut short, and walks along the edges of a polygon however long they are.
 """
 
 import math
-from typing import Any, List
+from typing import Any, List, Sequence
 
 import numpy as np
 
@@ -32,6 +32,12 @@ def is_polygon(polygon: Any, size: List[int]) -> bool:
         return bool(in_reach and math.isfinite(sum(polygon)))
     except (TypeError, ValueError):  # not numbers
         return False
+
+
+def polygon_area(polygon: Sequence[float]) -> float:
+    """Return the area of one polygon ``[x, y, ...]`` in square pixels, by the shoelace formula."""
+    x, y = polygon[0::2], polygon[1::2]
+    return float(0.5 * np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
 
 def is_finite(value: Any) -> bool:

@@ -5,12 +5,13 @@ others, such as tar files and addresses.
 """
 
 import os
-from typing import BinaryIO, List, Set
-
-from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
+from typing import TYPE_CHECKING, BinaryIO, List, Set
 
 from ..extensions import STORAGES
+from ..files import path_manager
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 class StorageError(OSError):
@@ -20,7 +21,7 @@ class StorageError(OSError):
 class Storage:
     """Images in files and folders that ``PathManager`` opens; subclasses add other places."""
 
-    def configure(self, cfg: CfgNode) -> None:
+    def configure(self, cfg: "CfgNode") -> None:
         """Take settings from a config; put those for workers into :data:`.workers.SETTINGS`."""
 
     def holds(self, path: str) -> bool:
@@ -29,7 +30,7 @@ class Storage:
 
     def open(self, path: str, *, fresh: bool = False) -> BinaryIO:
         """Open a file to read bytes from, at any place; see :func:`open_file`."""
-        return PathManager.open(path, "rb")
+        return path_manager(path).open(path, "rb")
 
     def is_stale(self, error: Exception) -> bool:
         """Return whether reading a file again with ``fresh`` can help after an error."""
@@ -37,7 +38,7 @@ class Storage:
 
     def is_folder(self, path: str) -> bool:
         """Return whether images can be in ``path``."""
-        return PathManager.isdir(path)
+        return path_manager(path).isdir(path)
 
     def join(self, image_root: str, file_name: str) -> str:
         """Return the path of an image in an image folder; see :func:`image_path`."""
@@ -45,7 +46,7 @@ class Storage:
 
     def is_file(self, path: str) -> bool:
         """Return whether a file exists."""
-        return PathManager.isfile(path)
+        return path_manager(path).isfile(path)
 
     def find_missing(self, file_names: List[str], image_root: str) -> List[str]:
         """Return the files that are not in an image folder; see :func:`find_missing`."""
@@ -71,7 +72,7 @@ def storage_of(path: str) -> Storage:
     return Storage()
 
 
-def configure_storages(cfg: CfgNode) -> None:
+def configure_storages(cfg: "CfgNode") -> None:
     """Let each storage take its settings from a config."""
     for storage in STORAGES:
         storage().configure(cfg)
@@ -133,6 +134,6 @@ def find_missing(file_names: List[str], image_root: str) -> List[str]:
 
 def _list_folder(folder: str) -> Set[str]:
     try:
-        return set(PathManager.ls(folder))
+        return set(path_manager(folder).ls(folder))
     except (OSError, ValueError):  # the latter for a name that no file can have
         return set()

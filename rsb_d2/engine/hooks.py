@@ -24,8 +24,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..checkpoint import Checkpointer, remove_old_checkpoints
-from ..data.images import CheckedDatasetMapper
 from ..data.loader import annotated_records, build_inference_loader
+from ..data.mapper import CheckedDatasetMapper
 from ..data.random_state import random_state, random_state_kept, set_random_state
 from ..evaluation.results import VALIDATION_PREFIX, best_mode, split_metric, uses_best_metric
 from ..files import whole_file

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data.dataset_dicts import annotation_reason, first_dicts
-from ..data.images import CheckedDatasetMapper, read_image
+from ..data.images import read_image
+from ..data.mapper import CheckedDatasetMapper
 from ..evaluation.results import VALIDATION_PREFIX, Metric, split_metric
 from ..files import whole_file
 from ..solver.ema import EMA_PREFIX

@@ -14,7 +14,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from rsb_d2 import UserError, model_zoo
 from rsb_d2.config.checks import check_values
 from rsb_d2.config.loading import load_config
-from rsb_d2.data.images import CheckedDatasetMapper, build_augmentation
+from rsb_d2.data.mapper import CheckedDatasetMapper, build_augmentation
 from rsb_d2.solver import build_optimizer
 from tests.helpers.weights.standin_weights import make_image
 

@@ -22,7 +22,8 @@ from pycocotools.cocoeval import COCOeval
 
 from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.data import register_coco_json
-from rsb_d2.data.images import BadImageError, CheckedDatasetMapper, read_image
+from rsb_d2.data.images import BadImageError, read_image
+from rsb_d2.data.mapper import CheckedDatasetMapper
 from tests.helpers.damaged_files import damage, jpeg, png
 from tests.helpers.data.fuzzing import HEIGHT, NUM_CLASSES, SEED, WIDTH, check_batch, check_message
 

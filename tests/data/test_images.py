@@ -14,7 +14,8 @@ from detectron2.utils.env import seed_all_rng
 from PIL import Image, PngImagePlugin
 
 from rsb_d2 import UserError
-from rsb_d2.data.images import BadImageError, CheckedDatasetMapper, image_size, read_image
+from rsb_d2.data.images import BadImageError, image_size, read_image
+from rsb_d2.data.mapper import CheckedDatasetMapper
 from tests.helpers.damaged_files import jpeg, png
 
 RNG = np.random.default_rng(0)

@@ -20,8 +20,8 @@ import train_net
 from rsb_d2 import UserError
 from rsb_d2.config import load_config, resolve
 from rsb_d2.config.checks import check_keypoints, log_keypoint_notes
-from rsb_d2.data.images import CheckedDatasetMapper
 from rsb_d2.data.keypoints import flip_pairs, unpaired_names
+from rsb_d2.data.mapper import CheckedDatasetMapper
 from rsb_d2.evaluation.coco_evaluation import keypoint_sigmas
 from rsb_d2.predictor import to_coco
 from tests.helpers.catalogs import catalogs_kept

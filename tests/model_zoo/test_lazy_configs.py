@@ -19,7 +19,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
 from rsb_d2 import UserError, model_zoo
-from rsb_d2.data.images import CheckedDatasetMapper
+from rsb_d2.data.mapper import CheckedDatasetMapper
 from rsb_d2.solver import build_optimizer
 from tests.helpers.data import layouts
 from tests.helpers.fake_hub import add_to_cache, make_weights

@@ -3,16 +3,15 @@
 import io
 import os
 from functools import partial
-from typing import BinaryIO, List
-
-from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
+from typing import TYPE_CHECKING, BinaryIO, List
 
 from ...data.opening import Storage
-from ...data.workers import SETTINGS
-from ...files import is_http, join_address
+from ...files import is_http, join_address, path_manager
 from .remote import RemoteError, is_remote, read_remote, remote_exists, set_cache
 from .tar import open_member, open_tar, split_tar_path
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 class TarStorage(Storage):
@@ -25,7 +24,7 @@ class TarStorage(Storage):
         return open_member(path)
 
     def is_folder(self, path: str) -> bool:
-        return PathManager.isfile(split_tar_path(path)[0])
+        return path_manager(path).isfile(split_tar_path(path)[0])
 
     def find_missing(self, file_names: List[str], image_root: str) -> List[str]:
         try:
@@ -39,7 +38,9 @@ class TarStorage(Storage):
 class RemoteStorage(Storage):
     """Files whose path has a scheme, read with retries and copied to a disk cache."""
 
-    def configure(self, cfg: CfgNode) -> None:
+    def configure(self, cfg: "CfgNode") -> None:
+        from ...data.workers import SETTINGS
+
         setting = os.path.expanduser(cfg.DATASETS.CACHE)
         if setting == "off":
             folder = ""

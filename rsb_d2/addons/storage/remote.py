@@ -20,11 +20,10 @@ import urllib.error
 import urllib.request
 from typing import Callable, List, Tuple
 
-from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import HTTPURLHandler, get_cache_dir
 
 from ...data.opening import StorageError
-from ...files import escape_address, is_http
+from ...files import escape_address, is_http, path_manager
 
 logger = logging.getLogger(__name__)
 
@@ -91,16 +90,18 @@ def remote_exists(path: str) -> bool | None:
     if _is_plain_http(path):
         return None
     try:
-        return PathManager.isfile(path)
+        return path_manager(path).isfile(path)
     except (NotImplementedError, OSError):
         return None
 
 
 def _is_plain_http(path: str) -> bool:
     """Return whether the user has registered no handler for this address."""
-    handlers = getattr(PathManager, "_path_handlers", {})
+    if not is_http(path):
+        return False
+    handlers = getattr(path_manager(path), "_path_handlers", {})
     matching = [handler for prefix, handler in handlers.items() if path.startswith(prefix)]
-    return is_http(path) and all(type(handler) is HTTPURLHandler for handler in matching)
+    return all(type(handler) is HTTPURLHandler for handler in matching)
 
 
 def _download(url: str) -> bytes:
@@ -110,7 +111,7 @@ def _download(url: str) -> bytes:
 
 
 def _open(path: str) -> bytes:
-    with PathManager.open(path, "rb") as f:
+    with path_manager(path).open(path, "rb") as f:
         return f.read()
 
 

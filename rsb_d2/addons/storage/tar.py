@@ -16,12 +16,11 @@ from bisect import bisect_left
 from typing import BinaryIO, Dict, List, Tuple
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import file_lock, get_cache_dir
 from portalocker.exceptions import LockException
 
 from ...errors import UserError
-from ...files import escape_address, whole_file
+from ...files import escape_address, path_manager, whole_file
 
 _MARK = ".tar!"
 _open_tars: Dict[str, "TarIndex"] = {}
@@ -106,7 +105,7 @@ def open_tar(path: str) -> TarIndex:
         UserError: if it is not an uncompressed tar file.
     """
     if path not in _open_tars:
-        local = os.path.abspath(PathManager.get_local_path(escape_address(path)))
+        local = os.path.abspath(path_manager(path).get_local_path(escape_address(path)))
         _open_tars[path] = TarIndex(local, _load_members(local))
     return _open_tars[path]
 

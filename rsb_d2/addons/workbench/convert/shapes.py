@@ -6,8 +6,8 @@ from typing import List, Sequence, Tuple
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.structures.masks import polygon_area
 
+from ....data.masks import polygon_area
 from .records import DataSet, Object, Picture, Polygon, Problems
 
 # Pixels by which a shape may reach beyond its image and is clipped without a note, because tools
@@ -31,7 +31,7 @@ def area_of(thing: Object) -> float:
             return float(sum(thing.rle["counts"][1::2]))
         return float(mask_util.area(thing.rle))
     if thing.polygons:
-        return float(sum(polygon_area(p[0::2], p[1::2]) for p in thing.polygons))
+        return sum(map(polygon_area, thing.polygons))
     return thing.box[2] * thing.box[3]
 
 
@@ -95,7 +95,7 @@ def _fit(thing: Object, picture: Picture, data: DataSet, clip: bool, keep: bool)
             thing.polygons = [p for p in polygons if len(p) >= 6]
             thing.box = box_of(thing.polygons) if thing.polygons else (0, 0, 0, 0)
     if thing.polygons and thing.rle is None:
-        whole = [p for p in thing.polygons if polygon_area(p[0::2], p[1::2]) > 0]
+        whole = [p for p in thing.polygons if polygon_area(p) > 0]
         data.notes["polygons of no area left out"] += len(thing.polygons) - len(whole)
         thing.polygons = whole
         thing.box = thing.box if whole else (0, 0, 0, 0)

@@ -7,10 +7,10 @@ import json
 from typing import Any, Dict, List
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
 from ....data.masks import is_finite, is_rle
 from ....errors import UserError, first
+from ....files import path_manager
 from .source import Source
 
 # Pixels by which a box may extend beyond its image before it indicates another data set.
@@ -105,7 +105,7 @@ def read_results(path: str) -> List[Dict[str, Any]]:
         UserError: if it is not such a file.
     """
     try:
-        with PathManager.open(path, "rb") as f:
+        with path_manager(path).open(path, "rb") as f:
             records = json.loads(f.read().decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such results file") from None
