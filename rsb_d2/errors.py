@@ -47,4 +47,4 @@ def first_ids(ids: List[int]) -> str:
 
 def how_to_make(path: str) -> str:
     """Return how to make a missing file of the sample data, for the end of a message, or ""."""
-    return "; `python tools/sample_data.py` makes it" if "datasets/rsb_sample" in path else ""
+    return "; `rsb-d2 sample-data` makes it" if "datasets/rsb_sample" in path else ""

@@ -312,6 +312,13 @@ def escape_address(path: str) -> str:
     return f"{scheme}://{host}{slash}{_quoted(rest, _PATH_CHARACTERS + '?%[]')}"
 
 
+def absolute(path: str) -> str:
+    """Return a path of this machine from its root, or an address as it is requested."""
+    if "://" in path:
+        return escape_address(path)
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def join_address(root: str, name: str) -> str:
     """The address of a file in a folder on a web server; a ``%`` in ``name`` is a ``%``."""
     return f"{root.rstrip('/')}/{_quoted(name, _PATH_CHARACTERS)}"

@@ -14,14 +14,13 @@ from matplotlib.figure import Figure
 
 from rsb_d2 import visualization
 from rsb_d2.visualization import (
-    PlainVisualizer,
     drawable,
     drawn_size,
     image_grid,
     make_plain,
-    resized,
     text_mask,
 )
+from rsb_d2.visualizer import PlainVisualizer, resized
 from tests.helpers.fonts import make_font, use_only
 
 CHINESE, KOREAN, JAPANESE, HINDI, EMOJI = "汽车", "자동차", "車両テスト", "वाहन", "🚗"

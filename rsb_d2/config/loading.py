@@ -139,12 +139,19 @@ def _layers(path: str, chain: Sequence[str] = ()) -> List[Tuple[str, dict]]:
             f"{path}: {BASE_KEY} is {given!r}; write the path of a file, or leave it out"
         )
     layers = []
-    for base in bases:
-        base = os.path.expanduser(base)
+    for name in bases:
+        base = os.path.expanduser(name)
         if not base.startswith(("/", "https://", "http://")):
             base = os.path.join(os.path.dirname(path), base)
         if not PathManager.isfile(base):
-            raise UserError(f"{path}: {BASE_KEY}: there is no file {base}")
+            from ..model_zoo.model_zoo import find_config
+
+            if find_config(name) == name:
+                raise UserError(
+                    f"{path}: {BASE_KEY}: there is no file {base}, and {name} is not a name in "
+                    "the model zoo"
+                )
+            base = find_config(name)
         layers += _layers(base, [*chain, path])
     return [*layers, (path, content)]
 

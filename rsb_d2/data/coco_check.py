@@ -27,7 +27,7 @@ import pycocotools.mask as mask_util
 from iopath.common.file_io import get_cache_dir
 
 from ..errors import UserError, first, first_ids, is_utf8
-from ..files import whole_file
+from ..files import absolute, path_manager, whole_file
 from ..memory import garbage_collection_paused
 from .coco_records import AnnotationFile, CocoRecords, NotPlain, RecordTable
 from .masks import is_finite, is_polygon, is_rle, polygon_area
@@ -74,6 +74,21 @@ class CheckedCocoJson:
     skeletons: List[Any]
     records: CocoRecords
     messages: List[Tuple[int, str]] = field(default_factory=list)
+
+
+def export_splits(folder: str) -> Dict[str, str]:
+    """Return the folders of an export of Roboflow in COCO's format by split, as far as they exist.
+
+    Args:
+        folder (str): the unzipped export.
+
+    Returns:
+        dict[str, str]: by ``"train"``, ``"val"`` and ``"test"``.
+    """
+    names = {"train": "train", "val": "valid", "test": "test"}
+    parts = {split: os.path.join(folder, name) for split, name in names.items()}
+    files = {s: absolute(os.path.join(part, ROBOFLOW_FILE)) for s, part in parts.items()}
+    return {s: parts[s] for s, file in files.items() if path_manager(file).isfile(file)}
 
 
 def check_coco_json(

@@ -17,9 +17,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError, first, how_to_make
-from ..files import escape_address
+from ..files import absolute
 from ..registration import architecture_name
-from .coco_check import ROBOFLOW_FILE, CheckedCocoJson, check_coco_json
+from .coco_check import ROBOFLOW_FILE, CheckedCocoJson, check_coco_json, export_splits
 from .coco_records import CocoRecords
 from .datasets import set_coco_metadata
 from .keypoints import (
@@ -266,31 +266,6 @@ def _export_entries(name: str, folder: str) -> List[Tuple[str, str, str]]:
             "[name, annotation file, image folder]"
         )
     return found
-
-
-def export_splits(folder: str) -> Dict[str, str]:
-    """Return the folders of an export of Roboflow in COCO's format by split, as far as they exist.
-
-    Args:
-        folder (str): the unzipped export.
-
-    Returns:
-        dict[str, str]: by ``"train"``, ``"val"`` and ``"test"``.
-    """
-    names = {"train": "train", "val": "valid", "test": "test"}
-    parts = {split: os.path.join(folder, name) for split, name in names.items()}
-    return {
-        split: part
-        for split, part in parts.items()
-        if PathManager.isfile(absolute(os.path.join(part, ROBOFLOW_FILE)))
-    }
-
-
-def absolute(path: str) -> str:
-    """A path of this machine from its root; an address as it is requested."""
-    if "://" in path:
-        return escape_address(path)
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def _register(dataset: CocoJsonDataset) -> CocoJsonDataset:

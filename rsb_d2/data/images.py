@@ -118,8 +118,9 @@ def read_image(
 def _read(path: str, image_format: str | None, size: Any, fresh: bool = False) -> np.ndarray:
     with storage_open(path, fresh=fresh) as f:
         image = _open(f, size)
-        if image_format == "RGB":  # without Detectron2, which imports torch
-            return np.asarray(image.convert("RGB"))
+        if image_format in ("RGB", "BGR"):  # without Detectron2, which imports torch
+            pixels = np.asarray(image.convert("RGB"))
+            return pixels if image_format == "RGB" else pixels[:, :, ::-1]
         from detectron2.data.detection_utils import convert_PIL_to_numpy
 
         return convert_PIL_to_numpy(image, image_format)

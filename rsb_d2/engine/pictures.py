@@ -23,13 +23,12 @@ from ..files import whole_file
 from ..solver.ema import EMA_PREFIX
 from ..visualization import (
     MAX_PIXELS,
-    PlainVisualizer,
     class_colors,
     drawn_size,
     image_grid,
     make_plain,
-    resized,
 )
+from ..visualizer import PlainVisualizer, resized
 from .hooks import failures_warned, is_evaluated_now
 
 logger = logging.getLogger(__name__)

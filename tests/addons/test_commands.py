@@ -56,6 +56,29 @@ def test_help_imports_only_the_standard_library(words):
     assert {name for name in others if not name.startswith(("_", "sitecustomize"))} == set()
 
 
+def test_data_sets_are_converted_and_shown_without_torch(sample_data, tmp_path):
+    files = ["--annotations", sample_data / "annotations/val.json", "--images", sample_data / "val"]
+    results = make_results(sample_data / "annotations/val.json")
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for words in (
+        ["sample-data", "pictures", "--folder", "made", "--num-train", 1, "--num-val", 1],
+        ["convert", *files[1:2], "--images", files[3], "--to", "yolo", "--output", "yolo"],
+        ["convert", "yolo", "--output", "coco"],
+        ["browse", *files, "--output", "data.html"],
+        ["report", *files, "--results", "results.json", "--output", "report.html"],
+    ):
+        assert not imported(*words, folder=tmp_path) & HEAVY, words[0]
+    names = {"made", "yolo", "coco", "data.html", "data.png", "report.html"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+
+
+def make_results(path):
+    """Return the annotations of a file as detections."""
+    keys = ("image_id", "category_id", "bbox")
+    annotations = json.loads(path.read_text())["annotations"]
+    return [{**{key: a[key] for key in keys}, "score": 0.9} for a in annotations]
+
+
 def test_options_of_train_are_those_of_detectron2():
     ours = make_parser()._subparsers._group_actions[0].choices["train"]
     words = "--config-file a.yaml --resume --eval-only --num-gpus 2 --num-machines 3 "

@@ -145,7 +145,7 @@ def test_what_to_do_with_splits(tmp_path, convert_data, splits, train, test):
     head = "\n".join(f"{split}: images/{split}" for split in splits)
     yolo(tmp_path / "in", rows, head=head)
     status, out, _ = convert_data("in", "--output", "out")
-    assert status == 0 and ("--eval-only" in out) == (not train) and "None" not in out
+    assert status == 0 and ("rsb-d2 eval" in out) == (not train) and "None" not in out
     cfg = load_config("", words_of_a_shell(out))
     assert [list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)] == [train, test]
 

@@ -304,4 +304,4 @@ def test_configs_name_the_program_if_the_data_is_missing(name, tmp_path, monkeyp
         (tmp_path / "my.yaml").write_text(f"_BASE_: {CONFIGS / name}.yaml\n{removed}")
         line = train_net("--config-file", "my.yaml", "MODEL.DEVICE", "cpu")
         check_line(line, "train_net.py: error: ")
-        assert "datasets/rsb_sample" in line and "`python tools/sample_data.py` makes it" in line
+        assert "datasets/rsb_sample" in line and "`rsb-d2 sample-data` makes it" in line

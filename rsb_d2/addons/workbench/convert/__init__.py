@@ -19,8 +19,7 @@ from typing import Dict, List, Sequence, Set, Tuple
 
 import numpy as np
 
-from ....data.coco_check import ROBOFLOW_FILE
-from ....data.coco_json import export_splits
+from ....data.coco_check import ROBOFLOW_FILE, export_splits
 from ....errors import UserError, first, is_utf8, printable
 from ....files import whole_folder
 from .coco import merge_headers, read_coco, write_coco

@@ -1,21 +1,15 @@
 """The boxes of a data set, and how well the anchors of a config cover them."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import (
-    META_ARCH_REGISTRY,
-    RetinaNet,
-    build_anchor_generator,
-    build_backbone,
-)
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
 from ....errors import UserError
 from .source import Source
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
 # Bins of the square root of a box's area in pixels, by factors of the fourth root of 2.
 SIZE_EDGES = 2.0 ** np.arange(1, 11.25, 0.25)
@@ -35,7 +29,7 @@ class AnchorGrid(NamedTuple):
         max_size (int): limit of its longer side.
     """
 
-    generator: DefaultAnchorGenerator
+    generator: "DefaultAnchorGenerator"
     divisibility: int
     short_side: int
     max_size: int
@@ -52,6 +46,8 @@ class AnchorGrid(NamedTuple):
         """Return the height and width of an image in training, in pixels."""
         if not self.short_side:
             return height, width
+        from detectron2.data.transforms import ResizeShortestEdge
+
         return ResizeShortestEdge.get_output_shape(height, width, self.short_side, self.max_size)
 
 
@@ -88,7 +84,7 @@ class Boxes:
             self.anchor_iou = best_anchor_ious(grid, self.xywh, self.image_size)
 
 
-def build_anchor_grid(cfg: CfgNode) -> AnchorGrid:
+def build_anchor_grid(cfg: "CfgNode") -> AnchorGrid:
     """Build a config's anchor generator.
 
     Args:
@@ -97,6 +93,15 @@ def build_anchor_grid(cfg: CfgNode) -> AnchorGrid:
     Raises:
         UserError: if the model has no anchors, or rotated ones.
     """
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling import (
+        META_ARCH_REGISTRY,
+        RetinaNet,
+        build_anchor_generator,
+        build_backbone,
+    )
+    from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+
     # A RetinaNet that another project registered under another name is one as well.
     is_retinanet = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), RetinaNet)
     if not is_retinanet and cfg.MODEL.PROPOSAL_GENERATOR.NAME != "RPN":

@@ -2,18 +2,19 @@
 
 import os
 import sys
-from typing import Any, Dict, List
+from typing import TYPE_CHECKING, Any, Dict, List
 
 import numpy as np
-from detectron2.config import CfgNode
 
-from ....data import register_coco_json
 from ....errors import UserError, first
 from ....files import whole_file
 from .boxes import IOU_EDGES, RATIO_EDGES, SIZE_EDGES, AnchorGrid, Boxes, build_anchor_grid
 from .html_page import check_output, describe_images, outline, rounded, write_page
 from .sheet import draw_sheet
 from .source import Source, has_mask
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 _ANCHOR_IOUS = (0.3, 0.5, 0.7)
 _TINY = 4.0  # pixels in training; an object with a thinner side is hardly learned
@@ -31,7 +32,7 @@ def browse(
     source: Source,
     output: str,
     *,
-    cfg: CfgNode | None = None,
+    cfg: "CfgNode | None" = None,
     num_images: int = 120,
     seed: int = 0,
 ) -> Dict[str, Any]:
@@ -100,10 +101,12 @@ def browse(
     return page
 
 
-def _problems_with_config(cfg: CfgNode, name: str) -> List[str]:
+def _problems_with_config(cfg: "CfgNode", name: str) -> List[str]:
     """Return the error that a training with this config would stop at, e.g. NUM_CLASSES."""
     if name not in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         return []
+    from ....data import register_coco_json
+
     try:
         register_coco_json(cfg)
     except UserError as e:
@@ -111,7 +114,7 @@ def _problems_with_config(cfg: CfgNode, name: str) -> List[str]:
     return []
 
 
-def _anchor_grid(cfg: CfgNode, notes: List[str]) -> AnchorGrid | None:
+def _anchor_grid(cfg: "CfgNode", notes: List[str]) -> AnchorGrid | None:
     try:
         return build_anchor_grid(cfg)
     except UserError as e:

@@ -2,11 +2,10 @@
 
 import colorsys
 import io
-from typing import List
+from typing import List, Tuple
 
+import cv2
 import numpy as np
-from detectron2.data import Metadata
-from detectron2.structures import BoxMode
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -15,23 +14,24 @@ from ....data.images import BadImageError, read_image
 from ....data.opening import image_path
 from ....errors import printable
 from ....visualization import (
+    MAX_LABELS,
     Cell,
     Color,
-    PlainVisualizer,
     drawable,
     drawn_size,
     image_grid,
     make_plain,
-    resized,
+    text_mask,
 )
 from .boxes import IOU_EDGES, RATIO_EDGES, SIZE_EDGES, Boxes
-from .source import Source
+from .source import Source, has_mask
 
 _COLUMNS = 4
 _MAX_CLASSES = 30  # with a bar each; all others share one
 _BLUE = "#2563c9"
 _BLACK = (0, 0, 0)
 _WIDTH, _MARGIN = 1600, 8  # pixels
+_LABEL_SIZE = 11  # of the font, in pixels
 # Height and width in pixels; images are drawn at this size, so that their labels can be read.
 _MAX_SIZE = 300, (_WIDTH - _MARGIN) // _COLUMNS - _MARGIN - 1
 
@@ -131,17 +131,41 @@ def _draw_image(source: Source, index: int) -> Cell:
     except BadImageError:
         blank = np.full((_MAX_SIZE[0] // 4, _MAX_SIZE[1], 3), 220, dtype=np.uint8)
         return blank, f"{name}: cannot be read", _BLACK
-    annotations = [
-        {**a, "category_id": source.class_of[a["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
-        for a in source.annotations(index)
-    ]
     size = drawn_size(*picture.shape[:2], *_MAX_SIZE)
-    picture, record = resized(picture, {"annotations": annotations}, size)
-    metadata = Metadata(
-        thing_classes=source.class_names,
-        thing_colors=[_color(k) for k in range(len(source.class_names))],
-    )
-    return PlainVisualizer(picture, metadata).draw_dataset_dict(record).get_image(), name, _BLACK
+    return _draw_objects(source, index, picture, size), name, _BLACK
+
+
+def _draw_objects(
+    source: Source, index: int, picture: np.ndarray, size: Tuple[int, int]
+) -> np.ndarray:
+    """Resize an image to (height, width), and draw masks, boxes and class names on it."""
+    height, width = picture.shape[:2]
+    scale = np.array([size[1] / width, size[0] / height])
+    drawn = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
+    annotations = source.annotations(index)
+    for annotation in annotations:
+        color = _color(source.class_of[annotation["category_id"]])
+        if has_mask(annotation):
+            mask = cv2.resize(source.coco.ann_to_mask(annotation), size[::-1])
+            drawn[mask > 0] = (drawn[mask > 0] / 2 + np.array(color) / 2).astype(np.uint8)
+        x, y, w, h = annotation["bbox"]
+        low, high = np.array([x, y]) * scale, np.array([x + w, y + h]) * scale
+        corners = [tuple(map(int, corner.clip(0, size[::-1]))) for corner in (low, high)]
+        cv2.rectangle(drawn, *corners, color, 1, cv2.LINE_AA)
+    for annotation in annotations if len(annotations) <= MAX_LABELS else ():
+        label = source.class_of[annotation["category_id"]]
+        left, top = (np.array(annotation["bbox"][:2]) * scale).astype(int)
+        _write_label(drawn, source.class_names[label], left, top, _color(label))
+    return drawn
+
+
+def _write_label(drawn: np.ndarray, text: str, left: int, top: int, color: Color) -> None:
+    """Write a class name on a dark background, moved into the image."""
+    ink = text_mask(_shorten(text, 24), _LABEL_SIZE)[: drawn.shape[0], : drawn.shape[1], None]
+    left = min(max(left, 0), drawn.shape[1] - ink.shape[1])
+    top = min(max(top, 0), drawn.shape[0] - ink.shape[0])
+    part = drawn[top : top + ink.shape[0], left : left + ink.shape[1]]
+    part[:] = (part * 0.3 * (1 - ink) + np.float32(color) * ink).astype(np.uint8)
 
 
 def _color(k: int) -> Color:

@@ -8,25 +8,21 @@ import logging
 import mmap
 import os
 import re
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Sequence, Tuple
 
 import hotcoco
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
-from detectron2.utils.file_io import PathManager
 
-from ....config import add_rsb_config
-from ....config.loading import load_config
-from ....data import register_coco_json
-from ....data.coco_json import absolute, coco_json_entries
-from ....data.datasets import registered
+from ....data.coco_check import check_coco_json
 from ....data.opening import is_image_folder
 from ....errors import UserError, printable
-from ....evaluation.results import read_dataset_name
 from ....extensions import TASKS
-from ....registration import architecture_name
+from ....files import absolute, path_manager
 
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+_logger = logging.getLogger("rsb_d2.data.coco_check")
 # Loggers whose warnings go onto the page: registration, and Detectron2's reader.
 _LOGGERS = ("rsb_d2.data", "detectron2.data.datasets.coco")
 # A 'segmentation' with something in it.
@@ -103,21 +99,19 @@ def open_files(json_file: str, image_root: str, *, with_masks: bool) -> Source:
     Raises:
         UserError: if the files cannot be used.
     """
-    cfg = get_cfg()
-    add_rsb_config(cfg)
-    # Registered by their paths, which no other data set has as its name.
-    paths = [absolute(json_file), absolute(image_root)]
-    name = "|".join(paths)
-    cfg.DATASETS.COCO_JSON = [[name, *paths]]
-    try:
-        source = open_registered(cfg, name, with_masks=with_masks)
-    except UserError as e:
-        raise UserError(str(e).replace(f"data set {name}: ", "")) from None
-    source.name = printable("/".join(paths[0].split(os.sep)[-2:]))
-    return source
+    json_file, image_root = absolute(json_file), absolute(image_root)
+    with _collect_warnings() as warnings:
+        try:
+            checked = check_coco_json(json_file, image_root, with_masks=with_masks)
+        except UserError as e:
+            raise UserError(f"{json_file}: {e}") from None
+        for level, text in checked.messages:
+            _logger.log(level, text)
+    name = printable("/".join(json_file.split(os.sep)[-2:]))
+    return _make_source(name, checked.json_file, image_root, warnings)
 
 
-def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) -> Source:
+def open_registered(cfg: "CfgNode", name: str, *, with_masks: bool | None = None) -> Source:
     """Open a data set of ``DATASETS.COCO_JSON``, or one that Detectron2 or a script registered.
 
     Args:
@@ -128,6 +122,11 @@ def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) 
     Raises:
         UserError: if there is no such name, or its files cannot be used.
     """
+    from detectron2.data import MetadataCatalog
+
+    from ....data import register_coco_json
+    from ....data.datasets import registered
+
     cfg = cfg.clone()
     cfg.defrost()
     if with_masks is not None:
@@ -146,11 +145,15 @@ def open_registered(cfg: CfgNode, name: str, *, with_masks: bool | None = None) 
     json_file = metadata.get("json_file")
     if not (json_file and metadata.get("image_root")):
         raise UserError(f"data set {name} is not in COCO's format: it has no annotation file")
+    return _make_source(name, json_file, metadata.image_root, warnings)
+
+
+def _make_source(name: str, json_file: str, image_root: str, warnings: List[str]) -> Source:
     try:
-        coco, names = _read(PathManager.get_local_path(json_file))
+        coco, names = _read(path_manager(json_file).get_local_path(json_file))
     except (OSError, ValueError) as e:
         raise UserError(f"data set {name}: {json_file}: {e}") from None
-    source = Source(name, coco, json_file, metadata.image_root, list(dict.fromkeys(warnings)))
+    source = Source(name, coco, json_file, image_root, list(dict.fromkeys(warnings)))
     for image in source.images:
         image["file_name"] = names.get(image["id"], image["file_name"])
     if source.crowd.all():
@@ -201,7 +204,7 @@ def open_dataset(
     *,
     with_masks: bool | None = None,
     results_file: str = "",
-) -> Tuple[Source, CfgNode | None]:
+) -> Tuple[Source, "CfgNode | None"]:
     """Open the data set that the command line names.
 
     Args:
@@ -226,13 +229,7 @@ def open_dataset(
             "no data set is named: write --annotations FILE --images FOLDER, "
             "or --config-file FILE and --dataset NAME"
         )
-    cfg = load_config(args.config_file, args.opts) if args.config_file or args.dataset else None
-    if cfg is not None and architecture_name(cfg) in TASKS:
-        raise UserError(
-            f"{args.config_file} is the config of an image classifier, whose images have no boxes "
-            "to show; name a detector's config (train_net.py draws a classifier's images into its "
-            "OUTPUT_DIR)"
-        )
+    cfg = _load_config(args.config_file, args.opts) if args.config_file or args.dataset else None
     if args.annotations:
         if not is_image_folder(args.images):
             raise UserError(f"--images: there is no folder {args.images}")
@@ -240,12 +237,30 @@ def open_dataset(
         return open_files(args.annotations, args.images, with_masks=with_masks), cfg
     name = _choose_dataset(args.dataset, cfg.DATASETS[split], split, results_file)
     if with_masks:
+        from ....data.coco_json import coco_json_entries
+
         files = {entry[0]: entry[1] for entry in coco_json_entries(cfg.DATASETS.COCO_JSON)}
         with_masks = name not in files or _file_has_masks(files[name])
     return open_registered(cfg, name, with_masks=with_masks), cfg
 
 
+def _load_config(config_file: str, opts: Sequence[str]) -> "CfgNode":
+    from ....config.loading import load_config
+    from ....registration import architecture_name
+
+    cfg = load_config(config_file, list(opts))
+    if architecture_name(cfg) in TASKS:
+        raise UserError(
+            f"{config_file} is the config of an image classifier, whose images have no boxes to "
+            "show; name a detector's config (rsb-d2 train draws a classifier's images into its "
+            "OUTPUT_DIR)"
+        )
+    return cfg
+
+
 def _choose_dataset(given: str | None, names: Sequence[str], split: str, results_file: str) -> str:
+    from ....evaluation.results import read_dataset_name
+
     evaluated = read_dataset_name(results_file) if results_file else ""
     if given and evaluated and given != evaluated:
         raise UserError(
@@ -267,7 +282,7 @@ def _choose_dataset(given: str | None, names: Sequence[str], split: str, results
 def _file_has_masks(json_file: str) -> bool:
     """Whether an annotation file has masks; False if it cannot be read, an error of later."""
     try:
-        with open(PathManager.get_local_path(json_file), "rb") as f:
+        with open(path_manager(json_file).get_local_path(json_file), "rb") as f:
             with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _MASK.search(content) is not None
     except (OSError, ValueError):
