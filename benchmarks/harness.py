@@ -29,6 +29,13 @@ class Different(Exception):
     """The contenders do not compute the same; the text gives the difference."""
 
 
+def verdict(is_equal: bool, text: str) -> str:
+    """Return the text, or raise :class:`Different` with it."""
+    if not is_equal:
+        raise Different(text)
+    return text
+
+
 class Prepared(NamedTuple):
     """One contender, ready to be measured."""
 

@@ -1,5 +1,6 @@
 """The exception for mistakes that a user can fix, and helpers for its messages."""
 
+import difflib
 from typing import Any, Iterable, List
 
 
@@ -38,6 +39,15 @@ def first(values: Iterable[Any], count: int = 5) -> str:
     return ", ".join(printable(str(v)) for v in values[:count]) + (
         ", ..." if len(values) > count else ""
     )
+
+
+def did_you_mean(name: Any, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """Return "did you mean A, B?" with up to five known names close to one, or ``otherwise``.
+
+    ``cutoff`` is the least similarity, 0 ... 1, as of ``difflib.get_close_matches``.
+    """
+    near = difflib.get_close_matches(str(name), list(known), 5, cutoff)
+    return f"did you mean {', '.join(near)}?" if near else otherwise
 
 
 def first_ids(ids: List[int]) -> str:

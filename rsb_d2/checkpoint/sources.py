@@ -5,7 +5,6 @@ published detectors and backbones, from the servers of OpenMMLab and PyTorch.
 """
 
 import contextlib
-import difflib
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 from timm.models import list_pretrained
 
-from ..errors import UserError, first
+from ..errors import UserError, did_you_mean, first
 from ..files import escape_address, find_disk_error, sha256_of
 from ..modeling import CheckedTimmBackbone, TimmBackbone
 from .files import StateDict, read_checkpoint, save_torch
@@ -303,9 +302,8 @@ def _pretrained_cfg(name: str):
         pretrained_cfg = None
     if pretrained_cfg is None or not pretrained_cfg.has_weights:
         known = list_pretrained()
-        near = [n for n in known if architecture(n) == architecture(name)]
-        near = near or difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-        hint = f"did you mean {', '.join(near[:5])}?" if near else "see timm.list_pretrained()"
+        known = [n for n in known if architecture(n) == architecture(name)] or known
+        hint = did_you_mean(name, known, "see timm.list_pretrained()", cutoff=0.5)
         raise UserError(f"timm {timm.__version__} has no weights {TIMM}{name}; {hint}")
     return pretrained_cfg
 
@@ -464,11 +462,9 @@ def fetch_published(path: str, force: bool = False) -> str:
 def _url(name: str) -> str:
     if name in URLS:
         return URLS[name]
-    near = difflib.get_close_matches(name, URLS, n=3, cutoff=0.3) or list(URLS)
-    raise UserError(
-        f"there are no published weights {ZOO}{name}; did you mean "
-        f"{', '.join(ZOO + n for n in near)}?"
-    )
+    names = [f"{ZOO}{n}" for n in URLS]
+    hint = did_you_mean(f"{ZOO}{name}", names, f"there are {', '.join(names)}", cutoff=0.5)
+    raise UserError(f"there are no published weights {ZOO}{name}; {hint}")
 
 
 def _cached_path(url: str) -> str:

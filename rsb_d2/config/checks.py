@@ -4,7 +4,6 @@ yacs checks only that a value has the type of the default, and Detectron2 notice
 hours later or never.
 """
 
-import difflib
 import importlib.util
 import logging
 import math
@@ -35,7 +34,7 @@ from ..data.coco_json import NUM_CLASSES_NODE, CocoJsonDataset
 from ..data.datasets import registered
 from ..data.loader import SAMPLERS
 from ..data.opening import is_image_folder
-from ..errors import UserError, first
+from ..errors import UserError, did_you_mean, first
 from ..evaluation.coco_evaluation import keypoint_sigmas
 from ..registration import architecture_name
 from .defaults import default_config
@@ -201,7 +200,9 @@ def check_values(cfg: CfgNode, eval_only: bool = False) -> None:
         # "PrecomputedProposals" and "" are ways of having none.
         name = get_value(cfg, key)
         if name not in ("", "PrecomputedProposals") and name not in registry:
-            raise UserError(f"{key} is {name!r}; {_did_you_mean(name, [n for n, _ in registry])}")
+            names = sorted(n for n, _ in registry)
+            hint = did_you_mean(name, names, f"write one of {', '.join(names)}")
+            raise UserError(f"{key} is {name!r}; {hint}")
     if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
         raise UserError(
             f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values, MODEL.PIXEL_STD has "
@@ -251,13 +252,6 @@ def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
         *others, last = [choice or '""' for choice in choices]
         words = f"{', '.join(others)} or {last}"
         raise UserError(f"{key} is {value!r}; write {words}")
-
-
-def _did_you_mean(name: Any, names: List[str]) -> str:
-    matches = difflib.get_close_matches(str(name), names, n=3)
-    if matches:
-        return f"did you mean {' or '.join(matches)}?"
-    return f"write one of {', '.join(sorted(names))}"
 
 
 def _check_device(device: str) -> None:

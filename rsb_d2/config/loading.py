@@ -6,7 +6,6 @@ Numbers, lists, tuples and comprehensions over these are evaluated here, and not
 """
 
 import ast
-import difflib
 import operator
 import os
 import re
@@ -19,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from .checks import check_no_key_is_empty
 from .defaults import default_config
 from .nodes import flat_items
@@ -311,5 +310,5 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
             f"{key}: this is Detectron2 {detectron2.__version__}, which has no {_OF_MAIN[key]}; "
             "build Detectron2's main branch, or leave the key out"
         )
-    matches = difflib.get_close_matches(key, [key for key, _ in flat_items(cfg)], n=3)
-    return message + (f"; did you mean {', '.join(matches)}?" if matches else "")
+    hint = did_you_mean(key, (key for key, _ in flat_items(cfg)), "")
+    return f"{message}; {hint}" if hint else message

@@ -1,6 +1,5 @@
 """The checks of a config before a run; nothing here changes it."""
 
-import difflib
 import logging
 from typing import List, Tuple
 
@@ -14,13 +13,13 @@ from ..checkpoint import check_architecture, has_run, locate
 from ..checkpoint.run_folder import CONFIG_KEY, read_newest_entry
 from ..data.builtin import PANOPTIC
 from ..engine.tasks import check_config, get_task
+from ..engine.train_step import check_accumulation
 from ..engine.trainer import check_compiler
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..evaluation import check_evaluators
+from ..evaluation.build import check_tta
 from ..evaluation.results import metric_names, split_metric, uses_best_metric
-from ..evaluation.tta import check_tta
 from ..modeling.spec import BUILDERS
-from ..solver.accumulation import check_accumulation
 from ..solver.build import check_optimizer
 from ..solver.ema import EMA_PREFIX, check_average
 from .checks import (
@@ -137,11 +136,8 @@ def _check_metric(cfg: CfgNode, given: str) -> None:
             f"SOLVER.BEST_METRIC is {given}, which needs {PANOPTIC.module}; install it: "
             f"{PANOPTIC.install}"
         )
-    matches = difflib.get_close_matches(name, known, n=3) or known[:3]
-    raise UserError(
-        f"SOLVER.BEST_METRIC: evaluation on {dataset} gives no {name}; "
-        f"did you mean {', '.join(matches)}?"
-    )
+    hint = did_you_mean(name, known, f"did you mean {', '.join(known[:3])}?")
+    raise UserError(f"SOLVER.BEST_METRIC: evaluation on {dataset} gives no {name}; {hint}")
 
 
 def check_weights(cfg: CfgNode, eval_only: bool) -> None:

@@ -32,15 +32,7 @@ _FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def check_layouts(cfg: CfgNode, eval_only: bool) -> None:
-    """Check the files of the LVIS, Pascal VOC and Cityscapes data sets that are used.
-
-    Args:
-        cfg (CfgNode): its data sets are registered, and their folders are there; not changed.
-        eval_only (bool): leave out ``DATASETS.TRAIN``.
-
-    Raises:
-        UserError: if one is missing, or lacks what its evaluation needs.
-    """
+    """Check the files of the LVIS, Pascal VOC and Cityscapes data sets that are used."""
     for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
         for name in cfg.DATASETS[split]:
             # Other functions may read other files than the metadata name.
@@ -188,27 +180,16 @@ def provide_cityscapes() -> None:
 
 
 def cityscapes_modules(name: str) -> List[str]:
-    """The names of a module of cityscapesscripts: its own, and the one for Detectron2's main.
-
-    Args:
-        name (str): in the package: ``"helpers.labels"``.
-    """
+    """Return the names of a module of cityscapesscripts: its own, and that for Detectron2's main."""
     folders = ["", f"{_FOLDER_OF_META}."] if _FOLDER_OF_META in sys.modules else [""]
     return [f"{folder}{CITYSCAPES.module}.{name}" for folder in folders]
 
 
 def check_packages(dataset_name: str, split: str) -> None:
-    """Check that the packages that a data set needs are installed.
+    """Check that the packages that a data set needs for ``split`` are installed.
 
     Without ``panopticapi`` there is a warning: everything but the panoptic quality is evaluated.
     Detectron2's main branch is shown where the package of Cityscapes is.
-
-    Args:
-        dataset_name (str): a registered data set.
-        split (str): ``"TRAIN"`` or ``"TEST"``; the first is not evaluated.
-
-    Raises:
-        UserError: if a package is missing; it says how to install it.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     needed = _TO_READ.get(kind, ()) + (_TO_EVALUATE.get(kind, ()) if split == "TEST" else ())

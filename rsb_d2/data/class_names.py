@@ -24,11 +24,7 @@ class ClassNames:
 
 
 class StoredClassNames:
-    """A checkpointable for an entry of every checkpoint: the names, or the ids, of the classes.
-
-    Args:
-        values (sequence): returned by ``state_dict``, as a list.
-    """
+    """A checkpointable for an entry of every checkpoint: the names, or the ids, of the classes."""
 
     def __init__(self, values: Any):
         self._values = list(values)
@@ -43,10 +39,7 @@ class StoredClassNames:
 def fill_class_names(cfg: CfgNode) -> None:
     """Write the classes of the data into ``DATASETS.CLASS_NAMES`` and ``.CLASS_IDS``.
 
-    Data sets that say nothing of their classes leave the two as they are.
-
-    Args:
-        cfg (CfgNode): its ``DATASETS.TRAIN`` and ``.TEST`` are registered; changed in place.
+    Data sets without class names do not change the two.
     """
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         found = _from_metadata(name)
@@ -56,14 +49,7 @@ def fill_class_names(cfg: CfgNode) -> None:
 
 
 def stored_class_names(cfg: CfgNode) -> Dict[str, StoredClassNames]:
-    """Return the entries of every checkpoint that name the classes.
-
-    Args:
-        cfg (CfgNode): as for :func:`fill_class_names`; not changed.
-
-    Returns:
-        dict[str, StoredClassNames]: checkpointables ``class_names`` and ``class_ids``.
-    """
+    """Return the entries of every checkpoint that name the classes: ``class_names``, ``class_ids``."""
     cfg = cfg.clone()
     cfg.defrost()
     fill_class_names(cfg)
@@ -76,14 +62,9 @@ def stored_class_names(cfg: CfgNode) -> Dict[str, StoredClassNames]:
 def find_class_names(cfg: CfgNode, checkpoint: Dict[str, Any], num_classes: int) -> ClassNames:
     """Find the names of a trained model's classes.
 
-    Args:
-        cfg (CfgNode): with this project's keys.
-        checkpoint (dict): contents of the file of the weights, except the weights.
-        num_classes (int): how many the model has; a source with another number is passed over.
-
-    Returns:
-        ClassNames: from the checkpoint, else from ``DATASETS.CLASS_NAMES``, else from the data
-        sets of the config; where none says, ``"class 0"`` and so on, with ids from 1 on.
+    They are from the checkpoint, else from ``DATASETS.CLASS_NAMES``, else from the data sets of the
+    config; otherwise ``"class 0"`` and so on, with ids from 1 on. A source with another number of
+    classes is skipped.
     """
     sources = (
         lambda: _from_lists(checkpoint.get("class_names"), checkpoint.get("class_ids")),

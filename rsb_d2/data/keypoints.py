@@ -26,16 +26,10 @@ class KeypointNames(NamedTuple):
 
 
 def common_keypoints(categories: Sequence[Dict[str, Any]]) -> KeypointNames:
-    """The keypoints that the categories of an annotation file have in common.
+    """Return the keypoints that the categories of an annotation file have in common.
 
-    Args:
-        categories (sequence of dict): ``name``, and as COCO has them ``keypoints``, a list of
-            names, and ``skeleton``, pairs of their numbers from 1 on. A category may have none:
-            its objects only have boxes.
-
-    Raises:
-        UserError: if no category names its keypoints, if a list is not one of different names, or
-            if two categories have different lists; the message does not name the file.
+    A category may have none: its objects only have boxes. Lists that differ, or have a name twice,
+    are an error.
     """
     named = [c for c in categories if c.get("keypoints")]
     if not named:
@@ -76,17 +70,11 @@ def connection_rules(keypoints: KeypointNames) -> List[Tuple[str, str, Tuple[int
 
 
 def flip_pairs(names: Sequence[str]) -> List[Tuple[str, str]]:
-    """The keypoints that change places when an image is flipped horizontally, by their names.
+    """Return the keypoints that are swapped when an image is flipped horizontally, by their names.
 
-    Two names are a pair if they differ only in ``left`` and ``right``, or ``l`` and ``r``, in any
-    place and case. Words end at a character that is not a letter, and before a capital one:
-    ``left_eye``, ``eye-l``, ``Left Eye``, ``earL`` and ``L1``.
-
-    Args:
-        names (sequence of str): of all keypoints.
-
-    Returns:
-        list[tuple[str, str]]: the left one first.
+    Two names are a pair, the left one first, if they differ only in ``left`` and ``right``, or
+    ``l`` and ``r``, in any place and case. Words end at a character that is not a letter, and
+    before a capital one: ``left_eye``, ``eye-l``, ``Left Eye``, ``earL`` and ``L1``.
     """
     by_key = _by_key(names)
     pairs = []
@@ -121,15 +109,7 @@ def _key(name: str) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
 
 
 def check_flip_pairs(pairs: Any, names: Sequence[str]) -> None:
-    """Check ``DATASETS.KEYPOINT_FLIP_PAIRS``.
-
-    Args:
-        pairs (any): the value.
-        names (sequence of str): of all keypoints.
-
-    Raises:
-        UserError: if it is not a list of pairs, or names a keypoint that is not there or twice.
-    """
+    """Check ``DATASETS.KEYPOINT_FLIP_PAIRS`` against the names of the keypoints."""
     key = "DATASETS.KEYPOINT_FLIP_PAIRS"
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
         raise UserError(f"{key} is {pairs!r}; write [[left name, right name], ...]")

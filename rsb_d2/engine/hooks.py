@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.data import detection_utils as utils
 from detectron2.engine import hooks
-from detectron2.engine.hooks import HookBase
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
@@ -34,7 +33,7 @@ from ..utils import unwrap
 from .signals import Interrupted, SignalWatch
 
 
-class CheckpointWriter(HookBase):
+class CheckpointWriter(hooks.HookBase):
     """Detectron2's ``PeriodicCheckpointer``, which also writes when a signal ends the run.
 
     As in Detectron2, it comes before the evaluation, so that a failing evaluation leaves a
@@ -166,7 +165,7 @@ class SafeWriter(EventWriter):
             self.writer.close()
 
 
-class EvaluationWriter(HookBase):
+class EvaluationWriter(hooks.HookBase):
     """A hook that writes the results of an evaluation at once, not at the next 20th iteration.
 
     The writers must write nothing twice.

@@ -30,8 +30,8 @@ from ..data.loader import TrainLoader, epoch_size
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..evaluation import build_evaluator, convert_test_sets
+from ..evaluation.build import TTAEvaluation, evaluate_with_tta
 from ..evaluation.results import split_metric
-from ..evaluation.tta import TTAEvaluation, evaluate_with_tta
 from ..extensions import ACCELERATION
 from ..modeling import TimmBackbone, TimmLastStage
 from ..modeling.heads import FastRPN, make_logits_contiguous

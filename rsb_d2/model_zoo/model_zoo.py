@@ -2,7 +2,6 @@
 
 import builtins
 import csv
-import difflib
 import logging
 import os
 from contextlib import suppress
@@ -21,7 +20,7 @@ from torch import nn
 from ..checkpoint import Checkpointer, locate
 from ..checkpoint.sources import URLS, is_rsb
 from ..config.defaults import default_config
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +75,7 @@ def get_config_file(config_path: str) -> str:
     path = config_dir() / f"{_name(config_path)}.yaml"
     if not path.is_file():
         known = [*config_names(), *pretraining_names()]
-        near = difflib.get_close_matches(_name(config_path), known, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "see rsb_d2.model_zoo.list()"
+        hint = did_you_mean(_name(config_path), known, "see rsb_d2.model_zoo.list()", cutoff=0.4)
         raise ModelZooError(f"{config_path} is not available in the model zoo; {hint}")
     return str(path)
 

@@ -1,6 +1,5 @@
 """timm's feature extractors as Detectron2 backbones."""
 
-import difflib
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Dict, List, Sequence, Set, Tuple
@@ -12,7 +11,7 @@ from timm.layers import Format, nhwc_to
 from timm.models import FeatureListNet, is_model, list_models, list_pretrained
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..utils import run_on_meta
 from .norm import BATCH_NORM_TYPES, NORM_POLICIES, apply_norm_policy, fold_norms_in_training
 
@@ -307,8 +306,7 @@ def check_model_name(name: str) -> None:
         known = list_pretrained(architecture + ".*")
     else:
         return
-    matches = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-    hint = f"did you mean {', '.join(matches)}?" if matches else "see timm.list_models()"
+    hint = did_you_mean(name, known, "see timm.list_models()", cutoff=0.5)
     raise UserError(f"MODEL.TIMM.NAME: timm {timm.__version__} has no model {name!r}; {hint}")
 
 

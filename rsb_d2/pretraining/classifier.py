@@ -181,11 +181,7 @@ class ImageClassifier(nn.Module):
         return images.to(self.pixel_mean.dtype).sub_(self.pixel_mean).div_(self.pixel_std)
 
     def mix(self, images: torch.Tensor, batch: List[Dict[str, Any]]) -> tuple:
-        """Mix the images of a batch if it has seeds for that.
-
-        Args:
-            images (Tensor): of :meth:`normalize`; changed in place.
-            batch (list[dict]): as of :meth:`forward`.
+        """Mix the normalized images of a batch, in place, if it has seeds.
 
         Returns:
             Tensor, Tensor: the images, and the targets: (N, classes) if mixed, otherwise the
@@ -253,19 +249,9 @@ def load_classifier(
 ) -> LoadReport:
     """Load a state dict of any known format into an image classifier.
 
-    Args:
-        model (ImageClassifier): changed in place.
-        weights (dict[str, Tensor]): of :func:`read_checkpoint`; of a detector, the backbone is
-            loaded. The last layer stays as it is if it has another shape.
-        source (str): name of the weights in messages.
-        path (str): the local file, for the report.
-        complete (bool): require the last layer as well, as when a run is resumed.
-
-    Returns:
-        LoadReport
-
-    Raises:
-        UserError: as of :func:`rsb_d2.checkpoint.loading.load_weights`.
+    Of a detector, the backbone is loaded. The last layer is kept if it has another shape, unless
+    the weights must be ``complete``. Arguments, result and errors as
+    :func:`rsb_d2.checkpoint.loading.load_weights`.
     """
     format = recognize(weights)
     try:

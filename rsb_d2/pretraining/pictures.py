@@ -30,11 +30,7 @@ _NAMED_SHARE = 0.01
 
 
 class ClassificationPictures(PictureWriter):
-    """Writes ``training_images.png`` before the training, ``predictions.png`` after it, and curves.
-
-    Args:
-        cfg (CfgNode): of an image classifier.
-    """
+    """Writes ``training_images.png`` before the training, ``predictions.png`` after it, and curves."""
 
     def before_train(self):
         model = self.trainer.model
@@ -52,15 +48,8 @@ class ClassificationPictures(PictureWriter):
 def draw_training_images(cfg: CfgNode, model: nn.Module, path: str, num_images: int = 32) -> str:
     """Draw a grid of the first images of a training, augmented and mixed as the model sees them.
 
-    Args:
-        cfg (CfgNode): of an image classifier.
-        model (nn.Module): an :class:`ImageClassifier`, which may be distributed.
-        path (str): of the picture to write.
-        num_images (int): even; of a mixed batch, half are from its start and half are their
-            partners, from its end.
-
-    Returns:
-        str: ``path``.
+    ``num_images`` is even: of a mixed batch, half are from its start and half are their partners,
+    from its end.
     """
     model = unwrap(model)
     batch = build_train_loader(cfg).first_images(num_images)
@@ -81,17 +70,7 @@ def draw_training_images(cfg: CfgNode, model: nn.Module, path: str, num_images: 
 
 
 def draw_predictions(cfg: CfgNode, model: nn.Module, path: str, num_images: int = 32) -> str:
-    """Draw a grid of test images, each with its class and the model's prediction.
-
-    Args:
-        cfg (CfgNode): the images are spread evenly over ``DATASETS.TEST[0]``.
-        model (nn.Module): an image classifier.
-        path (str): of the picture to write.
-        num_images (int): number of images.
-
-    Returns:
-        str: ``path``.
-    """
+    """Draw a grid of test images, spread evenly, each with its class and the model's prediction."""
     model = unwrap(model)
     name = cfg.DATASETS.TEST[0]
     names, records = MetadataCatalog.get(name).thing_classes, DatasetCatalog.get(name)

@@ -15,8 +15,8 @@ from detectron2.modeling import build_model
 from rsb_d2 import Checkpointer, UserError
 from rsb_d2.config.checks import check_files, check_values, log_schedule_notes
 from rsb_d2.config.validating import check_best_metric
+from rsb_d2.evaluation.build import check_tta
 from rsb_d2.evaluation.results import best_mode
-from rsb_d2.evaluation.tta import check_tta
 from rsb_d2.solver.ema import build_average, check_average
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.data.bad_input import (

@@ -24,10 +24,9 @@ from rsb_d2.config.resolving import resolve_amp
 from rsb_d2.data.images import BadImageError
 from rsb_d2.engine.hooks import share_buffers
 from rsb_d2.engine.signals import SignalWatch
-from rsb_d2.engine.train_step import StepTrainer, amp_dtype
+from rsb_d2.engine.train_step import StepTrainer, amp_dtype, check_accumulation
 from rsb_d2.engine.trainer import prepare_for_training
 from rsb_d2.solver import build_optimizer
-from rsb_d2.solver.accumulation import check_accumulation
 from tests.helpers.data.loaders import make_loader
 from tests.helpers.devices import tolerance
 from tests.helpers.installed import IS_MAIN

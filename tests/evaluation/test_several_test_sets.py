@@ -14,8 +14,8 @@ from rsb_d2 import UserError, optimize_for_inference
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.data import register_coco_json
 from rsb_d2.evaluation import build_evaluator
+from rsb_d2.evaluation.build import check_tta, evaluate_with_tta, with_tta
 from rsb_d2.evaluation.results import prediction_folder
-from rsb_d2.evaluation.tta import check_tta, evaluate_with_tta, with_tta
 from rsb_d2.solver.ema import evaluate_with_average
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.detections import make_detections

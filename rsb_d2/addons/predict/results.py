@@ -73,10 +73,9 @@ def images_setting(images: List[Tuple[str, str]]) -> Dict[str, str]:
     Args:
         images (list[tuple[str, str]]): paths and names of their outputs.
     """
-    digest = hashlib.sha256()
-    for path, name in images:
-        digest.update(f"{path}\0{name}\0".encode("utf-8", "surrogateescape"))
-    return {_IMAGES: f"{len(images)} of them, {digest.hexdigest()[:16]}"}
+    text = "".join(f"{path}\0{name}\0" for path, name in images)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return {_IMAGES: f"{len(images)} of them, {digest[:16]}"}
 
 
 def _check_settings(before: Dict[str, Any], now: Dict[str, Any], folder: str) -> None:

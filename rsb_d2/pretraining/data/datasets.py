@@ -45,11 +45,7 @@ class ClassificationDataset:
         return self._records()
 
     def check(self) -> None:
-        """Check the data, unless that has been done, and set the metadata.
-
-        Raises:
-            UserError: if the data cannot be used.
-        """
+        """Check the data once, and set the metadata."""
         if self.class_names is not None:
             return
         try:
@@ -98,10 +94,7 @@ class ImageFolder(NamedTuple):
 
 
 def list_image_folder(folder: str) -> ImageFolder:
-    """List a folder with one folder per class, and check it; subfolders are searched as well.
-
-    Args:
-        folder (str): a local path.
+    """List a local folder with one folder per class, and check it; subfolders are searched as well.
 
     Raises:
         UserError: if the folder does not exist, has fewer than two classes or a class without an
@@ -164,12 +157,7 @@ def list_image_folder(folder: str) -> ImageFolder:
 
 
 class ImageFolderDataset(ClassificationDataset):
-    """A folder with one folder per class.
-
-    Args:
-        name (str): under which it is registered.
-        folder (str): a local path.
-    """
+    """A local folder with one folder per class."""
 
     def __init__(self, name: str, folder: str):
         super().__init__(name, folder)
@@ -186,11 +174,7 @@ class ImageFolderDataset(ClassificationDataset):
         return listing.class_names
 
     def check_all_readable(self) -> None:
-        """Refuse empty files, which training skips but which would falsify an evaluation.
-
-        Raises:
-            UserError: if a file is empty.
-        """
+        """Refuse empty files, which training skips but which would falsify an evaluation."""
         empty = self._listing.empty_files
         if empty:
             raise UserError(

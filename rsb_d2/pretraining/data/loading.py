@@ -24,15 +24,9 @@ from .timm_datasets import TimmDataset, sources
 
 
 def build_transform(cfg: CfgNode, is_train: bool) -> Callable[[Image.Image], torch.Tensor]:
-    """Build timm's transform of one image.
+    """Build timm's transform of one image: from RGB to a uint8 tensor of shape (3, H, W).
 
-    Args:
-        cfg (CfgNode): ``INPUT.CLASSIFIER`` and ``MODEL.PIXEL_MEAN`` are read; the latter is the
-            color with which RandAugment fills.
-        is_train (bool): augment; otherwise only resize and crop.
-
-    Returns:
-        callable: from an RGB image to a uint8 tensor of shape (3, H, W); the model normalizes it.
+    The model normalizes it. ``MODEL.PIXEL_MEAN`` is the color with which RandAugment fills.
     """
     keys = cfg.INPUT.CLASSIFIER
     mean = tuple(value / 255 for value in cfg.MODEL.PIXEL_MEAN)
@@ -77,11 +71,7 @@ class ClassificationMapper:
         self.sources = sources or {}
 
     def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
-        """Read an image and transform it.
-
-        Args:
-            record (dict): with ``file_name``, and ``dataset`` and ``index`` if the image has no
-                file; not changed.
+        """Read and transform the image of a record, by ``file_name`` or ``dataset`` and ``index``.
 
         Returns:
             dict: the record with ``image``, RGB, a uint8 tensor of shape (3, H, W).
@@ -104,13 +94,8 @@ class ClassificationMapper:
 class RepeatedSampler(Sampler):
     """timm's ``RepeatAugSampler`` for endless epochs, seeded: each image several times in a row.
 
-    As in timm, an epoch has as many images as the data set, rounded down to a multiple of 256 if
-    it has more.
-
-    Args:
-        num_images (int): of the data set.
-        num_repeats (int): number of repeats of each image.
-        seed (int): 0 or more.
+    As in timm, an epoch has as many images as the data set, rounded down to a multiple of 256 if it
+    has more.
     """
 
     def __init__(self, num_images: int, num_repeats: int, seed: int):
@@ -131,16 +116,7 @@ class RepeatedSampler(Sampler):
 
 
 def build_sampler(cfg: CfgNode, num_images: int, seed: int) -> Sampler:
-    """Build the endless stream of training indices, which is the same in all processes.
-
-    Args:
-        cfg (CfgNode): ``INPUT.CLASSIFIER.REPEATS`` and ``DATALOADER.SAMPLER_TRAIN`` are read.
-        num_images (int): of the data.
-        seed (int): of the order.
-
-    Raises:
-        UserError: for a sampler that needs boxes.
-    """
+    """Build the endless stream of training indices, which is the same in all processes."""
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; an image classifier "
@@ -156,12 +132,7 @@ def build_sampler(cfg: CfgNode, num_images: int, seed: int) -> Sampler:
 def mix_group(cfg: CfgNode, batch_size: int) -> int:
     """Return the number of images that share the parameters of Mixup or CutMix; 0 without mixing.
 
-    Args:
-        cfg (CfgNode): ``INPUT.CLASSIFIER`` and ``SOLVER.ACCUMULATE_STEPS`` are read.
-        batch_size (int): of all processes together.
-
-    Raises:
-        UserError: if the batch cannot be divided so that mixed images are in the same process.
+    A batch that cannot be divided so that mixed images are in the same process is an error.
     """
     keys, num_parts = cfg.INPUT.CLASSIFIER, cfg.SOLVER.ACCUMULATE_STEPS
     if not (keys.MIXUP_ALPHA or keys.CUTMIX_ALPHA):
@@ -184,16 +155,8 @@ def mix_group(cfg: CfgNode, batch_size: int) -> int:
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """Build the loader of an image classifier's training.
 
-    Args:
-        cfg (CfgNode): ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT.CLASSIFIER``, ``SEED``,
-            ``SOLVER.IMS_PER_BATCH`` and ``.ACCUMULATE_STEPS`` are read.
-
-    Returns:
-        TrainLoader: of batches of ``{"image", "label", "file_name", ...}``, with ``mix_seed`` if
-        images are mixed.
-
-    Raises:
-        UserError: of :class:`TrainLoader`, :func:`build_sampler` and :func:`mix_group`.
+    Its batches are of ``{"image", "label", "file_name", ...}``, with ``mix_seed`` if images are
+    mixed.
     """
     records = [record for name in cfg.DATASETS.TRAIN for record in registered(name)()]
     batch_size = cfg.SOLVER.IMS_PER_BATCH
@@ -213,15 +176,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> WorkerLoader:
-    """Build the loader of an evaluation, with this process's share of the images.
-
-    Args:
-        cfg (CfgNode): ``INPUT.CLASSIFIER`` and ``DATALOADER.NUM_WORKERS`` are read.
-        dataset_name (str): a registered data set.
-
-    Returns:
-        WorkerLoader: of lists of ``{"image", "label", "file_name", ...}``.
-    """
+    """Build the loader of an evaluation, with this process's share of the images."""
     records = DatasetFromList(registered(dataset_name)(), copy=False)
     mapper = ClassificationMapper(build_transform(cfg, is_train=False), sources([dataset_name]))
     return WorkerLoader(

@@ -13,15 +13,7 @@ from .timm_datasets import TimmDataset
 
 
 def register(dataset: ClassificationDataset, key: str) -> None:
-    """Register a data set, unless it is registered already.
-
-    Args:
-        dataset (ClassificationDataset): to register under its name.
-        key (str): config key that it comes from.
-
-    Raises:
-        UserError: if the name belongs to another data set.
-    """
+    """Register a data set from a config key under its name, unless it is registered already."""
     name = dataset.name
     if name not in DatasetCatalog:
         DatasetCatalog.register(name, dataset)
@@ -94,14 +86,7 @@ def register_image_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
 
 
 def _check_same_classes(datasets: List[ClassificationDataset]) -> None:
-    """Check that data sets have the same classes, in the same order.
-
-    Args:
-        datasets (list[ClassificationDataset]): checked.
-
-    Raises:
-        UserError: if they differ; the message names a missing class.
-    """
+    """Check that data sets have the same classes, in the same order."""
     for other in datasets[1:]:
         reference = datasets[0]
         if reference.class_names == other.class_names:

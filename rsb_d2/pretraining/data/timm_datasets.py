@@ -50,11 +50,7 @@ class TimmDataset(ClassificationDataset):
         self._labels: Sequence[int] = ()
 
     def open_image(self, index: int) -> BinaryIO:
-        """Open the image file at an index, or its pixels as PNG if the source has no files.
-
-        Args:
-            index (int): of a record.
-        """
+        """Open the image file at an index, or its pixels as PNG if the source has no files."""
         reader = getattr(self._dataset, "reader", None)
         if reader is not None:
             return reader[index][0]
