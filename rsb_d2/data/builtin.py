@@ -180,7 +180,7 @@ def provide_cityscapes() -> None:
 
 
 def cityscapes_modules(name: str) -> List[str]:
-    """Return the names of a module of cityscapesscripts: its own, and that for Detectron2's main."""
+    """Return the names of a module of cityscapesscripts, also that for Detectron2's main."""
     folders = ["", f"{_FOLDER_OF_META}."] if _FOLDER_OF_META in sys.modules else [""]
     return [f"{folder}{CITYSCAPES.module}.{name}" for folder in folders]
 

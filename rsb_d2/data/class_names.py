@@ -49,7 +49,7 @@ def fill_class_names(cfg: CfgNode) -> None:
 
 
 def stored_class_names(cfg: CfgNode) -> Dict[str, StoredClassNames]:
-    """Return the entries of every checkpoint that name the classes: ``class_names``, ``class_ids``."""
+    """Return the checkpointables ``class_names`` and ``class_ids`` of every checkpoint."""
     cfg = cfg.clone()
     cfg.defrost()
     fill_class_names(cfg)

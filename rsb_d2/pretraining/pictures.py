@@ -30,7 +30,7 @@ _NAMED_SHARE = 0.01
 
 
 class ClassificationPictures(PictureWriter):
-    """Writes ``training_images.png`` before the training, ``predictions.png`` after it, and curves."""
+    """Writes ``training_images.png`` at the start, ``predictions.png`` at the end, and curves."""
 
     def before_train(self):
         model = self.trainer.model

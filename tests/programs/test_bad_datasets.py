@@ -101,7 +101,11 @@ def stray_file(root):
 CASES = {
     "frequency": ("lvis", without_frequency, "lvis_v1_val: .*val.json is without LVIS's frequency"),
     "negatives": ("lvis", without_negatives, "lvis_v1_val: .*image 2 has no 'neg_category_ids'"),
-    "annotations": ("lvis", remove("lvis/lvis_v1_val.json"), "lvis_v1_val needs its annotation file"),
+    "annotations": (
+        "lvis",
+        remove("lvis/lvis_v1_val.json"),
+        "lvis_v1_val needs its annotation file",
+    ),
     "no list": ("voc", remove("*/ImageSets/Main/test.txt"), "voc_2007_test: there is no list of"),
     "short list": ("voc", one_image, "test.txt lists 1 images; Detectron2 takes two or more"),
     "no XML": ("voc", remove("VOC2007/Annotations/000002.xml"), "1 of its 4 files are missing, .*"),
