@@ -77,18 +77,12 @@ def first_dicts(name: str, count: int) -> List[Dict[str, Any]]:
 
 
 def standardize(record: Mapping) -> Dict[str, Any]:
-    """A dataset dict with the types that Detectron2's functions compute with.
+    """Return a dataset dict with the types that Detectron2's functions compute with.
 
-    Values without such a form stay as they are; :func:`annotation_reason` and :func:`mask_reason`
-    report them.
-
-    Args:
-        record (mapping): one image, in Detectron2's dataset format; not changed.
-
-    Returns:
-        dict: paths are strings; sizes, ids, classes and flags are Python's numbers and strings,
-        boxes and keypoints flat lists, polygons lists of flat lists, and masks in an array or in
-        uncompressed RLE are compressed RLE. ``None`` in a field counts as a missing field.
+    Paths are strings; sizes, ids, classes and flags are Python's numbers and strings, boxes and
+    keypoints flat lists, polygons lists of flat lists, and masks in an array or in uncompressed RLE
+    are compressed RLE. ``None`` in a field counts as a missing field. Values without such a form
+    are kept; :func:`annotation_reason` and :func:`mask_reason` report them.
     """
     record = dict(record)
     for key in _PATHS:
@@ -187,23 +181,12 @@ _CONVERSIONS: Dict[str, Callable[[Any], Any]] = {
 
 
 def fill_image_ids(records: Iterable[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    """Number the images that have no id.
-
-    Args:
-        records (iterable of dict): standardized; not changed.
-
-    Returns:
-        list[dict]: each with an ``image_id``, by default its place.
-    """
+    """Return standardized records, each with an ``image_id``, by default its position."""
     return [{"image_id": place, **record} for place, record in enumerate(records)]
 
 
 def count_visible_keypoints(record: Dict[str, Any]) -> int:
-    """How many keypoints of the objects of an image have a visibility above 0.
-
-    Args:
-        record (dict): standardized, with ``annotations``.
-    """
+    """Return how many keypoints of the objects of an image have a visibility above 0."""
     lists = (a.get("keypoints") for a in record["annotations"])
     visible = (v for keypoints in lists if isinstance(keypoints, list) for v in keypoints[2::3])
     return sum(is_finite(v) and v > 0 for v in visible)
@@ -213,14 +196,7 @@ def count_visible_keypoints(record: Dict[str, Any]) -> int:
 
 
 def annotation_reason(annotation: Dict[str, Any]) -> str | None:
-    """Why an object cannot be trained on.
-
-    Args:
-        annotation (dict): standardized.
-
-    Returns:
-        str: the unusable part; or None.
-    """
+    """Return why an object cannot be trained on: its unusable part; None if it can."""
     box, mode = annotation.get("bbox"), annotation.get("bbox_mode")
     length, words = (5, "five") if mode == BoxMode.XYWHA_ABS else (4, "four")
     is_box = isinstance(box, list) and len(box) == length
@@ -237,15 +213,12 @@ def annotation_reason(annotation: Dict[str, Any]) -> str | None:
 
 
 def mask_reason(annotation: Dict[str, Any], size: List[int], mask_format: str) -> str | None:
-    """Why the mask of an object cannot be used.
+    """Return why the mask of an object cannot be used, or None.
 
     Args:
         annotation (dict): standardized.
         size (list[int]): height and width of the image, in pixels.
         mask_format (str): ``"polygon"`` or ``"bitmask"``, as ``INPUT.MASK_FORMAT``.
-
-    Returns:
-        str: the unusable part of the object; or None.
     """
     mask = annotation.get("segmentation")
     if isinstance(mask, list) and mask:
@@ -260,15 +233,7 @@ def mask_reason(annotation: Dict[str, Any], size: List[int], mask_format: str) -
 
 
 def keypoint_reason(annotation: Dict[str, Any], num_keypoints: int) -> str | None:
-    """Why the keypoints of an object cannot be used.
-
-    Args:
-        annotation (dict): standardized; one without keypoints can be used.
-        num_keypoints (int): K.
-
-    Returns:
-        str: the unusable part of the object; or None.
-    """
+    """Return why the keypoints of an object cannot be used, or None, also for no keypoints."""
     keypoints = annotation.get("keypoints") or []
     if not (isinstance(keypoints, list) and all(map(is_finite, keypoints))):
         return f"the keypoints {keypoints}, which are not finite numbers"
@@ -281,16 +246,7 @@ def keypoint_reason(annotation: Dict[str, Any], num_keypoints: int) -> str | Non
 
 
 def check_classes(names: Sequence, records: Sequence, class_names: List[str]) -> None:
-    """Check that each class index has a name.
-
-    Args:
-        names (sequence of str): of the data sets.
-        records (sequence of dict): all of them, standardized.
-        class_names (list[str]): their ``thing_classes``.
-
-    Raises:
-        UserError: for the first one that has none.
-    """
+    """Check that each class index in standardized records has a name."""
     for record in records:
         for annotation in record["annotations"]:
             category = annotation.get("category_id")

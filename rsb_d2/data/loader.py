@@ -42,16 +42,7 @@ Place = Tuple[int, int]
 def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
     """Build the training sampler of Detectron2 that ``DATALOADER.SAMPLER_TRAIN`` names.
 
-    Args:
-        cfg (CfgNode): its ``DATALOADER``.
-        records (Sequence[dict]): in Detectron2's dataset format.
-        seed (int): of the shuffling.
-
-    Returns:
-        Sampler[int]: the endless stream of all processes; each sees all of it.
-
-    Raises:
-        UserError: if there is no such sampler.
+    It is the endless stream of all processes; each sees all of it.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
@@ -80,11 +71,7 @@ def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
 
 
 class Replacements:
-    """Draws a record to replace another one of its group, in constant time.
-
-    Args:
-        groups (bytes): the group of each record.
-    """
+    """Draws a record to replace another one of the same group, in constant time."""
 
     def __init__(self, groups: bytes):
         self._groups = groups
@@ -92,14 +79,7 @@ class Replacements:
         self._members = {group: np.flatnonzero(of_record == group) for group in set(groups)}
 
     def draw(self, index: int) -> int:
-        """Draw by torch's random numbers, each with the same chance.
-
-        Args:
-            index (int): of a record.
-
-        Returns:
-            int: of another one; of the same record if its group has no other.
-        """
+        """Draw another record of the group by torch's random numbers, or the only one."""
         members = self._members[self._groups[index]]
         drawn = int(torch.randint(max(len(members) - 1, 1), ()))
         # The members ascend: from the record on, the one drawn of the others is the next one.
@@ -111,16 +91,15 @@ class Replacements:
 def share_of_batch(
     batch_size: int, rank: int, world_size: int, mix_group: int = 0
 ) -> Sequence[int]:
-    """The places in a batch that one process takes.
+    """Return the positions in a batch that one process takes.
 
     Args:
         batch_size (int): of all processes together; a multiple of ``world_size``.
-        rank (int): of the process.
-        world_size (int): number of processes.
-        mix_group (int): of so many neighbours each process takes some from the front and as many
-            from the back, the partners of those: the first is mixed with the last, the second with
-            the last but one. A multiple of twice ``world_size`` and a divisor of ``batch_size``; 0
-            if nothing is mixed, and each process takes neighbours.
+        rank, world_size (int): of the process, and number of processes.
+        mix_group (int): number of neighbors that are mixed, the first with the last, the second
+            with the last but one. Each process takes positions from the front and their partners
+            from the back. A multiple of twice ``world_size`` and a divisor of ``batch_size``; 0 if
+            nothing is mixed, and each process takes neighbors.
     """
     if not mix_group:
         share = batch_size // world_size
@@ -134,11 +113,11 @@ def share_of_batch(
 
 
 class TrainingOrder(Sampler):
-    """The places that one process loads, in order, from a given batch on.
+    """The positions that one process loads, in order, from a given batch on.
 
-    The images of a batch, of all processes together, have the same group. In one process the
-    order is that of Detectron2's ``AspectRatioGroupedDataset``; more processes share out the
-    batches of one.
+    The images of a batch, of all processes together, have the same group. In one process the order
+    is that of Detectron2's ``AspectRatioGroupedDataset``; several processes divide the batches of
+    one.
 
     Args:
         sampler (Sampler[int]): an endless stream of indices, as of :func:`build_sampler`.
@@ -147,11 +126,11 @@ class TrainingOrder(Sampler):
         rank (int): of this process.
         world_size (int): number of processes; a divisor of ``total_batch_size``.
         mix_group (int): as of :func:`share_of_batch`.
-        num_parts (int): what is mixed must be in the same one of so many equal parts of the
-            process's share, too.
+        num_parts (int): number of equal parts of the process's share; images that are mixed must be
+            in the same one.
 
     Attributes:
-        num_skipped (int): how many batches to leave out at the beginning.
+        num_skipped (int): how many batches to skip at the beginning.
     """
 
     def __init__(
@@ -198,7 +177,7 @@ class TrainingOrder(Sampler):
 
 
 def group_seeds(seed: int, first: int, num_images: int, group_share: int) -> List[Tuple[int, int]]:
-    """List the seed of each image that a process has of a batch; images of a group have the same.
+    """List the seed of each image that a process has of a batch; images of a group share theirs.
 
     Args:
         seed (int): of the training, 0 or more.
@@ -210,11 +189,10 @@ def group_seeds(seed: int, first: int, num_images: int, group_share: int) -> Lis
 
 
 def is_portrait(record: dict) -> bool:
-    """Whether an image is at least as high as wide: the images of a batch agree in this.
+    """Whether an image is at least as high as wide; the images of a batch agree in this.
 
-    Args:
-        record (dict): in Detectron2's dataset format; without ``width`` and ``height``, the header
-            of its image is read. One that cannot be read is reported when its turn comes.
+    Without ``width`` and ``height``, the header of the image is read. An unreadable one is reported
+    when it is loaded.
     """
     if "width" in record and "height" in record:
         return record["width"] <= record["height"]
@@ -226,14 +204,7 @@ def is_portrait(record: dict) -> bool:
 
 
 def aspect_ratio_groups(records: Sequence[dict]) -> bytes:
-    """Return :func:`is_portrait` of each record as 0 or 1, without making records if possible.
-
-    Args:
-        records (sequence of dict): N of them.
-
-    Returns:
-        bytes: N.
-    """
+    """Return :func:`is_portrait` of each record as 0 or 1, without making records if possible."""
     if isinstance(records, (CocoRecords, JoinedRecords)):
         height, width = records.sizes().T
         return (width <= height).astype("uint8").tobytes()
@@ -246,42 +217,37 @@ def aspect_ratio_groups(records: Sequence[dict]) -> bytes:
 class TrainLoader:
     """An endless stream of batches that continues where another process stopped.
 
-    Which images a batch has, and how each is augmented, depends on the seed and on the number of
-    the batch: not on the number of workers, nor on what was loaded before. So the state of the
-    loader is two numbers, and no image before a batch is read to continue from it.
-
-    An image that cannot be read is logged, and another one takes its place, which also depends on
-    nothing but the seed and the place.
+    The images of a batch and their augmentation depend on the seed and on the number of the batch
+    only, not on the number of workers or on earlier batches. So the state of the loader is two
+    numbers, and no image before a batch is read to continue from it. An image that cannot be read
+    is logged and replaced by another one, which also depends on the seed and the position only.
 
     Args:
         records (sequence of dict): in Detectron2's dataset format; those of an annotation file are
             made by the workers, one at a time.
-        mapper (callable): from a record to the input of the model, with random augmentation or
-            without; raises :class:`rsb_d2.data.images.BadImageError` for an image that cannot be
-            used, or returns ``None`` to have another one drawn.
+        mapper (callable): from a record to the input of the model; raises
+            :class:`rsb_d2.data.images.BadImageError` for an image that cannot be used, or returns
+            ``None`` to have another one drawn.
         build_sampler (callable): from a seed to an endless ``Sampler[int]`` over the records.
         total_batch_size (int): images in a batch, in all processes together.
-        aspect_ratio_grouping (bool): whether the images of a batch agree in
-            :func:`is_portrait`, as in Detectron2.
-        mix_group (int): how many neighbors in a batch are mixed by one draw; each image then has
-            its ``mix_seed``. As for :func:`share_of_batch`.
-        num_parts (int): equal parts that each process computes its share in, if it is mixed.
+        aspect_ratio_grouping (bool): whether the images of a batch agree in :func:`is_portrait`.
+        mix_group (int): as for :func:`share_of_batch`; each image then has its ``mix_seed``.
+        num_parts (int): as for :class:`TrainingOrder`.
         num_workers (int): processes that load for this one; 0 loads in this one.
-        pin_memory (bool): load into memory that a GPU copies from by itself, for
-            :func:`rsb_d2.memory.send_images`.
+        pin_memory (bool): load into pinned memory, for :func:`rsb_d2.memory.send_images`.
         max_bad_images (int): how many different files may be bad before the training stops.
         seed (int): of order and augmentation, the same in all processes.
 
     Attributes:
         mapper (callable): as given.
-        num_records (int): how many there are.
-        last_files (list[str]): the image files of the batch that was taken last, of this process.
-        bad_images (BadImages): those that were skipped.
+        num_records (int): number of records.
+        last_files (list[str]): image files of the last batch of this process.
+        bad_images (BadImages): the skipped ones.
         is_ending (callable): whether a signal has asked for the end of the training. Such a signal
             may end workers, too: the last batch is then loaded in this process.
 
     Raises:
-        UserError: if there is no record, or if the batch cannot be shared out evenly.
+        UserError: if there is no record, or if the batch cannot be divided evenly.
     """
 
     def __init__(
@@ -330,11 +296,7 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Continue from a state, in iterators that start after this call.
-
-        Args:
-            state (dict[str, Any]): of :meth:`state_dict`, of any number of processes.
-        """
+        """Continue from a state of any number of processes, in iterators that start later."""
         self._seed = state["seed"]
         self._num_batches = -(-state["num_images"] // self._total_batch_size)
         self.bad_images.reasons = dict(state["bad_images"])
@@ -365,14 +327,10 @@ class TrainLoader:
         )
 
     def first_images(self, num_images: int) -> List[dict]:
-        """Load some of the first images, as training does, in this process.
+        """Load some of the first images, as training does, in this process; bad ones are left out.
 
-        Args:
-            num_images (int): how many; with ``mix_group`` a multiple of 8, and they are of the
-                first groups: of each 4 from its front and 4 from its back, or fewer of a small one.
-
-        Returns:
-            list[dict]: without those that are bad.
+        With ``mix_group``, ``num_images`` is a multiple of 8, and the images are from the first
+        groups: of each, 4 from its front and 4 from its back, or fewer of a small one.
         """
         group, places, of_group = self._mix_group, range(num_images), num_images
         if group:
@@ -483,14 +441,9 @@ def _serialize(records: Sequence[dict]) -> DatasetFromList:
 
 
 def annotated_records(cfg: CfgNode, split: str) -> Sequence[dict]:
-    """The records that losses are computed on, without the images that training leaves out.
+    """Return the records of ``"TRAIN"`` or ``"TEST"`` that losses are computed on.
 
-    Args:
-        cfg (CfgNode): its ``DATASETS``, ``DATALOADER`` and keypoints.
-        split (str): ``"TRAIN"`` or ``"TEST"``.
-
-    Returns:
-        sequence of dict: of all data sets of the split, in Detectron2's dataset format.
+    Images that training leaves out are omitted.
     """
     proposal_files = cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
     return detection_records(
@@ -504,15 +457,7 @@ def annotated_records(cfg: CfgNode, split: str) -> Sequence[dict]:
 
 
 def evaluated_records(cfg: CfgNode, name: str) -> Sequence[dict]:
-    """The records that a model is evaluated on: all of one data set.
-
-    Args:
-        cfg (CfgNode): its ``DATASETS``.
-        name (str): one of ``DATASETS.TEST``, or where no proposals are loaded, any other.
-
-    Returns:
-        sequence of dict: in Detectron2's dataset format.
-    """
+    """Return the records that a model is evaluated on: all of one data set."""
     registered(name)
     proposal_files = None
     if cfg.MODEL.LOAD_PROPOSALS:

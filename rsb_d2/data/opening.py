@@ -79,15 +79,12 @@ def configure_storages(cfg: "CfgNode") -> None:
 
 
 def open_file(path: str, *, fresh: bool = False) -> BinaryIO:
-    """Open an image file.
+    """Open an image file for reading bytes, at any position.
 
     Args:
         path (str): a local file, anything that Detectron2's ``PathManager`` opens, or a path of
             one of the installed storages, such as ``images.tar!/a.jpg``.
-        fresh (bool): do not take a cached copy, which turned out to be unusable.
-
-    Returns:
-        file: to read bytes from, at any place.
+        fresh (bool): do not use a cached copy, because it was unusable.
 
     Raises:
         OSError: if it cannot be opened.
@@ -97,34 +94,21 @@ def open_file(path: str, *, fresh: bool = False) -> BinaryIO:
 
 
 def image_path(image_root: str, file_name: str) -> str:
-    """The path of an image in an image folder, for :func:`open_file`.
+    """Return the path of an image in an image folder, for :func:`open_file`.
 
-    Args:
-        image_root (str): as for :func:`is_image_folder`.
-        file_name (str): of the image, as an annotation file has it. It is the name of the file,
-            wherever it is: on a web server, too, ``a%20b.jpg`` has a ``%`` in its name.
+    ``file_name`` is the name of the file as in an annotation file: on a web server, too,
+    ``a%20b.jpg`` has a ``%`` in its name.
     """
     return storage_of(image_root).join(image_root, file_name)
 
 
 def is_image_folder(path: str) -> bool:
-    """Return whether images can be in a path: a folder, or its counterpart in a storage.
-
-    Args:
-        path (str): of an image folder, as in ``DATASETS.COCO_JSON``.
-    """
+    """Return whether a path is an image folder, or its counterpart in a storage."""
     return storage_of(path).is_folder(path)
 
 
 def find_missing(file_names: List[str], image_root: str) -> List[str]:
-    """Return the files that are not in an image folder.
-
-    Args:
-        file_names (list[str]): relative to the folder.
-        image_root (str): as for :func:`is_image_folder`.
-
-    Returns:
-        list[str]: in the order of ``file_names``.
+    """Return the files, in their order, that are not in an image folder.
 
     Raises:
         NotImplementedError: if the folder cannot be listed, as that of an ``https://`` address.
