@@ -17,11 +17,11 @@ import json
 import logging
 import math
 import os
-from array import array
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Set, Tuple
 
+import msgspec
 import numpy as np
 import pycocotools.mask as mask_util
 from iopath.common.file_io import get_cache_dir
@@ -29,7 +29,7 @@ from iopath.common.file_io import get_cache_dir
 from ..errors import UserError, first, first_ids, is_utf8
 from ..files import absolute, path_manager, whole_file
 from ..memory import garbage_collection_paused
-from .coco_records import AnnotationFile, CocoRecords, NotPlain, RecordTable
+from .coco_records import MAX_AREA, AnnotationFile, CocoRecords, Columns, NotPlain, RecordTable
 from .masks import is_finite, is_polygon, is_rle, polygon_area
 from .opening import find_missing
 
@@ -38,13 +38,10 @@ _MAX_ID = 2**63 - 1
 _MAX_SIZE = 2**31 - 1
 # Pixels by which a box may reach beyond its image unnoticed: tools round differently.
 _BOX_TOLERANCE = 1.0
-# COCOeval leaves out objects with a larger area (its areaRng), and those with one below 0.
-_MAX_AREA = 1e5**2
 # So many annotations are corrected together.
 _CHUNK = 2_000
 # Changes with the rules, so that no corrected copy of other rules is used.
 _VERSION = 1
-_NUMBERS = {int, float}
 # The annotation file in each folder of an export of Roboflow.
 ROBOFLOW_FILE = "_annotations.coco.json"
 _WITHOUT_MASK = "without a mask that can be used"
@@ -150,10 +147,10 @@ def _read_copy(check: "_Check", *args: Any) -> Tuple[str, CocoRecords]:
 
 
 class _Check:
-    """Reads each annotation of a file once.
+    """Checks each annotation of a file once.
 
-    Nearly all are as they should be, which :meth:`_is_good` sees at once. The others are odd: they
-    go through all rules, some thousands at a time.
+    Nearly all are as they should be, which :meth:`_find_good` sees in their columns. The others are
+    odd: they go through all rules, some thousands at a time.
     """
 
     def __init__(
@@ -177,8 +174,7 @@ class _Check:
         self._categories = sorted(categories, key=lambda category: category["id"])
         self._sizes = {image["id"]: [image["height"], image["width"]] for image in images}
         self._num_keypoints = {c["id"]: _num_keypoints(c) for c in self._categories}
-        self._table = RecordTable(file.source, images, self._num_keypoints)
-        self._add = self._table.adder()
+        self._columns = Columns(file, images, self._num_keypoints)
         self._dropped: Dict[str, List[int]] = {}
         self._beyond: List[int] = []
         self._read_annotations()
@@ -196,7 +192,7 @@ class _Check:
             category_ids=[category["id"] for category in self._categories],
             keypoints=[category.get("keypoints") for category in self._categories],
             skeletons=[category.get("skeleton") for category in self._categories],
-            records=CocoRecords(self._table, self._image_root),
+            records=CocoRecords(RecordTable(self._columns), self._image_root),
             messages=self._messages(),
         )
 
@@ -232,110 +228,64 @@ class _Check:
         return kept
 
     def _read_annotations(self) -> None:
-        ids, odd, new_ids = array("q"), [], self._new_ids()
-        is_good, add = self._is_good(), self._add
-        for place in self._file.annotations():
-            start, text, annotation = place
-            if is_good(text, annotation):
-                ids.append(annotation["id"])
-                add(start, text, annotation)
-                continue
-            odd.append(place)
-            if len(odd) == _CHUNK:
-                ids.extend(self._take_odd(odd, new_ids))
-                odd = []
-        ids.extend(self._take_odd(odd, new_ids))
-        if len(np.unique(np.frombuffer(ids, dtype=np.int64))) < len(ids):
+        columns, new_ids = self._columns, self._new_ids()
+        odd = np.flatnonzero(~self._find_good()).tolist()
+        for start in range(0, len(odd), _CHUNK):
+            self._take_odd(odd[start : start + _CHUNK], new_ids)
+        if columns.has_duplicates():
             self._check_all()
         without_mask = self._dropped.get(_WITHOUT_MASK, [])
-        self._num_kept = len(ids) - sum(map(len, self._dropped.values()))
+        self._num_kept = len(columns.ids) - sum(map(len, self._dropped.values()))
         if without_mask and not self._num_kept:
             raise UserError(
                 f"no annotation has a mask that can be used ({first_ids(without_mask)}): write "
                 "MODEL.MASK_ON False, or polygons [[x, y, x, y, x, y, ...], ...] in 'segmentation'"
             )
-        self._table.finish()
 
-    def _is_good(self) -> Callable[[bytes, Dict[str, Any]], bool]:
-        """Return a function that recognizes annotations that every rule leaves as they are.
+    def _find_good(self) -> np.ndarray:
+        """Return which annotations every rule leaves as they are; it may miss some of them."""
+        columns = self._columns
+        x, y, w, h = columns.boxes.T
+        height, width = columns.sizes[columns.places].T
+        numbers = [_num_keypoints(category) or -1 for category in self._categories]
+        num_keypoints = 3 * np.array(numbers)[columns.classes]
+        return (
+            columns.is_set
+            & (columns.places >= 0)
+            & (columns.classes >= 0)
+            & ((x >= 0) & (w > 0) & (x < x + w) & (x + w <= width))
+            & ((y >= 0) & (h > 0) & (y < y + h) & (y + h <= height))
+            & ((columns.num_keypoints < 0) | (columns.num_keypoints == num_keypoints))
+            & ~columns.has_rle
+            & (columns.has_mask | (not self._with_masks))
+        )
 
-        It may call a good annotation odd, and is written for speed: it sees each annotation.
+    def _take_odd(self, odd: List[int], new_ids: Iterator[int]) -> None:
+        """Check and correct odd annotations, and add those that stay as they are.
+
+        If anything is changed, the columns are not used: the copy is read instead.
         """
-        num_keypoints, with_masks = self._num_keypoints, self._with_masks
-        # And how far the points of its polygons may be to the left and right.
-        limits = {(h, w): (h, w, -max(h, w), 2 * max(h, w)) for h, w in self._sizes.values()}
-        sizes = {i: limits[h, w] for i, (h, w) in self._sizes.items()}
-        if not self._file.is_plain:  # there may be NaN, which all comparisons below let through
-            return lambda text, annotation: False
-
-        def is_good(text: bytes, annotation: Dict[str, Any]) -> bool:
-            try:
-                number, image_id = annotation["id"], annotation["image_id"]
-                area, category_id = annotation["area"], annotation["category_id"]
-                height, width, lowest, highest = sizes[image_id]
-                length = num_keypoints[category_id]
-                x, y, w, h = annotation["bbox"]
-                if (
-                    not type(number) is type(image_id) is type(category_id) is int
-                    or not 0 < number <= _MAX_ID
-                    or not 0 <= area <= _MAX_AREA
-                    or not 0 <= x < x + w <= width
-                    or not 0 <= y < y + h <= height
-                    or annotation["iscrowd"] not in (0, 1)
-                    or "ignore" in annotation
-                    or type(area) not in _NUMBERS
-                    or not type(x) is type(y) is type(w) is type(h) is float
-                    and not {type(x), type(y), type(w), type(h)} <= _NUMBERS
-                ):
-                    return False
-                if "keypoints" in annotation:
-                    keypoints = annotation["keypoints"]
-                    if length is None or len(keypoints) != 3 * length:
-                        return False
-                    if type(keypoints) is not list or not set(map(type, keypoints)) <= _NUMBERS:
-                        return False
-                mask = annotation.get("segmentation")
-                if not mask:
-                    return not with_masks
-                if type(mask) is not list:
-                    return False
-                has_minus = b"-" in text
-                for polygon in mask:
-                    if len(polygon) < 6 or len(polygon) % 2 or max(polygon) > highest:
-                        return False
-                    if has_minus and min(polygon) < lowest:
-                        return False
-                return True
-            except (LookupError, TypeError, ValueError):
-                return False
-
-        return is_good
-
-    def _take_odd(self, odd: List[tuple], new_ids: Iterator[int]) -> List[int]:
-        """Check and correct odd annotations, and add those that stay as they are; return all ids.
-
-        If anything is changed, the table is not used: the copy is read instead.
-        """
-        annotations = [annotation for _, _, annotation in odd]
+        columns = self._columns
+        annotations = list(self._file.annotations(odd))
         try:
             check_annotations(annotations, self._num_keypoints)
         except UserError:
             self._check_all()
             raise
-        ids = [annotation["id"] for annotation in annotations]
+        columns.ids[odd] = [annotation["id"] for annotation in annotations]
+        columns.is_set[odd] = False
         kept, dropped, changed = self._correct(annotations, new_ids)
         for reason, dropped_ids in dropped.items():
             self._dropped.setdefault(reason, []).extend(dropped_ids)
         self._changed.update(changed)
         self._beyond += boxes_beyond_image(kept, self._sizes)
         if not self.changes_file:
-            for place in odd:
-                self._add(*place)
-        return ids
+            for index, annotation in zip(odd, annotations):
+                columns.set(index, annotation)
 
     def _check_all(self) -> None:
         """Raise the error of all annotations, with their number and their ids."""
-        check_annotations([a for _, _, a in self._file.annotations()], self._num_keypoints)
+        check_annotations(list(self._file.annotations()), self._num_keypoints)
 
     def _correct(
         self, annotations: Annotations, new_ids: Iterator[int]
@@ -348,7 +298,7 @@ class _Check:
 
     def _new_ids(self) -> Iterator[int]:
         """Count up from the largest id, which is looked for when a new id is needed."""
-        ids = (annotation.get("id") for _, _, annotation in self._file.annotations())
+        ids = (annotation.get("id") for annotation in self._file.annotations())
         largest = max((i for i in ids if type(i) is int), default=0)
         yield from itertools.count(max(largest, 0) + 1)
 
@@ -406,7 +356,7 @@ class _Check:
             ) from None
 
     def _texts_of_copy(self) -> Iterator[bytes]:
-        annotations = (annotation for _, _, annotation in self._file.annotations())
+        annotations = self._file.annotations()
         new_ids, comma = self._new_ids(), b""
         while chunk := list(itertools.islice(annotations, _CHUNK)):
             for annotation in self._correct(chunk, new_ids)[0]:
@@ -414,10 +364,14 @@ class _Check:
                 comma = b", "
 
 
+class _Used(msgspec.Struct, gc=False):
+    category_id: int
+
+
 def _used_categories(file: AnnotationFile) -> Set[int]:
     """Return the category ids of all annotations in a file."""
-    ids = (annotation.get("category_id") for _, _, annotation in file.annotations())
-    return {i for i in ids if type(i) is int}
+    decoder = msgspec.json.Decoder(List[_Used])
+    return {found.category_id for _, some in file.decode(decoder) for found in some}
 
 
 def _used_in(path: str, categories: List[Dict[str, Any]]) -> Set[int]:
@@ -426,12 +380,16 @@ def _used_in(path: str, categories: List[Dict[str, Any]]) -> Set[int]:
     def pairs(records: List[Dict[str, Any]]) -> List[Tuple]:
         return [(c.get("id"), c.get("name")) for c in records]
 
-    try:
-        file = AnnotationFile(path, plain=False)
-        is_split = pairs(file.records("categories")) == pairs(categories)
-        return _used_categories(file) if is_split else set()
-    except (UserError, OSError, AttributeError):
-        return set()
+    for plain in (True, False):
+        try:
+            file = AnnotationFile(path, plain)
+            is_split = pairs(file.records("categories")) == pairs(categories)
+            return _used_categories(file) if is_split else set()
+        except NotPlain:
+            continue
+        except (UserError, OSError):
+            break
+    return set()
 
 
 def _num_keypoints(category: Dict[str, Any]) -> int | None:
@@ -667,8 +625,8 @@ def fill_in(
             annotation["iscrowd"] = 1
             changed["with 'ignore' made crowds"] += 1
         area = annotation.get("area")
-        if not (is_finite(area) and 0 <= area <= _MAX_AREA):
-            annotation["area"] = min(_area(annotation), _MAX_AREA)
+        if not (is_finite(area) and 0 <= area <= MAX_AREA):
+            annotation["area"] = min(_area(annotation), MAX_AREA)
             changed["'area' filled in"] += 1
         number = num_keypoints[annotation["category_id"]]
         if "keypoints" in annotation and not _are_keypoints(annotation["keypoints"], number):

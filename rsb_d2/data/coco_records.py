@@ -1,15 +1,15 @@
 """COCO-format annotation files, and Detectron2's records of them, made one at a time.
 
-A file is scanned once: of each annotation, its place in the file, its image, its class and a few
-flags are kept in arrays; its JSON is read again when a record is asked for. So a process
-needs memory for a small part of the file, which forked workers share, and all processes of the
-machine share the pages of the file.
+A file is scanned once: arrays keep the place of each annotation in the file, its image, its class
+and a few flags. A record is made from the JSON of its annotations when it is requested. So a
+process needs memory for a small part of the file, which forked workers share, and all processes of
+the machine share the pages of the file.
 
-msgspec finds where each annotation is, orjson decodes it. hotcoco 1.3 was measured on a file of
-COCO's size (426 MB, 118,000 images, 826,000 polygons): its loading, its health check and one look
-at each record take 5.2 CPU seconds, to which the checks below would be added; this file with all
-checks, up to the first batch, takes 7.8. hotcoco needs 726 MiB in each process, this file 110.
-hotcoco also hides mistakes that the check must find (a missing ``id``, ``file_name`` or ``bbox``,
+msgspec finds and decodes annotations, those of a usual form without a dict of each. A file of
+COCO's size (426 MB, 118,000 images, 826,000 polygons) takes 2.9 CPU seconds with all checks, up to
+the first batch. hotcoco 1.3 takes 3.6 s for loading, health check and one look at each record, to
+which the checks below would be added, and 726 MiB in each process, this file 110. hotcoco also
+accepts mistakes that the check must find (a missing ``id``, ``file_name`` or ``bbox``,
 ``"image_id": 1.0``, ``"iscrowd": 2``), has no check of polygons, RLEs and keypoints, and turns
 integers into fractions.
 """
@@ -18,14 +18,14 @@ import itertools
 import json
 import mmap
 import os
-from array import array
 from collections.abc import Sequence
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
+from typing import Annotated, Any, Dict, Iterable, Iterator, List, Literal, Tuple, TypedDict
 
 import msgspec
 import numpy as np
 import orjson
 import pycocotools.mask as mask_util
+from msgspec import UNSET, Meta, UnsetType
 
 from ..errors import UserError
 from ..files import path_manager
@@ -34,6 +34,10 @@ from .opening import image_path
 # Flags of an annotation.
 _CROWD, _RLE = 1, 2
 _KEYS = ("iscrowd", "bbox", "keypoints", "category_id")
+# COCOeval leaves out objects with a larger area (its areaRng), and those with one below 0.
+MAX_AREA = 1e5**2
+# So many annotations are decoded together.
+_CHUNK = 500
 
 Annotation = Dict[str, Any]
 
@@ -50,13 +54,14 @@ class AnnotationFile:
 
     Args:
         path (str): anything that Detectron2's ``PathManager`` opens.
-        plain (bool): False reads the file with ``json``, which takes ``NaN``, halves of characters
-            and integers of any length, and says where a mistake is.
+        plain (bool): False reads the file with ``json``, which accepts ``NaN``, halves of
+            characters and integers of any length, and says where a mistake is.
 
     Attributes:
         content (dict[str, Any]): everything but ``annotations``.
         source (Source): the JSON of the annotations.
-        is_plain (bool): as ``plain``.
+        starts (ndarray): (M,), int64: the place of each annotation in :attr:`source`.
+        sizes (ndarray): (M,), int32: the bytes of its JSON.
 
     Raises:
         UserError: if the file cannot be read, or is not a JSON object; the message does not name
@@ -65,7 +70,6 @@ class AnnotationFile:
     """
 
     def __init__(self, path: str, plain: bool = True):
-        self.is_plain = plain
         self.source = Source(path)
         if plain:
             self._find_annotations()
@@ -74,7 +78,7 @@ class AnnotationFile:
 
     def __len__(self) -> int:
         """The number of annotations."""
-        return len(self._sizes)
+        return len(self.sizes)
 
     def records(self, key: str) -> List[Dict[str, Any]]:
         """Return the objects of ``images`` or ``categories``.
@@ -84,39 +88,66 @@ class AnnotationFile:
         """
         return _list_of_objects(self.content, key)
 
-    def annotations(self) -> Iterator[Tuple[int, bytes, Annotation]]:
-        """Decode the annotations, in the order of the file.
-
-        Yields:
-            tuple[int, bytes, dict]: where its JSON starts in :attr:`source`, this JSON, and the
-            annotation.
+    def annotations(self, indices: Iterable[int] | None = None) -> Iterator[Annotation]:
+        """Decode annotations: those at the indices, or all, in the order of the file.
 
         Raises:
-            NotPlain: if one is not an object, or only ``json`` can read it.
+            NotPlain: if only ``json`` can read one.
         """
-        content, loads, end = self.source.map(), self.source.loads, self._start
-        try:
-            for size in self._sizes:
-                start = content.find(b"{", end)  # behind a comma and spaces
-                end = start + size
-                text = content[start:end]
-                yield start, text, loads(text)
-        except ValueError as e:
-            raise NotPlain(str(e)) from None
-        if end != self._end:
-            raise NotPlain("'annotations' must be a list of objects")
+        for i in range(len(self)) if indices is None else indices:
+            try:
+                yield self.source.loads(self._text(i, i + 1))
+            except ValueError as e:
+                raise NotPlain(str(e)) from None
+
+    def decode(self, decoder: msgspec.json.Decoder) -> Iterator[Tuple[int, Any]]:
+        """Decode all annotations as another type, some hundreds at a time.
+
+        Args:
+            decoder (Decoder): of a list.
+
+        Yields:
+            tuple[int, list]: the index of the first one of some neighbors, and their values.
+            Annotations that the type does not fit are left out.
+
+        Raises:
+            NotPlain: if the text of one is not UTF-8.
+        """
+        for first in range(0, len(self), _CHUNK):
+            last = min(first + _CHUNK, len(self))
+            try:
+                yield first, decoder.decode(b"[%b]" % self._text(first, last))
+            except msgspec.MsgspecError:
+                for i in range(first, last):
+                    try:
+                        yield i, decoder.decode(b"[%b]" % self._text(i, i + 1))
+                    except msgspec.MsgspecError:
+                        pass
+
+    def _text(self, first: int, last: int) -> bytes:
+        """Return the JSON of some neighbors, separated by commas."""
+        start = self.starts[first]
+        text = self.source.text(start, self.starts[last - 1] + self.sizes[last - 1] - start)
+        if not text.isascii():  # msgspec does not look into the texts that it skips
+            try:
+                text.decode()
+            except UnicodeDecodeError as e:
+                raise NotPlain(str(e)) from None
+        return text
 
     def _find_annotations(self) -> None:
         content = self.source.map()
         try:
             found = msgspec.json.decode(content, type=_Layout).annotations
-            self._start, self._end, self._sizes = 0, 0, array("i", map(len, found))
-            rest = b""
+            self.sizes = np.fromiter(map(len, found), dtype=np.int32, count=len(found))
+            self.starts, start, end = np.zeros(0, dtype=np.int64), 0, 0
             if found:
                 first, last = (_address(text) - _address(content) for text in (found[0], found[-1]))
-                self._start, self._end = content.rfind(b"[", 0, first), last + len(found[-1])
-                rest = content[: self._start + 1]
-            self.content = orjson.loads(rest + content[self._end :])
+                start, end = content.rfind(b"[", 0, first) + 1, last + len(found[-1])
+                self.starts = _find_starts(content, first, self.sizes)
+                if self.starts[-1] != last or content[first : first + 1] != b"{":
+                    raise NotPlain("'annotations' must be a list of objects")
+            self.content = orjson.loads(content[:start] + content[end:])
         except (msgspec.MsgspecError, ValueError, RecursionError) as e:
             raise NotPlain(str(e)) from None
         del self.content["annotations"]
@@ -138,9 +169,9 @@ class AnnotationFile:
         annotations = _list_of_objects(content, "annotations")
         self.content = {key: value for key, value in content.items() if key != "annotations"}
         texts = [json.dumps(annotation).encode() for annotation in annotations]
-        self._sizes = array("i", map(len, texts))
-        self._start, self._end = 0, sum(self._sizes)
-        self.source.keep(b"".join(texts))
+        self.sizes = np.array([len(text) for text in texts], dtype=np.int32)
+        self.starts = np.cumsum([0, *(self.sizes + 1)])[:-1]
+        self.source.keep(b",".join(texts))
 
 
 class _Layout(msgspec.Struct, gc=False):
@@ -160,6 +191,25 @@ def _list_of_objects(content: Dict[str, Any], key: str) -> List[Dict[str, Any]]:
     return records
 
 
+def _find_starts(content: Any, first: int, sizes: np.ndarray) -> np.ndarray:
+    """Return where the objects of a list start, from the start of the first one and their sizes."""
+    # Nearly always, the same bytes separate all of them.
+    end = first + int(sizes[0])
+    gap = content[end : max(end, content.find(b"{", end))] if len(sizes) > 1 else b""
+    starts = first + np.cumsum(np.concatenate([[0], sizes[:-1] + len(gap)]))
+    if starts[-1] < len(content):
+        text = np.frombuffer(content, dtype=np.uint8)
+        ends = starts[:-1] + sizes[:-1]
+        if all((text[ends + i] == byte).all() for i, byte in enumerate(gap + b"{")):
+            return starts
+    starts = np.zeros(len(sizes), dtype=np.int64)
+    end = first
+    for i, size in enumerate(sizes.tolist()):
+        starts[i] = content.find(b"{", end)  # behind a comma and spaces
+        end = int(starts[i]) + size
+    return starts
+
+
 class Source:
     """The bytes of an annotation file, read from the file when they are asked for.
 
@@ -167,7 +217,6 @@ class Source:
         path (str): anything that Detectron2's ``PathManager`` opens.
 
     Attributes:
-        loads (callable): decodes the JSON of an annotation.
         version (tuple[int, int]): size of the file in bytes, and its time in nanoseconds.
 
     Raises:
@@ -184,11 +233,10 @@ class Source:
         except OSError as e:
             raise UserError(f"cannot be read: {e}") from None
         self._in_memory: bytes | None = None
-        self.loads: Callable[[bytes], Any] = orjson.loads
 
     def keep(self, content: bytes) -> None:
         """Use these bytes, written by ``json``, instead of the file from now on."""
-        self._in_memory, self.loads = content, json.loads
+        self._in_memory = content
 
     def map(self) -> Any:
         """Return all bytes, as a ``mmap`` or ``bytes``."""
@@ -200,11 +248,19 @@ class Source:
             return b""  # which cannot be mapped
         return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def read(self, start: int, size: int) -> Any:
-        """Decode the JSON at a place; :meth:`check_version` first."""
+    def text(self, start: int, size: int) -> bytes:
+        """Return bytes at a place; :meth:`check_version` first."""
         if self._in_memory is not None:
-            return self.loads(self._in_memory[start : start + size])
-        return self.loads(os.pread(self._file.fileno(), size, start))
+            return self._in_memory[start : start + size]
+        return os.pread(self._file.fileno(), size, start)
+
+    def loads(self, text: bytes) -> Annotation:
+        """Decode the JSON of an annotation."""
+        return (orjson if self._in_memory is None else json).loads(text)
+
+    def loads_fields(self, text: bytes) -> Annotation:
+        """Decode the JSON of an annotation, at least the keys of Detectron2's records."""
+        return json.loads(text) if self._in_memory is not None else _decode_fields(text)
 
     def check_version(self) -> None:
         """Stop if the file was written to since it was read."""
@@ -229,6 +285,161 @@ class Source:
         self.check_version()
 
 
+class _Fields(TypedDict, total=False):
+    iscrowd: Any
+    bbox: Any
+    keypoints: Any
+    category_id: Any
+    segmentation: Any
+
+
+_decode_fields = msgspec.json.Decoder(_Fields).decode
+
+
+# ---- the columns of all annotations ----
+
+
+def _usual_annotations(lowest: float, highest: float) -> msgspec.json.Decoder:
+    """Return a decoder of annotations that most rules leave as they are.
+
+    Args:
+        lowest, highest (float): limits of the coordinates of polygons.
+    """
+    integer = Annotated[int, Meta(ge=-(2**62), le=2**62)]  # fits into NumPy's
+    coordinate = Annotated[float, Meta(ge=lowest, le=highest)]
+    polygon = Annotated[List[coordinate], Meta(min_length=6)]
+    fields = [
+        ("id", Annotated[int, Meta(ge=1, le=2**62)]),
+        ("image_id", integer),
+        ("category_id", integer),
+        ("iscrowd", Literal[0, 1]),
+        ("bbox", Tuple[float, float, float, float]),
+        ("area", Annotated[float, Meta(ge=0, le=MAX_AREA)]),
+        ("segmentation", List[polygon] | Dict[str, Any] | None, None),
+        ("keypoints", List[float] | UnsetType, UNSET),
+        ("ignore", Literal[0], 0),
+    ]
+    return msgspec.json.Decoder(List[msgspec.defstruct("Usual", fields, gc=False)])
+
+
+class Columns:
+    """The annotations of a file with N images and M annotations, in the order of the file.
+
+    The columns are filled in for all annotations of a usual form; :meth:`set` adds others.
+
+    Args:
+        file (AnnotationFile): scanned here.
+        images (list[dict]): ``id``, ``file_name``, ``height`` and ``width`` of each, checked.
+        category_ids (iterable of int): in any order.
+
+    Attributes:
+        file (AnnotationFile): as given.
+        images (list[dict]): in the order of their ids.
+        image_ids (ndarray): (N,), int64, ascending.
+        sizes (ndarray): (N, 2), int32, height and width in pixels.
+        class_of_id (dict[int, int]): class indices by category id.
+        is_set (ndarray): (M,), bool: whether the other columns are filled in.
+        ids (ndarray): (M,), int64.
+        places (ndarray): (M,), int64: the image among the N; -1 if there is none.
+        classes (ndarray): (M,), int64: class indices; -1 for an unknown category.
+        flags (ndarray): (M,), uint8.
+        boxes (ndarray): (M, 4), float64: x, y, width and height in pixels.
+        has_mask (ndarray): (M,), bool: polygons, all of them in reach of the image, or an RLE.
+        num_keypoints (ndarray): (M,), int32: the numbers in ``keypoints``; -1 without.
+        num_visible (ndarray): (M,), int32: the keypoints with a visibility above 0.
+    """
+
+    def __init__(
+        self, file: AnnotationFile, images: List[Dict[str, Any]], category_ids: Iterable[int]
+    ):
+        self.file, length = file, len(file)
+        self.images = sorted(images, key=lambda image: image["id"])
+        self.image_ids = np.array([image["id"] for image in self.images], dtype=np.int64)
+        sizes = [[image["height"], image["width"]] for image in self.images]
+        self.sizes = np.array(sizes, dtype=np.int32).reshape(-1, 2)
+        self.class_of_id = {c: i for i, c in enumerate(sorted(category_ids))}
+        self._category_ids = np.array(sorted(category_ids), dtype=np.int64)
+        self.is_set = np.zeros(length, dtype=bool)
+        self.ids, self.places, self.classes = np.zeros((3, length), dtype=np.int64)
+        self.flags = np.zeros(length, dtype=np.uint8)
+        self.boxes = np.zeros((length, 4))
+        self.has_mask = np.zeros(length, dtype=bool)
+        self.num_keypoints, self.num_visible = np.zeros((2, length), dtype=np.int32)
+        self._scan()
+
+    def set(self, index: int, annotation: Annotation) -> None:
+        """Fill in the columns of an annotation, but for box, mask and number of keypoints.
+
+        Raises:
+            LookupError: if it is of an unknown image or category.
+        """
+        self.classes[index] = self.class_of_id[annotation["category_id"]]
+        self.places[index] = place = _find(self.image_ids, annotation["image_id"])
+        if place < 0:
+            raise LookupError("an annotation is of an unknown image")
+        self.ids[index] = annotation["id"]
+        is_rle = type(annotation.get("segmentation")) is dict
+        self.flags[index] = _CROWD * bool(annotation.get("iscrowd", 0)) + _RLE * is_rle
+        self.num_visible[index] = _num_visible(annotation.get("keypoints") or ())
+        self.is_set[index] = True
+
+    @property
+    def has_rle(self) -> np.ndarray:
+        """(M,), bool: whether the mask is an RLE."""
+        return self.flags & _RLE > 0
+
+    def has_duplicates(self) -> bool:
+        """Whether two annotations have the same id."""
+        ids = np.sort(self.ids)
+        return bool((ids[1:] == ids[:-1]).any())
+
+    def _scan(self) -> None:
+        sides = self.sizes.max(axis=1, initial=0)
+        # Points further from the image than its longer side are a mistake. msgspec finds most of
+        # them by these limits, which are strict enough for all but the smaller images.
+        reach = 0.55 * float(sides.max(initial=0))
+        is_small = sides < reach
+        for first, annotations in self.file.decode(_usual_annotations(-reach, 2 * reach)):
+            where = slice(first, first + len(annotations))
+            numbers = [(a.id, a.image_id, a.category_id, a.iscrowd) for a in annotations]
+            ids, image_ids, category_ids, crowds = np.array(numbers, dtype=np.int64).T
+            self.ids[where] = ids
+            self.places[where] = places = _find(self.image_ids, image_ids)
+            self.classes[where] = _find(self._category_ids, category_ids)
+            self.boxes[where] = [a.bbox for a in annotations]
+            masks = [a.segmentation for a in annotations]
+            self.has_mask[where] = list(map(bool, masks))
+            is_rle = np.array([type(mask) is dict for mask in masks])
+            self.flags[where] = _CROWD * crowds + _RLE * is_rle
+            self.num_keypoints[where] = -1
+            for i, annotation in enumerate(annotations, first):
+                if annotation.keypoints is not UNSET:
+                    self.num_keypoints[i] = len(annotation.keypoints)
+                    self.num_visible[i] = _num_visible(annotation.keypoints)
+            self.is_set[where] = True
+            for i in np.flatnonzero(is_small[places] & ~is_rle):
+                side = sides[places[i]]
+                if masks[i] and not all(
+                    -side <= min(polygon) and max(polygon) <= 2 * side for polygon in masks[i]
+                ):
+                    self.is_set[first + i] = False
+            for i, mask in enumerate(masks, first):
+                if type(mask) is list and any([len(polygon) % 2 for polygon in mask]):
+                    self.is_set[i] = False
+
+
+def _num_visible(keypoints: Sequence) -> int:
+    return sum(v > 0 for v in keypoints[2::3])
+
+
+def _find(values: np.ndarray, wanted: Any) -> np.ndarray:
+    """Return the places of wanted values among ascending ones; -1 for those that are not there."""
+    if not len(values):
+        return np.full(np.shape(wanted), -1)
+    places = np.searchsorted(values, wanted).clip(max=len(values) - 1)
+    return np.where(values[places] == wanted, places, -1)
+
+
 # ---- the records ----
 
 
@@ -236,11 +447,11 @@ class RecordTable:
     """The columns of an annotation file of N images and M annotations, sorted by image.
 
     Args:
-        source (Source): the JSON of the annotations.
-        images (list[dict]): ``id``, ``file_name``, ``height`` and ``width`` of each, checked.
-        category_ids (iterable of int): in any order.
+        columns (Columns): those that are set; none is of an unknown image or category.
 
     Attributes:
+        source (Source): the JSON of the annotations.
+        class_of_id (dict[int, int]): class indices by category id.
         image_ids (ndarray): (N,), int64, ascending.
         sizes (ndarray): (N, 2), int32, height and width in pixels.
         first (ndarray): (N + 1,), int64: the first annotation of each image.
@@ -249,66 +460,22 @@ class RecordTable:
         visible_keypoints (ndarray): (N,), int64: how many have a visibility above 0.
     """
 
-    def __init__(self, source: Source, images: List[Dict[str, Any]], category_ids: Iterable[int]):
-        images = sorted(images, key=lambda image: image["id"])
-        self.source = source
-        self.class_of_id = {c: i for i, c in enumerate(sorted(category_ids))}
-        self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
-        self.sizes = np.array([[i["height"], i["width"]] for i in images], dtype=np.int32)
+    def __init__(self, columns: Columns):
+        self.source, self.class_of_id = columns.file.source, columns.class_of_id
+        self.image_ids, self.sizes = columns.image_ids, columns.sizes
         # Not as strings, whose reference counts would unshare the memory of forked workers.
-        names = [image["file_name"].encode("utf-8", "surrogateescape") for image in images]
+        names = [i["file_name"].encode("utf-8", "surrogateescape") for i in columns.images]
         self._names, self._name_ends = b"".join(names), np.cumsum([0, *map(len, names)])
-        self._images, self._starts, self._sizes = array("q"), array("q"), array("i")
-        self._classes, self._flags = array("i"), array("B")
-        self._with_keypoints, self._num_visible = array("q"), array("i")
-
-    def adder(self) -> Callable[[int, bytes, Annotation], None]:
-        """Return a function that adds an item of :meth:`AnnotationFile.annotations`."""
-        class_of_id = self.class_of_id
-        columns = (self._images, self._classes, self._starts, self._sizes, self._flags)
-        add_image, add_class, add_start, add_size, add_flags = (c.append for c in columns)
-
-        def add(start: int, text: bytes, annotation: Annotation) -> None:
-            add_class(class_of_id[annotation["category_id"]])
-            # Its place is looked up later, for all at once: here, that would miss the CPU's cache.
-            add_image(annotation["image_id"])
-            add_start(start)
-            add_size(len(text))
-            flags = _CROWD if annotation.get("iscrowd", 0) else 0
-            add_flags(flags | _RLE if type(annotation.get("segmentation")) is dict else flags)
-            keypoints = annotation.get("keypoints")
-            if keypoints:
-                self._with_keypoints.append(annotation["image_id"])
-                self._num_visible.append(sum(v > 0 for v in keypoints[2::3]))
-
-        return add
-
-    def finish(self) -> "RecordTable":
-        """Sort the annotations by image, those of an image in the order of the file.
-
-        Raises:
-            LookupError: if an annotation is of an unknown image.
-        """
-        places, num_images = self._find_places(self._images), len(self.image_ids)
-        order = np.lexsort((np.frombuffer(self._starts, dtype=np.int64), places))
+        rows = np.flatnonzero(columns.is_set)
+        # Those of an image in the order of the file.
+        rows = rows[np.argsort(columns.places[rows], kind="stable")]
+        places, num_images = columns.places[rows], len(names)
         self.first = np.concatenate([[0], np.cumsum(np.bincount(places, minlength=num_images))])
-        self.starts = np.frombuffer(self._starts, dtype=np.int64)[order]
-        self.text_sizes = np.frombuffer(self._sizes, dtype=np.int32)[order]
-        self.classes = np.frombuffer(self._classes, dtype=np.int32)[order]
-        self.flags = np.frombuffer(self._flags, dtype=np.uint8)[order]
-        with_keypoints = self._find_places(self._with_keypoints)
-        visible = np.bincount(with_keypoints, self._num_visible, minlength=num_images)
+        self.starts, self.text_sizes = columns.file.starts[rows], columns.file.sizes[rows]
+        self.classes = columns.classes[rows].astype(np.int32)
+        self.flags = columns.flags[rows]
+        visible = np.bincount(places, columns.num_visible[rows], minlength=num_images)
         self.visible_keypoints = visible.astype(np.int64)
-        del self._images, self._starts, self._sizes, self._classes, self._flags
-        del self._with_keypoints, self._num_visible
-        return self
-
-    def _find_places(self, image_ids: array) -> np.ndarray:
-        ids = np.frombuffer(image_ids, dtype=np.int64)
-        places = np.searchsorted(self.image_ids, ids).clip(max=len(self.image_ids) - 1)
-        if (self.image_ids[places] != ids).any():
-            raise LookupError("an annotation is of an image that is not there")
-        return places
 
     def file_name(self, place: int) -> str:
         """Return the name of the image at a place, relative to the image folder."""
@@ -320,7 +487,8 @@ class RecordTable:
         self.source.check_version()
         first, last = self.first[place : place + 2].tolist()
         starts, sizes = self.starts[first:last].tolist(), self.text_sizes[first:last].tolist()
-        return [self.source.read(start, size) for start, size in zip(starts, sizes)]
+        loads, text = self.source.loads_fields, self.source.text
+        return [loads(text(start, size)) for start, size in zip(starts, sizes)]
 
 
 class CocoRecords(Sequence):

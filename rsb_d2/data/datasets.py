@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-from array import array
 from collections.abc import Sequence
 from typing import Any, Callable, Dict, Iterable, List, Tuple
 
@@ -36,6 +35,7 @@ from ..memory import garbage_collection_paused
 from .coco_records import (
     AnnotationFile,
     CocoRecords,
+    Columns,
     JoinedRecords,
     NotPlain,
     RecordTable,
@@ -240,7 +240,8 @@ def _read_as_stock(name: str, json_file: str, image_root: str) -> CocoRecords:
                 raise NotPlain("its categories or images have no ids of their own")
             if not all(type(number) is int for number in (*numbers, *names)):
                 raise NotPlain("its ids and sizes are not integers")
-            table, num_left_out = _fill_table(file, images, names)
+            columns, num_left_out = _fill_columns(file, images, names)
+            table = RecordTable(columns)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as e:
         # UserError is one of them.
         raise NotPlain(str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}") from None
@@ -251,20 +252,22 @@ def _read_as_stock(name: str, json_file: str, image_root: str) -> CocoRecords:
     return CocoRecords(table, image_root)
 
 
-def _fill_table(file: AnnotationFile, images: List[Dict], category_ids: Iterable[int]) -> tuple:
-    table, ids, num_left_out = RecordTable(file.source, images, category_ids), array("q"), 0
-    add = table.adder()
-    for start, text, annotation in file.annotations():
+def _fill_columns(file: AnnotationFile, images: List[Dict], category_ids: Iterable[int]) -> tuple:
+    columns, num_left_out = Columns(file, images, category_ids), 0
+    unusual = np.flatnonzero(~columns.is_set | columns.has_rle)
+    for index, annotation in zip(unusual.tolist(), file.annotations(unusual.tolist())):
         if annotation.get("ignore", 0) != 0 or len(annotation.get("bbox", "none")) == 0:
             raise NotPlain("it has an annotation with 'ignore' or without a box")
-        ids.append(annotation["id"])
-        if to_object(annotation, table.class_of_id) is None:
+        if to_object(annotation, columns.class_of_id) is None:
             num_left_out += 1
+            columns.ids[index], columns.is_set[index] = annotation["id"], False
         else:
-            add(start, text, annotation)
-    if len(np.unique(np.frombuffer(ids, dtype=np.int64))) < len(ids):
+            columns.set(index, annotation)
+    if (columns.is_set & ((columns.places < 0) | (columns.classes < 0))).any():
+        raise NotPlain("it has an annotation of an unknown image or category")
+    if columns.has_duplicates():
         raise NotPlain("its annotation ids are not unique")
-    return table.finish(), num_left_out
+    return columns, num_left_out
 
 
 def set_coco_metadata(name: str, category_names: List[str], category_ids: List[int]) -> None:
