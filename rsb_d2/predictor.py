@@ -18,6 +18,7 @@ from . import model_zoo
 from .checkpoint import Checkpointer
 from .config.loading import load_config
 from .data.class_names import ClassNames, find_class_names
+from .data.images import reads_partial_images
 from .errors import UserError
 from .evaluation.coco_evaluation import with_own_keypoints
 from .extensions import ACCELERATION, TASKS
@@ -182,6 +183,7 @@ class Preparation:
 
     def __init__(self, cfg: CfgNode):
         self.input_format = cfg.INPUT.FORMAT
+        self.partial = reads_partial_images(cfg)
         self._resize = T.ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
         )

@@ -159,6 +159,7 @@ _CHOICES = {
     "MODEL_EMA.DEVICE": ("", "cpu"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.DAMAGED_IMAGES": ("auto", "error", "skip", "partial"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),

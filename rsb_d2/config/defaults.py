@@ -232,6 +232,14 @@ def _defaults() -> CN:
     cfg.INPUT.LSJ.MAX_SCALE = 2.0
     cfg.INPUT.LSJ.SIZE = 1024
 
+    # A detector's images that cannot be decoded, such as a JPEG that is cut at its end. Those of
+    # DATASETS.TEST are decoded once before a training. "auto": training skips them, up to
+    # DATALOADER.MAX_BAD_IMAGES, and for an evaluation they are an error, as its AP would be of
+    # other images. "error": for training, too. "skip": evaluations and validation losses leave out
+    # these images with their objects, and count them in the log and as images/skipped. "partial":
+    # JPEG files are read as far as they go, with the rest in gray; others are as in "auto".
+    cfg.INPUT.DAMAGED_IMAGES = "auto"
+
     # COCO-format data sets to register under names of your own, without any Python:
     # [[name, annotation file, image folder], ...]; use the names in DATASETS.TRAIN and .TEST.
     # [name, folder] is an unzipped export of Roboflow: name_train, name_val and name_test.

@@ -16,10 +16,12 @@ from ..engine.tasks import check_config, get_task
 from ..engine.train_step import check_accumulation
 from ..engine.trainer import check_compiler
 from ..errors import UserError, did_you_mean
-from ..evaluation import check_evaluators
+from ..evaluation import check_evaluators, check_images
 from ..evaluation.build import check_tta
 from ..evaluation.results import metric_names, split_metric, uses_best_metric
+from ..extensions import TASKS
 from ..modeling.spec import BUILDERS
+from ..registration import architecture_name
 from ..solver.build import check_optimizer
 from ..solver.ema import EMA_PREFIX, check_average
 from .checks import (
@@ -48,7 +50,7 @@ _MAY_DIFFER = (
     *("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_", "SOLVER.RESUME_WITH_CHANGES"),
     *("SOLVER.MAX_EPOCHS", "SOLVER.STEP_EPOCHS", "SOLVER.ACCUMULATE_STEPS"),
     *("SOLVER.BEST_", "SOLVER.EARLY_STOP_PATIENCE", "SOLVER.REFERENCE_WORLD_SIZE"),
-    *("DATALOADER.NUM_WORKERS", "DATALOADER.MAX_BAD_IMAGES"),
+    *("DATALOADER.NUM_WORKERS", "DATALOADER.MAX_BAD_IMAGES", "INPUT.DAMAGED_IMAGES"),
 )
 
 
@@ -84,6 +86,11 @@ def validate(cfg: CfgNode, eval_only: bool = False, resume: bool = False) -> Non
     if not (resume and has_run(cfg.OUTPUT_DIR)):  # which has its own weights
         check_weights(cfg, eval_only)
     check_files(cfg, eval_only)
+    # An evaluation that does not allow damaged images reports them itself.
+    if architecture_name(cfg) not in TASKS and not (
+        eval_only and cfg.INPUT.DAMAGED_IMAGES in ("auto", "error")
+    ):
+        check_images(cfg)
     if not eval_only:
         check_schedule(cfg)
         log_schedule_notes(cfg)

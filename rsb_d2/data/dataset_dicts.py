@@ -8,7 +8,6 @@ missing fields pass in training and fail in the evaluation, or the other way aro
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any, Callable, Dict, List
 
 import numpy as np
@@ -58,22 +57,6 @@ def load_dicts(name: str) -> List[Dict[str, Any]] | Dataset:
             "Detectron2's dataset format"
         )
     return [standardize(record) for record in records]
-
-
-def first_dicts(name: str, count: int) -> List[Dict[str, Any]]:
-    """The first dataset dicts of a registered data set, standardized.
-
-    Args:
-        name (str): registered name.
-        count (int): how many, at most.
-
-    Raises:
-        UserError: if the data set is empty.
-    """
-    records = [standardize(record) for record in islice(DatasetCatalog.get(name), count)]
-    if not records:
-        raise UserError(f"data set {name} has no image")
-    return records
 
 
 def standardize(record: Mapping) -> Dict[str, Any]:

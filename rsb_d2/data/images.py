@@ -10,6 +10,7 @@ As Detectron2's ``read_image``, except where it goes wrong:
 - Transparency is dropped and the colours below it are kept, as ``convert("RGB")`` does.
 """
 
+import io
 import logging
 import os
 import struct
@@ -37,6 +38,9 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 # Formats whose mode "I", of 32 bits, holds 16: Pillow opens their 16-bit grey in it, PNG before
 # Pillow 11.
 _16_BIT_FORMATS = ("PNG", "PPM")
+
+# https://www.w3.org/Graphics/JPEG/itu-t81.pdf, table B.1: SOI and EOI.
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 _START = "cannot use the image "
 # Kinds that Pillow registers, but has no decoder of its own for.
@@ -84,7 +88,11 @@ def is_image_name(name: str) -> bool:
 
 
 def read_image(
-    path: str, image_format: str | None, size: Tuple[int, int] | None = None
+    path: str,
+    image_format: str | None,
+    size: Tuple[int, int] | None = None,
+    *,
+    partial: bool = False,
 ) -> np.ndarray:
     """Read an image, upright by its EXIF orientation.
 
@@ -95,6 +103,8 @@ def read_image(
         image_format (str or None): as for Detectron2's ``read_image``: a mode of Pillow as
             ``"RGB"`` or ``"L"``, or ``"BGR"`` or ``"YUV-BT.601"``; ``None`` leaves the mode.
         size (tuple[int, int] or None): the width and height, in pixels, that it must have.
+        partial (bool): read a JPEG that is cut at its end as far as it goes; the rest is gray, or
+            in a progressive one coarse.
 
     Returns:
         ndarray: (H, W, C), uint8, 0 ... 255; float for ``"YUV-BT.601"``.
@@ -112,18 +122,35 @@ def read_image(
                 raise
             return _read(path, image_format, size, fresh=True)
     except Exception as e:  # Pillow raises many types for damaged files
-        raise BadImageError(path, _reason(e)) from None
+        error = BadImageError(path, _reason(e))
+    if partial:
+        try:
+            with storage_open(path) as f:
+                content = f.read()
+            if content.startswith(_JPEG_START):
+                return _as_array(_open(io.BytesIO(content + _JPEG_END), size), image_format)
+        except Exception:  # the first error says more
+            pass
+    raise error
+
+
+def reads_partial_images(cfg: Any) -> bool:
+    """Whether ``INPUT.DAMAGED_IMAGES`` reads damaged images as far as they go."""
+    return cfg.INPUT.get("DAMAGED_IMAGES") == "partial"
 
 
 def _read(path: str, image_format: str | None, size: Any, fresh: bool = False) -> np.ndarray:
     with storage_open(path, fresh=fresh) as f:
-        image = _open(f, size)
-        if image_format in ("RGB", "BGR"):  # without Detectron2, which imports torch
-            pixels = np.asarray(image.convert("RGB"))
-            return pixels if image_format == "RGB" else pixels[:, :, ::-1]
-        from detectron2.data.detection_utils import convert_PIL_to_numpy
+        return _as_array(_open(f, size), image_format)
 
-        return convert_PIL_to_numpy(image, image_format)
+
+def _as_array(image: Image.Image, image_format: str | None) -> np.ndarray:
+    if image_format in ("RGB", "BGR"):  # without Detectron2, which imports torch
+        pixels = np.asarray(image.convert("RGB"))
+        return pixels if image_format == "RGB" else pixels[:, :, ::-1]
+    from detectron2.data.detection_utils import convert_PIL_to_numpy
+
+    return convert_PIL_to_numpy(image, image_format)
 
 
 def read_rgb(path: str, open_file: Callable[[], BinaryIO] | None = None) -> Image.Image:
@@ -314,5 +341,6 @@ class BadImages:
         if len(self.reasons) > self._max_num:
             raise UserError(
                 f"more than {self._max_num} images are bad, the last one is "
-                f"{list(self.reasons)[-1]}: fix the data, or raise DATALOADER.MAX_BAD_IMAGES"
+                f"{list(self.reasons)[-1]}: fix the data, or raise DATALOADER.MAX_BAD_IMAGES "
+                "(INPUT.DAMAGED_IMAGES error allows none)"
             )

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import UserError
 from ..memory import is_pinned_for
 from .coco_records import CocoRecords, JoinedRecords
+from .damaged import without_damaged
 from .dataset_dicts import fill_image_ids
 from .datasets import detection_records, registered, repeat_factors
 from .images import BadImageError, BadImages, image_size
@@ -504,7 +505,9 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = Non
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=is_pinned_for(cfg.MODEL.DEVICE),
-        max_bad_images=cfg.DATALOADER.MAX_BAD_IMAGES,
+        max_bad_images=0
+        if cfg.INPUT.get("DAMAGED_IMAGES") == "error"
+        else cfg.DATALOADER.MAX_BAD_IMAGES,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
     )
 
@@ -546,4 +549,5 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list]:
     """
     mapper = CheckedDatasetMapper(cfg, is_train=False)
     records = evaluated_records(cfg, dataset_name)
+    records = without_damaged(cfg, dataset_name, records)
     return build_inference_loader(records, mapper, cfg.DATALOADER.NUM_WORKERS)

@@ -6,13 +6,13 @@ from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 
 from .dataset_dicts import annotation_reason, keypoint_reason, mask_reason, standardize
-from .images import BadImageError, read_image
+from .images import BadImageError, read_image, reads_partial_images
 
 
 class CheckedDatasetMapper(DatasetMapper):
@@ -21,7 +21,16 @@ class CheckedDatasetMapper(DatasetMapper):
     Use it instead of ``DatasetMapper``, with the same arguments and results. In training, a loader
     can continue after the error; in evaluation the error must stop the run, since a metric without
     the image would be wrong.
+
+    Args:
+        args, kwargs: of ``DatasetMapper``.
+        partial (bool): as of :func:`read_image`.
     """
+
+    @configurable
+    def __init__(self, *args, partial: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._partial = partial
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
@@ -31,6 +40,7 @@ class CheckedDatasetMapper(DatasetMapper):
             cfg.defrost()
             cfg.MODEL.KEYPOINT_ON = False
         ret = super().from_config(cfg, is_train)
+        ret["partial"] = reads_partial_images(cfg)
         if is_train and uses_large_scale_jitter(cfg):
             ret["augmentations"] = build_augmentation(cfg, is_train)
             # As where Detectron2 crops: boxes of the remaining parts of the masks.
@@ -58,7 +68,7 @@ class CheckedDatasetMapper(DatasetMapper):
         size = None
         if "width" in dataset_dict and "height" in dataset_dict:
             size = dataset_dict["width"], dataset_dict["height"]
-        image = read_image(path, self.image_format, size)
+        image = read_image(path, self.image_format, size, partial=self._partial)
         utils.check_image_size(dataset_dict, image)  # fills in the size where there is none
         sem_seg = None
         if "sem_seg_file_name" in dataset_dict:

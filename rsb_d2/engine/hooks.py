@@ -23,7 +23,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..checkpoint import Checkpointer, remove_old_checkpoints
-from ..data.loader import annotated_records, build_inference_loader
+from ..data.damaged import without_damaged
+from ..data.loader import annotated_records, build_inference_loader, evaluated_records
 from ..data.mapper import CheckedDatasetMapper
 from ..data.random_state import random_state, random_state_kept, set_random_state
 from ..evaluation.results import VALIDATION_PREFIX, best_mode, split_metric, uses_best_metric
@@ -260,6 +261,8 @@ def build_validation_loader(cfg: CfgNode) -> Iterable:
         ``"validation_index"``, its position among the images of all processes.
     """
     records = annotated_records(cfg, "TEST")
+    for name in cfg.DATASETS.TEST:
+        records = without_damaged(cfg, name, evaluated_records(cfg, name), records)
     arguments = CheckedDatasetMapper.from_config(cfg, is_train=True)
     arguments["augmentations"] = utils.build_augmentation(cfg, is_train=False)
     arguments["recompute_boxes"] = False

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from itertools import islice
 from typing import Any, Callable, Dict, Sequence
 
 import torch
@@ -15,8 +16,10 @@ from detectron2.evaluation import inference_context
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..data.dataset_dicts import annotation_reason, first_dicts
-from ..data.images import read_image
+from ..data.damaged import without_damaged
+from ..data.dataset_dicts import annotation_reason, standardize
+from ..data.images import read_image, reads_partial_images
+from ..data.loader import evaluated_records
 from ..data.mapper import CheckedDatasetMapper
 from ..evaluation.results import VALIDATION_PREFIX, Metric, split_metric
 from ..files import whole_file
@@ -164,13 +167,14 @@ def draw_detections(cfg: CfgNode, model: torch.nn.Module, path: str, num_images:
     name = cfg.DATASETS.TEST[0]
     metadata = _drawn_metadata(name)
     mapper = CheckedDatasetMapper(cfg, is_train=False)
-    records = first_dicts(name, num_images)
+    usable = without_damaged(cfg, name, evaluated_records(cfg, name))
+    records = [standardize(record) for record in islice(usable, num_images)]
     side = min(_MAX_SIDE, math.isqrt(MAX_PIXELS // (2 * len(records))) - 48)
     titles = ("ground truth", f"detections, score >= {_DRAWN_SCORE}")
     cells = []
     with inference_context(model), torch.no_grad():
         for record in records:
-            image = read_image(record["file_name"], "RGB")
+            image = read_image(record["file_name"], "RGB", partial=reads_partial_images(cfg))
             size = drawn_size(*image.shape[:2], side, side)
             inputs = mapper(record)
             # The model returns its output at the size at which it is drawn: masks at the size

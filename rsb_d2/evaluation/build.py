@@ -27,7 +27,9 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..data.builtin import PANOPTIC, check_packages, cityscapes_modules
+from ..data.damaged import check_damaged, find_damaged
 from ..data.datasets import registered
+from ..data.loader import evaluated_records
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..extensions import EVALUATORS
@@ -74,13 +76,35 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str = None) 
     if kind in ("sem_seg", "coco_panoptic_seg"):
         evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_folder))
     if kind in ("coco", "coco_panoptic_seg"):
-        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
         evaluators.append(
-            COCOEvaluator(dataset_name, output_dir=output_folder, kpt_oks_sigmas=sigmas)
+            COCOEvaluator(
+                dataset_name,
+                output_dir=output_folder,
+                kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+                skipped=skipped_image_ids(cfg, dataset_name) if kind == "coco" else (),
+            )
         )
     if kind == "coco_panoptic_seg" and not PANOPTIC.is_missing():
         evaluators.append(COCOPanopticEvaluator(dataset_name, output_folder))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def skipped_image_ids(cfg: CfgNode, dataset_name: str) -> list:
+    """Return the ids of the images that an evaluation leaves out (``INPUT.DAMAGED_IMAGES``)."""
+    if cfg.INPUT.get("DAMAGED_IMAGES") != "skip":
+        return []
+    return find_damaged(cfg, dataset_name, evaluated_records(cfg, dataset_name)).image_ids
+
+
+def check_images(cfg: CfgNode) -> None:
+    """Decode the images of ``DATASETS.TEST``, and report the damaged ones.
+
+    Raises:
+        UserError: if there are any, unless ``INPUT.DAMAGED_IMAGES`` allows them.
+    """
+    for name in cfg.DATASETS.TEST:
+        can_skip = _checked_type(name) == "coco"
+        check_damaged(cfg, name, evaluated_records(cfg, name), can_skip=can_skip)
 
 
 def check_evaluators(cfg: CfgNode) -> None:

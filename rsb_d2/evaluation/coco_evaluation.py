@@ -30,14 +30,17 @@ class COCOEvaluator(evaluation.COCOEvaluator):
     """Detectron2's evaluator with the same metrics from a faster library.
 
     The arguments are Detectron2's; ``use_fast_impl`` has no effect. Image ids may be numbers or
-    strings.
+    strings. Images whose ids are in ``skipped`` are left out with their objects, and counted.
     """
 
-    def __init__(self, dataset_name, tasks=None, distributed=True, output_dir=None, **kwargs):
+    def __init__(
+        self, dataset_name, tasks=None, distributed=True, output_dir=None, skipped=(), **kwargs
+    ):
         if output_dir:
             ensure_json_file(dataset_name, output_dir)
         kwargs["use_fast_impl"] = False
         super().__init__(dataset_name, tasks, distributed, output_dir, **kwargs)
+        self._skipped = {plain(i) for i in skipped}
 
     def process(self, inputs, outputs):
         ids = [plain(input.get("image_id")) for input in inputs]
@@ -62,6 +65,15 @@ class COCOEvaluator(evaluation.COCOEvaluator):
             logger.info(f"Saving results to {path}")
             with PathManager.open(path, "w") as f:
                 f.write(json.dumps(results))
+        if self._skipped and img_ids is None:
+            all_ids = [image["id"] for image in self._coco_api.dataset["images"]]
+            img_ids = [i for i in all_ids if plain(i) not in self._skipped]
+            skipped = len(all_ids) - len(img_ids)
+            logger.warning(
+                f"{self._metadata.name}: evaluated on {len(img_ids)} of {len(all_ids)} images; "
+                f"{skipped} damaged ones are skipped (INPUT.DAMAGED_IMAGES)"
+            )
+            self._results["images"] = {"skipped": skipped}
         if not self._do_evaluation:
             logger.info("The annotation file has no annotations: nothing is evaluated.")
             return

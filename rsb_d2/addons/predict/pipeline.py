@@ -289,7 +289,11 @@ class ImageBatches(IterableDataset):
 
     def _load(self, index: int) -> Loaded:
         try:
-            image = read_image(self._paths[index], self._preparation.input_format)
+            image = read_image(
+                self._paths[index],
+                self._preparation.input_format,
+                partial=self._preparation.partial,
+            )
             prepared = self._preparation(image)
         except Exception as e:  # unreadable images, and shapes that cannot be resized
             return Loaded(index, None, None, _reason(e))

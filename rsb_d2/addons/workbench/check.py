@@ -15,6 +15,8 @@ from ...checkpoint import Checkpointer, locate
 from ...config.loading import read_config
 from ...config.resolving import resolve
 from ...config.validating import validate
+from ...data.damaged import damage_notes, find_damaged
+from ...data.loader import evaluated_records
 from ...errors import UserError, first
 from ...files import sha256_of
 from ...model_zoo.model_zoo import published_memory
@@ -56,6 +58,7 @@ def check(config_file: str, opts: List[str]) -> Dict[str, Any]:
         except UserError as e:
             errors.append(str(e))
             cfg.MODEL.WEIGHTS = ""  # so that the rest is checked as well
+    warnings += _damaged_images(cfg)
     splits = [(n, "train") for n in cfg.DATASETS.TRAIN] + [(n, "val") for n in cfg.DATASETS.TEST]
     sources = [(open_registered(cfg, name), split) for name, split in splits]
     report = {
@@ -74,6 +77,15 @@ def check(config_file: str, opts: List[str]) -> Dict[str, Any]:
         report["weights"] = _weights(weights, cfg.MODEL.WEIGHTS, model, warnings)
         report["memory"] = _memory(cfg, model)
     return {**report, "warnings": warnings}
+
+
+def _damaged_images(cfg: CfgNode) -> List[str]:
+    """Return a line for the images of each test set that evaluations skip, or read in part."""
+    lines = []
+    for name in cfg.DATASETS.TEST if cfg.INPUT.DAMAGED_IMAGES in ("skip", "partial") else ():
+        records = evaluated_records(cfg, name)
+        lines += damage_notes(find_damaged(cfg, name, records), name, len(records))
+    return lines
 
 
 def _describe(source: Source, split: str, warnings: List[str]) -> Dict[str, Any]:

@@ -93,3 +93,16 @@ def test_fresh_modules_of_a_fine_tuning(sample, tmp_path):
     report = check(config, [*options(sample, "fresh"), *opts])
     assert report["errors"] == [] and report["weights"]["format"] == "torchvision detector"
     assert report["weights"]["fresh"] == ["head.cls_score"]
+
+
+def test_damaged_test_images(sample, tmp_path):
+    folder = tmp_path / "sample"
+    shutil.copytree(sample, folder)
+    path = folder / "val" / "000002.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    report = check(CONFIG, options(folder, "damaged"))
+    assert [e for e in report["errors"] if "1 of 4 images of damaged_val cannot be used" in e]
+    for mode, text in {"skip": "skipped", "partial": "read as far as they go"}.items():
+        report = check(CONFIG, [*options(folder, "damaged"), "INPUT.DAMAGED_IMAGES", mode])
+        assert report["errors"] == []
+        assert f"1 of 4 images are damaged and {text}" in " ".join(report["warnings"])
