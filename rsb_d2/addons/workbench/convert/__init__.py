@@ -141,14 +141,15 @@ def tell_format(path: str) -> str:
         if known.get(ending):
             return known[ending]
         raise UserError(f"{path} has an unknown format; name one with --from")
-    try:
-        find_data_yaml(path)
-        return "yolo"
-    except UserError as e:
-        no_yaml = e
     if export_splits(path):
         return "coco"
     found = []
+    try:
+        if find_data_yaml(path).endswith((".yaml", ".yml")):
+            return "yolo"
+        found.append("yolo")
+    except UserError as e:
+        no_yaml = e
     if files_in(path, (".xml",)):
         found.append("voc")
     if any(_format_of_json(file) == "labelme" for file in files_in(path, (".json",))[:100]):

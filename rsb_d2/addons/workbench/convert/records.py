@@ -3,7 +3,8 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Sequence, Tuple
+from types import MappingProxyType
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from tqdm import tqdm
 
@@ -133,13 +134,19 @@ def files_in(folder: str, endings: Tuple[str, ...]) -> List[str]:
     return [path for path in files_below(folder)[0] if path.lower().endswith(endings)]
 
 
-def note_left_out(data: DataSet, folders: Iterable[str], taken: Iterable[str]) -> None:
+def note_left_out(
+    data: DataSet,
+    folders: Iterable[str],
+    taken: Iterable[str],
+    kinds: Mapping[str, Callable[[str], bool]] = MappingProxyType({}),
+) -> None:
     """Add the unused files in folders to the notes, with their names.
 
     Args:
         data (DataSet): its images and their label files are used.
         folders (iterable of str): folders to search.
         taken (iterable of str): other files that are used.
+        kinds (mapping): functions that recognize a kind of files, by its name.
     """
     known = {os.path.realpath(path) for p in data.pictures() for path in (p.path, p.source)}
     known.update(map(os.path.realpath, taken))
@@ -149,7 +156,8 @@ def note_left_out(data: DataSet, folders: Iterable[str], taken: Iterable[str]) -
         for path in files + passed_over:
             if os.path.realpath(path) not in known or path.endswith("/"):
                 name = os.path.relpath(path, folder) + "/" * path.endswith("/")
-                left_out.setdefault(_kind(path), []).append(name)
+                kind = next((k for k, is_kind in kinds.items() if is_kind(path)), _kind(path))
+                left_out.setdefault(kind, []).append(name)
     for kind, names in sorted(left_out.items()):
         data.notes[f"{kind} not taken ({first(names, 3)})"] += len(names)
 
@@ -173,7 +181,8 @@ def split_of(path: str, root: str) -> str:
         root (str): the folder of the data set.
     """
     for part in os.path.relpath(path, root).split(os.sep)[:-1]:
-        name = SPLIT_NAMES.get(part.lower())
+        # CVAT calls them obj_train_data.
+        name = SPLIT_NAMES.get(part.lower().removeprefix("obj_").removesuffix("_data"))
         if name:
             return name
     return ""
@@ -223,7 +232,8 @@ class ImageFinder:
     Args:
         root (str): folder of the data set.
         images (str): folder of the images; ``""`` for the folder of the label file and ``beside``.
-        beside (sequence of str): names of folders next to the folder of a label file.
+        beside (sequence of str): names of folders next to the folder of a label file, or next to a
+            folder above it in the data set: they may have the same subfolders.
     """
 
     def __init__(self, root: str, images: str, beside: Sequence[str] = ()):
@@ -308,11 +318,23 @@ class ImageFinder:
             folders = [self._images]
         else:
             own = os.path.dirname(file) or "."
-            folders = [os.path.join(os.path.dirname(own) or ".", name) for name in self._beside]
-            folders = [folder for folder in folders if os.path.isdir(folder)] + [own]
+            folders = [f for f in self._folders_beside(own) if os.path.isdir(f)] + [own]
         for folder in folders:
             self._listing(folder)
         return folders
+
+    def _folders_beside(self, own: str) -> List[str]:
+        """Return the folders for images of a folder of label files, mirrored subfolders first."""
+        mirrored, flat = [], []
+        above, rest = own, ""
+        while True:
+            above, name = os.path.split(above)
+            for other in self._beside:
+                mirrored.append(os.path.normpath(os.path.join(above, other, rest)))
+                flat.append(os.path.normpath(os.path.join(above, other)))
+            rest = os.path.join(name, rest)
+            if not name or os.path.relpath(above or ".", self._root).startswith("."):  # or ".."
+                return list(dict.fromkeys(mirrored + flat))
 
     def _listing(self, folder: str) -> Dict[str, List[str]]:
         """Return the names of the images in a folder by their stems."""

@@ -37,7 +37,8 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
 
     Args:
         path (str): a folder with ``Annotations`` and ``JPEGImages`` or the folder that it is in, a
-            folder with XML files and images, or an XML file. Splits are those of
+            folder with XML files and images, or an XML file; the two folders may have the same
+            subfolders. Splits are those of
             ``ImageSets/Main``, or otherwise folders called ``train``, ``val`` and ``test``.
         images (str): folder of the images; ``""`` for ``JPEGImages`` or ``images`` next to the
             folder of the XML files, or that folder itself.
@@ -68,7 +69,7 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
     if os.path.isdir(path):
         used = [os.path.join(root, *_LISTS_FOLDER, f"{name}.txt") for name in lists]
         note_left_out(data, [path, images] if images else [path], used)
-    splits = _by_lists(pictures, lists, notes) if lists else finder.by_folder(pictures)
+    splits = _by_lists(pictures, root, lists, notes) if lists else finder.by_folder(pictures)
     data.splits = in_order(splits)
     return data
 
@@ -156,19 +157,24 @@ def _read_lists(root: str) -> Dict[str, List[str]]:
 
 
 def _by_lists(
-    pictures: List[Picture], lists: Dict[str, List[str]], notes: Counter
+    pictures: List[Picture], root: str, lists: Dict[str, List[str]], notes: Counter
 ) -> Dict[str, List[Picture]]:
-    by_stem: Dict[str, Picture] = {}
+    by_stem: Dict[str, Picture] = {}  # without the folder, and with that below Annotations
     for picture in pictures:
-        stem = os.path.splitext(os.path.basename(picture.source or picture.path))[0]
-        by_stem[stem] = picture
+        path = os.path.splitext(os.path.abspath(picture.source or picture.path))[0]
+        by_stem[os.path.basename(path)] = picture
+        by_stem["/".join(os.path.relpath(path, root).split(os.sep)[1:])] = picture
     splits = {}
     for name, stems in lists.items():
         unknown = [stem for stem in stems if stem not in by_stem]
         if unknown:
             raise UserError(f"ImageSets/Main/{name}.txt has {unknown[0]}, which has no image")
         splits[name] = [by_stem[stem] for stem in dict.fromkeys(stems)]
-    listed = {stem for stems in lists.values() for stem in stems}
-    others = sorted(by_stem.keys() - listed)
+    listed = {id(by_stem[stem]) for stems in lists.values() for stem in stems}
+    others = sorted(
+        os.path.splitext(os.path.basename(p.source or p.path))[0]
+        for p in pictures
+        if id(p) not in listed
+    )
     notes[f"images in no list of ImageSets/Main left out ({first(others, 3)})"] += len(others)
     return splits

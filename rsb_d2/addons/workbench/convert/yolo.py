@@ -1,5 +1,9 @@
 """YOLO's files as Ultralytics reads and writes them: ``data.yaml``, images and label files.
 
+Without a ``data.yaml``, the names of the classes are a line each in ``classes.txt`` (LabelImg and
+Label Studio), ``_darknet.labels`` (Roboflow) or ``obj.names`` (CVAT), in the folder of the data set
+or in those of its splits, and the images are all in this folder.
+
 A label file has a row per object: ``class x y width height`` is a box by its center,
 ``class x y x y x y ...`` a polygon, in fractions of the image's width and height. Rows of both
 kinds may be in one file.
@@ -33,12 +37,17 @@ from .records import (
     in_order,
     note_left_out,
     progress,
+    split_of,
 )
 from .shapes import box_of, clip_polygon, decode_rle, join_polygons, polygons_of_mask
 
 # The extensions that all versions have in IMG_FORMATS:
 # https://github.com/ultralytics/ultralytics/blob/main/ultralytics/data/utils.py
 _OF_ULTRALYTICS = (".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp")
+
+
+# Files that list the names of the classes, a line each.
+_NAME_FILES = ("classes.txt", "_darknet.labels", "obj.names")
 
 
 # ---- data.yaml ----
@@ -54,6 +63,7 @@ class DataYaml(NamedTuple):
         repeated (int): number of images that are listed more than once.
         keypoints (int): number of keypoint values after the box in each row.
         moved (int): number of entries with an absolute path of another machine.
+        files (list[str]): those that were read.
     """
 
     names: List[str]
@@ -62,15 +72,18 @@ class DataYaml(NamedTuple):
     repeated: int
     keypoints: int
     moved: int
+    files: List[str]
 
 
 def read_data_yaml(path: str) -> DataYaml:
-    """Read a ``data.yaml`` and list its images.
+    """Read a ``data.yaml``, or a file with the names of the classes, and list its images.
 
     Raises:
         UserError: if the file cannot be read, has no names or no splits, or if a file that it names
             is missing.
     """
+    if os.path.basename(path) in _NAME_FILES:
+        return _read_names(path)
     content = _load(path)
     names = _names(content, path)
     root = _root(content, path)
@@ -87,7 +100,35 @@ def read_data_yaml(path: str) -> DataYaml:
         moved += sum(_is_of_another_machine(entry) for entry in entries)
     if not any(images.values()):
         raise UserError(f"{path} names no images: write 'train: FOLDER', and 'val:' likewise")
-    return DataYaml(names, images, folders, repeated, _keypoints(content, path), moved)
+    return DataYaml(names, images, folders, repeated, _keypoints(content, path), moved, [path])
+
+
+def _read_names(path: str) -> DataYaml:
+    """Read a file of names; the images are all in the folder of the data set, split by folders."""
+    root, name = os.path.split(path)
+    if os.path.basename(root) in ("labels", *SPLIT_NAMES):
+        root = os.path.dirname(root) or "."
+    files, _ = files_below(root)
+    copies = [file for file in files if os.path.basename(file) == name]
+    try:
+        lists = []
+        for file in copies:
+            with open(file, encoding="utf-8-sig") as f:
+                lists.append([line.strip() for line in f if line.strip()])
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{file} cannot be read as text") from None
+    names = lists[0]
+    other = next((file for file, found in zip(copies, lists) if found != names), None)
+    if other is not None:
+        raise UserError(f"{other} has other classes than {copies[0]}; they must be the same")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path} must list the names of the classes, a line each, each once")
+    images: Dict[str, List[str]] = {}
+    for image in filter(is_image_name, files):
+        images.setdefault(split_of(image, root) or "train", []).append(os.path.normpath(image))
+    if not images:
+        raise UserError(f"{root} has the file {name}, but no images")
+    return DataYaml(names, images, [root], 0, 0, 0, copies)
 
 
 def _load(path: str) -> Dict[str, Any]:
@@ -226,7 +267,7 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
     """Read a data set.
 
     Args:
-        path (str): its ``data.yaml``, or the folder of it.
+        path (str): its ``data.yaml`` or file of class names, or the folder of it.
         problems (Problems): collects invalid rows.
 
     Raises:
@@ -261,12 +302,31 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
     data = DataSet(description.names, in_order(splits), notes)
     folders = description.folders
     labels = [os.path.dirname(label_path(os.path.join(folder, "a.jpg"))) for folder in folders]
-    note_left_out(data, [*folders, *filter(os.path.isdir, labels)], [find_data_yaml(path)])
+    note_left_out(
+        data,
+        [*folders, *filter(os.path.isdir, labels)],
+        description.files,
+        {"label files without an image": _is_label_file},
+    )
     return data
 
 
+def _is_label_file(path: str) -> bool:
+    """Whether a file is empty or begins with a row of a label file."""
+    if not path.endswith(".txt"):
+        return False
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            row = [float(number) for number in f.readline().split()]
+    except (OSError, ValueError):
+        return False
+    return not row or len(row) >= 5
+
+
 def find_data_yaml(path: str) -> str:
-    """Return the ``data.yaml`` of a folder, or its only YAML file; a file is returned as it is.
+    """Return the ``data.yaml`` of a folder, its only YAML file, or its file of class names.
+
+    A file is returned as it is.
 
     Raises:
         UserError: if there is no such file.
@@ -277,6 +337,10 @@ def find_data_yaml(path: str) -> str:
     for name in ("data.yaml", "data.yml", "dataset.yaml", *(names if len(names) == 1 else [])):
         if name in names:
             return os.path.join(path, name)
+    for part in (".", *sorted(SPLIT_NAMES), "labels"):
+        for name in _NAME_FILES:
+            if os.path.isfile(os.path.join(path, part, name)):
+                return os.path.normpath(os.path.join(path, part, name))
     raise UserError(
         f"{path} has no data.yaml, which names the classes and the folders of the images; write "
         "one with the lines 'train: images/train', 'val: images/val' and 'names: [cat, dog]'"

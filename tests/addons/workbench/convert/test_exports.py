@@ -1,56 +1,298 @@
-"""Small files as the labeling tools export them, imitated key by key."""
+"""Small files as the labeling tools write them, imitated key by key: each goes in."""
 
 import json
 
 import pytest
 
+from rsb_d2 import UserError
 from rsb_d2.addons.workbench.convert import convert
-from tests.helpers.data.label_files import image, write
+from tests.helpers.data.label_files import converted, image, objects_of, voc, write
+
+BOX = [10, 20, 30, 16]  # of a cat; of 100 x 80 pixels
+ROW = "0 0.25 0.35 0.3 0.2"
 
 
-def roboflow(folder, names=("train", "valid", "test")):
-    for name in names:
-        image(folder / name / "a_jpg.rf.0123.jpg")
-        content = {
-            "info": {"year": "2023", "version": "1", "contributor": "", "url": ""},
-            "licenses": [{"id": 1, "url": "", "name": "CC BY 4.0"}],
-            "categories": [
-                {"id": 0, "name": "ships", "supercategory": "none"},
-                {"id": 1, "name": "ship", "supercategory": "ships"},
-            ],
-            "images": [
-                {
-                    "id": 0,
-                    "license": 1,
-                    "file_name": "a_jpg.rf.0123.jpg",
-                    "height": 80,
-                    "width": 100,
-                    "date_captured": "2023-06-19T12:13:11+00:00",
-                }
-            ],
-            "annotations": [
-                {
-                    "id": 0,
-                    "image_id": 0,
-                    "category_id": 1,
-                    "bbox": [10, 20, 30, 15.5],
-                    "area": 465,
-                    "segmentation": [],
-                    "iscrowd": 0,
-                }
-            ],
-        }
-        write(folder / name / "_annotations.coco.json", json.dumps(content))
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+
+
+def boxes(contents):
+    return {
+        split: [(name, category, box) for name, category, box, _ in objects_of(content)]
+        for split, content in contents.items()
+    }
+
+
+# ---- YOLO ----
+
+
+DATA_YAML = {
+    "v5": "path: ../data  # dataset root dir\ntrain: images/train\nval: images/val\ntest:\n\n"
+    "# Classes\nnc: 2\nnames: ['cat', 'dog']\n",
+    "v5 to v12": "path: data\ntrain: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n"
+    "download: https://example.com/data.zip\n",
+    "v7": "train: ./images/train\nval: ./images/val\nnc: 2\nnames: [ 'cat', 'dog' ]\n",
+    "lists": "train: train.txt\nval: val.txt\nnc: 2\nnames:\n- cat\n- dog\n",
+    "Colab": "train: /content/datasets/data/images/train\nval: /content/datasets/data/images/val\n"
+    "nc: 2\nnames: [cat, dog]\n",
+    "Windows": "path: C:\\Users\\me\\data\ntrain: images\\train\nval: images\\val\n"
+    "names: {0: cat, 1: dog}\n",
+}
+
+
+@pytest.mark.parametrize("kind", DATA_YAML)
+def test_data_yaml(kind, tmp_path):
+    folder = tmp_path / "data"
+    for split in ("train", "val"):
+        image(folder / "images" / split / f"{split}.jpg")
+        write(folder / "labels" / split / f"{split}.txt", ROW + "\n")
+        write(folder / f"{split}.txt", f"./images/{split}/{split}.jpg\n")
+    write(folder / "data.yaml", DATA_YAML[kind])
+    contents, _ = converted(folder, tmp_path / "out")
+    assert boxes(contents) == {
+        split: [(f"{split}/{split}.jpg", "cat", BOX)] for split in ("train", "val")
+    }
+
+
+ROBOFLOW_YAML = (
+    "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\n"
+    "names: ['cat', 'dog']\n\nroboflow:\n  workspace: me\n  project: cats\n  version: 1\n"
+    "  license: CC BY 4.0\n  url: https://universe.roboflow.com/me/cats/dataset/1\n"
+)
+
+
+def test_roboflows_yolo(tmp_path):
+    folder = tmp_path / "cats"
+    for split in ("train", "valid", "test"):
+        image(folder / split / "images" / f"{split}.jpg")
+        write(folder / split / "labels" / f"{split}.txt", ROW)
+    write(folder / "data.yaml", ROBOFLOW_YAML)
+    write(folder / "README.roboflow.txt", "cats - v1")
+    contents, notes = converted(folder, tmp_path / "out")
+    assert {split: found[0][1:] for split, found in boxes(contents).items()} == dict.fromkeys(
+        ("train", "val", "test"), ("cat", BOX)
+    )
+    assert notes == {}
+
+
+def labelimg_yolo(folder):
+    image(folder / "a.jpg")
+    write(folder / "a.txt", ROW + "\n")
+    write(folder / "classes.txt", "cat\ndog\n")
+
+
+def label_studio_yolo(folder):
+    image(folder / "images" / "a.jpg")
+    write(folder / "labels" / "a.txt", ROW)
+    write(folder / "classes.txt", "cat\ndog\n")
+    write(folder / "notes.json", json.dumps({"categories": [{"id": 0, "name": "cat"}]}))
+
+
+def roboflow_darknet(folder):
+    image(folder / "train" / "a.jpg")
+    write(folder / "train" / "a.txt", ROW)
+    write(folder / "train" / "_darknet.labels", "cat\ndog\n")
+
+
+def cvat_yolo(folder):
+    image(folder / "obj_train_data" / "a.jpg")
+    write(folder / "obj_train_data" / "a.txt", ROW)
+    write(folder / "obj.names", "cat\ndog\n")
+    write(folder / "obj.data", "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n")
+    write(folder / "train.txt", "data/obj_train_data/a.jpg\n")
+
+
+@pytest.mark.parametrize("make", [labelimg_yolo, label_studio_yolo, roboflow_darknet, cvat_yolo])
+def test_class_names_without_a_data_yaml(make, tmp_path):
+    make(tmp_path / "data")
+    contents, _ = converted(tmp_path / "data", tmp_path / "out")
+    assert boxes(contents) == {"train": [("a.jpg", "cat", BOX)]}
+    assert [c["name"] for c in contents["train"]["categories"]] == ["cat", "dog"]
+
+
+def test_splits_of_darknet_files(tmp_path):
+    for split in ("train", "valid", "test"):
+        image(tmp_path / "data" / split / f"{split}.jpg")
+        write(tmp_path / "data" / split / f"{split}.txt", ROW)
+        write(tmp_path / "data" / split / "_darknet.labels", "cat\n")
+    contents, _ = converted(tmp_path / "data", tmp_path / "out")
+    assert list(contents) == ["train", "val", "test"]
+    write(tmp_path / "data" / "test" / "_darknet.labels", "dog\n")
+    with pytest.raises(UserError, match="other classes than .*; they must be the same"):
+        converted(tmp_path / "data", tmp_path / "other")
+
+
+@pytest.mark.parametrize("make", [labelimg_yolo, label_studio_yolo])
+def test_label_files_without_an_image_are_counted(make, tmp_path):
+    make(tmp_path / "data")
+    folder = (tmp_path / "data" / "labels").is_dir() and "labels/" or ""
+    write(tmp_path / "data" / folder / "gone.txt", ROW)
+    write(tmp_path / "data" / folder / "empty.txt", "")
+    write(tmp_path / "data" / folder / "read_me.txt", "cats")
+    _, notes = converted(tmp_path / "data", tmp_path / "out")
+    named = ", ".join(f"{folder}{name}.txt" for name in ("empty", "gone"))
+    assert notes[f"label files without an image not taken ({named})"] == 2
+    assert notes[f"files ending in .txt not taken ({folder}read_me.txt)"] == 1
+
+
+# ---- Pascal VOC ----
+
+
+def test_labelimg(tmp_path):
+    image(tmp_path / "data" / "a.jpg")
+    write(
+        tmp_path / "data" / "a.xml",
+        "<annotation>\n\t<folder>data</folder>\n\t<filename>a.jpg</filename>\n"
+        "\t<path>C:\\Users\\me\\data\\a.jpg</path>\n\t<source>\n"
+        "\t\t<database>Unknown</database>\n\t</source>\n\t<size>\n\t\t<width>100</width>\n"
+        "\t\t<height>80</height>\n\t\t<depth>3</depth>\n\t</size>\n"
+        "\t<segmented>0</segmented>\n\t<object>\n\t\t<name>cat</name>\n"
+        "\t\t<pose>Unspecified</pose>\n\t\t<truncated>0</truncated>\n"
+        "\t\t<difficult>0</difficult>\n\t\t<bndbox>\n\t\t\t<xmin>11</xmin>\n"
+        "\t\t\t<ymin>21</ymin>\n\t\t\t<xmax>40</xmax>\n\t\t\t<ymax>36</ymax>\n"
+        "\t\t</bndbox>\n\t</object>\n</annotation>\n",
+    )
+    contents, notes = converted(tmp_path / "data", tmp_path / "out")
+    assert boxes(contents) == {"train": [("a.jpg", "cat", BOX)]} and notes == {}
+
+
+@pytest.mark.parametrize("with_lists", [False, True])
+def test_the_same_subfolders_for_labels_and_images(with_lists, tmp_path):
+    folder = tmp_path / "data"
+    for part in ("day", "night"):
+        image(folder / "JPEGImages" / part / "a.jpg")
+        voc(folder / "Annotations" / part / "a.xml", [(part, 0, 11, 21, 40, 36)], "a.jpg")
+    if with_lists:
+        write(folder / "ImageSets" / "Main" / "train.txt", "night/a\n")
+        write(folder / "ImageSets" / "Main" / "test.txt", "day/a\n")
+    contents, notes = converted(folder, tmp_path / "out")
+    day, night = ((f"{part}/a.jpg", part, BOX) for part in ("day", "night"))
+    expected = {"train": [night], "test": [day]} if with_lists else {"train": [day, night]}
+    assert boxes(contents) == expected and notes == {}
+
+
+# ---- LabelMe ----
+
+
+def shape_4(**others):
+    """As of LabelMe 4."""
+    points = [[10.0, 20.0], [40.0, 36.0]]
+    return {"label": "cat", "points": points, "group_id": None, **others, "flags": {}}
+
+
+def shape_5(**others):
+    """As of LabelMe 5.2 to 5.11."""
+    return {**shape_4(**others), "description": "", "mask": None}
+
+
+LABELME = {
+    "4.5.6": shape_4(shape_type="rectangle"),
+    "5.0.1": shape_4(shape_type="rectangle"),
+    "5.2.1": {**shape_5(shape_type="rectangle"), "description": None},
+    "5.5.0": shape_5(shape_type="rectangle"),
+    "5.11.0": {
+        **shape_5(shape_type="oriented_rectangle"),
+        "points": [[10.0, 20.0], [40.0, 20.0], [40.0, 36.0], [10.0, 36.0]],
+    },
+    "3.16.7": {  # with colors, and polygons without a type
+        "label": "cat",
+        "line_color": None,
+        "fill_color": None,
+        "points": [[10, 20], [40, 20], [40, 36], [10, 36]],
+    },
+}
+
+
+@pytest.mark.parametrize("version", LABELME)
+def test_labelme(version, tmp_path):
+    image(tmp_path / "data" / "a.jpg")
+    content = {"version": version, "flags": {}, "shapes": [LABELME[version]]}
+    if version.startswith("3"):
+        content |= {"lineColor": [0, 255, 0, 128], "fillColor": [255, 0, 0, 128]}
+    content |= {"imagePath": "..\\photos\\a.jpg", "imageData": None}
+    if not version.startswith("3"):
+        content |= {"imageHeight": 80, "imageWidth": 100}
+    write(tmp_path / "data" / "a.json", json.dumps(content, indent=2))
+    contents, notes = converted(tmp_path / "data", tmp_path / "out")
+    assert boxes(contents) == {"train": [("a.jpg", "cat", BOX)]} and notes == {}
+
+
+# ---- COCO ----
+
+
+def coco(annotation, images=None, **others):
+    record = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 80, **(images or {})}
+    defaults = {"id": 1, "image_id": record["id"], "category_id": 1, "bbox": BOX}
+    return {
+        "categories": [{"id": 1, "name": "cat", "supercategory": ""}],
+        "images": [record],
+        "annotations": [{**defaults, **annotation}],
+        **others,
+    }
+
+
+CORNERS = [10, 20, 40, 20, 40, 36, 10, 36]
+EXPORTS = {
+    "CVAT": coco(
+        {
+            "segmentation": [],
+            "area": 480.0,
+            "iscrowd": 0,
+            "attributes": {"occluded": False, "rotation": 0.0},
+        },
+        {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0},
+        licenses=[{"name": "", "id": 0, "url": ""}],
+        info={"contributor": "", "date_created": "", "description": "", "year": ""},
+    ),
+    "Label Studio": coco(
+        {"id": 0, "category_id": 0, "segmentation": [], "ignore": 0, "iscrowd": 0, "area": 480.0},
+        {"id": 0},
+        categories=[{"id": 0, "name": "cat"}],
+        info={"year": 2024, "version": "1.0", "contributor": "Label Studio"},
+    ),
+    "VIA": coco(
+        {
+            "segmentation": [CORNERS],
+            "area": 480,
+            "iscrowd": 0,
+        },
+        {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": ""},
+        categories=[{"supercategory": "type", "id": 1, "name": "cat"}],
+        info={"year": 2019, "version": "1.0", "description": "VIA project exported to COCO format"},
+        licenses=[{"id": 0, "name": "Unknown License", "url": ""}],
+    ),
+    "Datumaro": coco(
+        {"segmentation": [CORNERS], "area": 480.0, "iscrowd": 0, "attributes": {"is_crowd": False}},
+        {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0},
+        licenses=[{"name": "", "id": 0, "url": ""}],
+    ),
+    "Roboflow": coco(
+        {"id": 0, "segmentation": [], "area": 480, "iscrowd": 0},
+        {"id": 0, "license": 1, "date_captured": "2023-06-19T12:13:11+00:00"},
+        categories=[
+            {"id": 0, "name": "cats", "supercategory": "none"},
+            {"id": 1, "name": "cat", "supercategory": "cats"},
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("tool", EXPORTS)
+def test_coco_of_other_tools(tool, tmp_path):
+    image(tmp_path / "images" / "a.jpg")
+    file = write(tmp_path / "result.json", json.dumps(EXPORTS[tool]))
+    contents, _ = converted(file, tmp_path / "out", images=[str(tmp_path / "images")])
+    assert boxes(contents) == {"train": [("a.jpg", "cat", BOX)]}
+    assert len(contents["train"]["categories"]) == 1
 
 
 @pytest.mark.parametrize("target", ["coco", "yolo"])
 def test_an_unzipped_export_of_roboflow(tmp_path, target):
-    roboflow(tmp_path / "ships")
-    found = convert([str(tmp_path / "ships")], str(tmp_path / "out"), target=target)
-    assert found.data.names == ["ship"] and list(found.data.splits) == ["train", "val", "test"]
-    assert found.data.notes["categories that only group others left out (ships)"] == 1
-    assert [p.objects[0].box for p in found.data.pictures()] == [(10, 20, 30, 15.5)] * 3
-    if target == "coco":
-        with open(found.files[1]) as f:
-            written = json.load(f)
-        assert [c["name"] for c in written["categories"]] == ["ship"]
+    for name in ("train", "valid", "test"):
+        image(tmp_path / "cats" / name / "a.jpg")
+        write(tmp_path / "cats" / name / "_annotations.coco.json", json.dumps(EXPORTS["Roboflow"]))
+    found = convert([str(tmp_path / "cats")], str(tmp_path / "out"), target=target)
+    assert found.data.names == ["cat"] and list(found.data.splits) == ["train", "val", "test"]
+    assert found.data.notes["categories that only group others left out (cats)"] == 1
+    assert [p.objects[0].box for p in found.data.pictures()] == [tuple(BOX)] * 3

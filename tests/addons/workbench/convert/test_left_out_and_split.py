@@ -81,7 +81,8 @@ def test_images_in_linked_folders_are_taken_once(tmp_path):
 def test_images_and_labels_of_no_one(tmp_path):
     yaml, _ = make_yolo(tmp_path / "y")
     write(tmp_path / "y" / "labels" / "gone.txt", "0 .5 .5 .1 .1")
-    assert converted(yaml, tmp_path / "1")[1] == {"files ending in .txt not taken (gone.txt)": 1}
+    expected = {"label files without an image not taken (gone.txt)": 1}
+    assert converted(yaml, tmp_path / "1")[1] == expected
     folder, _ = make_voc(tmp_path / "v")
     image(folder / "more" / "c.jpg")
     assert converted(folder, tmp_path / "2")[1] == {"images not taken (more/c.jpg)": 1}
