@@ -309,6 +309,9 @@ class _Check:
         if self._groups:
             text = f"left out categories that only group others: {first(self._groups)}"
             messages.append((logging.INFO, f"{self._json_file}: {text}"))
+        if alike := alike_names(category["name"] for category in self._categories):
+            text = f"categories differ only in upper and lower case: {first(alike)}"
+            messages.append((logging.WARNING, f"{self._json_file}: {text}"))
         if any(self._dropped.values()):
             text = describe_dropped(self._dropped, len(self._file))
             messages.append((logging.WARNING, f"{self._json_file}: {text}"))
@@ -390,6 +393,13 @@ def _used_in(path: str, categories: List[Dict[str, Any]]) -> Set[int]:
         except (UserError, OSError):
             break
     return set()
+
+
+def alike_names(names: Iterable[str]) -> List[str]:
+    """Return the names that another one equals except for upper and lower case."""
+    names = list(names)
+    counts = Counter(name.casefold() for name in names)
+    return [name for name in names if counts[name.casefold()] > 1]
 
 
 def _num_keypoints(category: Dict[str, Any]) -> int | None:

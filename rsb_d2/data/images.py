@@ -248,7 +248,10 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _16_BIT_FORMATS):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode.startswith(("I", "F")):
-        kind = "floating-point" if image.mode.startswith("F") else "32-bit integer"
+        # TIFF's tag BitsPerSample: Pillow opens signed integers of 16 bits in mode "I" as well.
+        bits = getattr(image, "tag_v2", {}).get(258, (32,))[0]
+        kind = "floating-point" if image.mode.startswith("F") else f"{bits}-bit integer"
+        kind = f"signed {kind}" if bits == 16 else kind
         raise _Unusable(
             f"it has {kind} pixels, which have no known range; save it with 8 bits a channel"
         )

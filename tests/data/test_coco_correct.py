@@ -275,3 +275,11 @@ def test_an_unzipped_export_of_roboflow(tmp_path, catalogs, cache):
         assert len(annotations_of(DatasetCatalog.get(name))) == number
     with pytest.raises(UserError, match="pets: .* has no train/_annotations.coco.json"):
         register_coco_json(make_cfg(["pets", str(tmp_path)]))
+
+
+def test_categories_that_differ_only_in_case_are_a_warning(write_coco, caplog):
+    content = coco_content()
+    content["categories"][0]["name"] = "Cat"
+    with caplog.at_level(logging.WARNING, "rsb_d2"):
+        register(write_coco(content))
+    assert "categories differ only in upper and lower case: cat, Cat" in caplog.text

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -133,8 +134,21 @@ def test_damaged_exif_does_not_cost_the_image(tmp_path):
     assert read_image(str(tmp_path / "a.jpg"), "RGB").shape == (80, 100, 3)
 
 
+def signed_tiff():
+    """A gray TIFF of 100 x 80 pixels with signed integers of 16 bits, which Pillow does not write.
+
+    Its tags are of TIFF 6.0: width, height, bits, compression, photometric interpretation, offset
+    and rows of the strip, bytes, sample format.
+    """
+    tags = {256: 100, 257: 80, 258: 16, 259: 1, 262: 1, 273: 8, 278: 80, 279: 16000, 339: 2}
+    content = struct.pack("<2sHI", b"II", 42, 8 + 16000) + bytes(16000)
+    content += struct.pack("<H", len(tags))
+    return content + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags.items()) + bytes(4)
+
+
 def bad_files():
     floating = save(Image.fromarray(np.ones((80, 100), dtype=np.float32)), "TIFF")
+    integers = save(Image.fromarray(np.ones((80, 100), dtype=np.int32)), "TIFF")
     return {
         "missing": (None, "there is no such file"),
         "empty": (b"", "the file is empty"),
@@ -144,6 +158,8 @@ def bad_files():
         "bomb": (png(20000, 20000, pixels=b"\0"), "too large to be decoded .*400000000 pixels"),
         "large": (png(12000, 12000), "12000 x 12000 pixels, the annotation file says 100 x 80"),
         "other size": (jpeg(100, 79), "100 x 79 pixels, the annotation file says 100 x 80"),
+        "signed 16-bit": (signed_tiff(), "it has signed 16-bit integer pixels"),
+        "32-bit integer": (integers, "it has 32-bit integer pixels"),
         "32-bit floating-point": (floating, "floating-point pixels.*8 bits a channel"),
     }
 

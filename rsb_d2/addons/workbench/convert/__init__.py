@@ -19,7 +19,7 @@ from typing import Dict, List, Sequence, Set, Tuple
 
 import numpy as np
 
-from ....data.coco_check import ROBOFLOW_FILE, export_splits
+from ....data.coco_check import ROBOFLOW_FILE, alike_names, export_splits
 from ....errors import UserError, first, is_utf8, printable
 from ....files import whole_folder
 from .coco import merge_headers, read_coco, write_coco
@@ -99,6 +99,8 @@ def convert(
     data = _read(source, inputs, images, output, problems)
     if classes:
         _order_classes(data, classes, source, problems)
+    alike = alike_names(data.names)
+    data.notes[f"classes that differ only in upper and lower case ({first(alike)})"] += len(alike)
     problems.stop_if_any()
     fit_objects(data, problems, clip, keep=(source, target) == ("coco", "coco"))
     problems.stop_if_any()
