@@ -67,3 +67,7 @@ STORAGES = LazyRegistry("storage")
 # "optimize_for_inference": (model), returns a faster model with equal results.
 # "pool_channels_last": (model), a RoIAlign for channels-last features on a CPU, in place.
 ACCELERATION = LazyRegistry("acceleration")
+
+# Subclasses of Detectron2's EventWriter by the names in LOGGERS. They are constructed with the
+# config; a class method `check()` raises a UserError if the logger cannot be used.
+LOGGERS = LazyRegistry("logger")

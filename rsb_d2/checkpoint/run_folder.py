@@ -19,14 +19,18 @@ LAST_CHECKPOINT = "last_checkpoint"
 # The key of a checkpoint under which the config of its run stands, in YAML.
 CONFIG_KEY = "config"
 
+# The ids of the run by logger, in JSON.
+LOGGER_RUNS = "loggers.json"
+
 _PERIODIC = re.compile(r"model_(\d{7})\.pth")
 # The temporary names of rsb_d2.files.whole_file.
-_LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint|best\.json)\.\d+\.tmp")
+_LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint|best\.json|loggers\.json)\.\d+\.tmp")
 
 
 # Files that the programs write into OUTPUT_DIR; all others in it belong to the user.
 _FILES = re.compile(
     r"model_(\d{7}|final|final_ema|best)\.pth|last_checkpoint|best\.json|metrics\.json"
+    r"|loggers\.json"
     r"|(curves|detections|predictions|training_images)\.png|inference(_TTA)?|ema|predictions"
     r"|config\.yaml|log\.txt(\.rank\d+)?|events\.out\.tfevents\..*"
 )

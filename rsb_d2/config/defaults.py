@@ -324,6 +324,10 @@ def _defaults() -> CN:
     # 0 never ends it early.
     cfg.SOLVER.EARLY_STOP_PATIENCE = 0
 
+    # Where metrics, config and pictures of a training also go, in addition to TensorBoard and
+    # metrics.json: "wandb" (Weights & Biases), "mlflow". Needs the packages of these names.
+    cfg.LOGGERS = ()
+
     # How many of the periodic checkpoints to keep, the newest ones; 0 keeps all. The final and the
     # best one are always kept.
     cfg.SOLVER.CHECKPOINT_KEEP = 0

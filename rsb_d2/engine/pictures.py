@@ -47,6 +47,7 @@ _MAX_SIDE = 1000  # of an image, in pixels; less for many images
 class PictureWriter(HookBase):
     """Hook that writes ``curves.png`` after each evaluation, and ``detections.png`` at the end.
 
+    With ``LOGGERS``, it also writes ``detections.png`` after each evaluation.
     A picture that cannot be drawn does not end the training; it is reported in a warning.
     """
 
@@ -57,6 +58,8 @@ class PictureWriter(HookBase):
     def after_step(self):
         if is_evaluated_now(self.trainer, self._period):
             self._draw_curves()
+            if self._cfg.LOGGERS:  # which keep the pictures of all evaluations
+                self._draw_model()
 
     def after_train(self):
         if self.trainer.iter + 1 < self.trainer.max_iter and not self.trainer.stopped_early:

@@ -16,7 +16,7 @@ from ..data.loader import (
     build_train_loader,
 )
 from ..errors import UserError
-from ..extensions import ACCELERATION, EVALUATORS, TASKS
+from ..extensions import ACCELERATION, EVALUATORS, LOGGERS, TASKS
 from ..modeling.build import check_pixel_format, name_of_weights
 from ..modeling.spec import backbone_spec, check_heads, is_timm_backbone, resolve_stock_keys
 from ..registration import architecture_name
@@ -108,7 +108,18 @@ def check_config(cfg: CfgNode, eval_only: bool = False) -> None:
     check_values(cfg, eval_only)
     if not (eval_only or is_by_epochs(cfg)):
         check_schedule(cfg)
+    if not eval_only:
+        _check_loggers(cfg)
     get_task(cfg).check_config(cfg)
     if is_timm_backbone(cfg):
         check_heads(cfg)
         check_pixel_format(cfg, name_of_weights(cfg.MODEL.WEIGHTS, backbone_spec(cfg).name))
+
+
+def _check_loggers(cfg: CfgNode) -> None:
+    for name in cfg.LOGGERS:
+        try:
+            logger = LOGGERS.get(str(name))
+        except UserError as e:
+            raise UserError(f"LOGGERS: {e}") from None
+        logger.check()

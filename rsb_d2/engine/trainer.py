@@ -32,7 +32,7 @@ from ..errors import UserError
 from ..evaluation import build_evaluator, convert_test_sets
 from ..evaluation.build import TTAEvaluation, evaluate_with_tta
 from ..evaluation.results import split_metric
-from ..extensions import ACCELERATION
+from ..extensions import ACCELERATION, LOGGERS
 from ..modeling import TimmBackbone, TimmLastStage
 from ..modeling.heads import FastRPN, make_logits_contiguous
 from ..solver import build_optimizer
@@ -165,6 +165,9 @@ class Trainer(DefaultTrainer):
                 EvaluationWriter(period, files),
                 task.build_picture_writer(cfg),  # draws what the writers have written
             ]
+            loggers = [SafeWriter(LOGGERS.get(name)(cfg)) for name in dict.fromkeys(cfg.LOGGERS)]
+            if loggers:  # which send the pictures
+                ours += [hooks.PeriodicWriter(loggers, 20), EvaluationWriter(period, loggers)]
         return ours
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -7,8 +7,10 @@ parsed: their options, config keys and files must exist.
 """
 
 import contextlib
+import importlib.util
 import re
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from detectron2.engine import default_argument_parser
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from rsb_d2 import UserError
+from rsb_d2.addons.commands import make_parser
 from rsb_d2.config.loading import load_config
 from rsb_d2.data import register_coco_json
 from tests.helpers.catalogs import catalogs_kept
@@ -28,14 +31,18 @@ from tests.helpers.runs.programs import parse_tool
 NOT_RUN = {
     r"make |source |pip install |python -m pytest ": "changes the installation, or runs the tests",
     r"#!/bin/bash\n#SBATCH": "needs a cluster",
+    r"for i in .*CUDA_VISIBLE_DEVICES": "needs several GPUs",
     r"torchrun |python train_net\.py .*--num-gpus (?!1 )": "needs several GPUs",
     r"python train_net\.py .*SOLVER\.MAX_ITER \d{5}": "takes days",
+    r"python train_net\.py .*LOGGERS": "needs wandb and mlflow; tests/addons/test_loggers.py",
+    r"rsb-d2 (push|predict --weights hf:)": "needs the hub; tests/addons/test_hub.py",
     r"python train_net\.py --config-file configs/pretrain/\w+_rsb_a\d": "needs ImageNet",
     r"python tools/(benchmark|miniature)\.py": "takes long; tests/benchmarks runs the measurements",
     r"git clone .*BCCD|.*bccd": "needs photos of others, see test_tutorial.py",
     r"python tools/sample_data\.py": "takes long; every folder has a few images of the sample data",
 }
 NOT_SHELL = ("", "yaml", "bibtex")
+ENGINES = {"ray", "pyspark", "daft"}
 # In the README: commands that take longest and have tests of their own.
 SLOW = r"model\.pt2|torch\.export|trainer\.train\(\)|mask_rcnn_rsb_1x\.yaml|model\.xml"
 
@@ -82,8 +89,17 @@ def test_step(page, language, text, clones, monkeypatch):
         parse(text, monkeypatch)
         return
     assert language in ("sh", "python"), f"no test runs {language}"
+    command = text
+    if language == "python":
+        imported = re.findall(r"^(?:import|from) (\w+)", text, re.M)
+        for name in imported:
+            if importlib.util.find_spec(name) is None:
+                pytest.skip(f"{name} is not installed")
+        # Engines start processes, and need one that is not forked from another with threads.
+        python = sys.executable if ENGINES.intersection(imported) else "python"
+        command = f"{python} -c {shlex.quote(text)}"
     started = time.time() - 1  # clocks of file systems are coarse
-    done = clones.run(page, text if language == "sh" else f"python -c {shlex.quote(text)}")
+    done = clones.run(page, command)
     assert done.returncode == 0, done.stdout + done.stderr
     for path in written_by(text) if language == "sh" else []:
         assert path.exists() and path.stat().st_mtime >= started, path
@@ -103,6 +119,8 @@ def parse(command, monkeypatch):
     elif words[0] == "python" and words[1].startswith("tools/"):
         words = ["cpu" if word == "cuda" else word for word in words]  # which may be missing
         parse_tool(Path(words[1]).stem, words[2:])
+    elif words[0] == "rsb-d2":
+        make_parser().parse_args(words[1:])
     elif words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
 
@@ -122,7 +140,7 @@ def written_by(command):
         names = ("config.yaml", "metrics.json", "curves.png", "model_final.pth")
         return [folder / name for name in names]
     output = re.search(r"--output (\S+)", command)
-    if "--output" not in words or "clip.mp4" in words:
+    if "--output" not in words or "clip.mp4" in words or "--shard" in words:
         return []
     return [Path(name.format(output[1])) for name in WRITTEN.get(program, ())]
 
