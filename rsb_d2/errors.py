@@ -50,6 +50,11 @@ def did_you_mean(name: Any, known: Iterable[str], otherwise: str, cutoff: float 
     return f"did you mean {', '.join(near)}?" if near else otherwise
 
 
+def count(number: int, what: str) -> str:
+    """Return a number of things for a message: "1 image", "2 images"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def first_ids(ids: List[int]) -> str:
     """Return the first ids as text for a message: "first ids: 3, 5, 8, 9, 12, ..."."""
     return f"first ids: {first(ids)}" if len(ids) > 5 else f"ids: {first(ids)}"

@@ -85,8 +85,8 @@ def test_what_is_said(tmp_path, convert_data):
     yolo(tmp_path / "my_yolo", rows)
     status, out, _ = convert_data("my_yolo", "--output", "out")
     assert status == 0
-    assert "train: 3 images, 2 of them background (1 without a label file), 1 objects: cat 1" in out
-    assert "note: train has no dog" in out and "1 objects that are there twice left out" in out
+    assert "train: 3 images, 2 of them background (1 without a label file), 1 object: cat 1" in out
+    assert "note: train has no dog" in out and "objects that are there twice left out: 1" in out
     assert 'DATASETS.TEST "()"' in out
 
 
@@ -162,7 +162,7 @@ def test_names_that_are_not_utf_8_stop_in_one_line(tmp_path, convert_data, targe
     for path in [*tmp_path.rglob(f"{odd}.*")]:
         path.unlink()
     status, out, err = convert_data(odd, "--output", "out", "--to", target)
-    assert status == 0 and "train: 1 images" in out
+    assert status == 0 and "train: 1 image, " in out
     if target == "coco":
         (entry,) = load_config("", words_of_a_shell(out)).DATASETS.COCO_JSON
         assert entry[2] == f"{odd}/images"

@@ -18,7 +18,7 @@ from collections import Counter
 from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from ...errors import printable
+from ...errors import count, printable
 
 if TYPE_CHECKING:
     from ..workbench.convert import Conversion
@@ -95,13 +95,14 @@ def _summary(conversion: "Conversion") -> list:
         background = sum(not picture.objects for picture in pictures)
         unlabelled = sum(not picture.source for picture in pictures)
         lines.append(
-            f"{split}: {len(pictures)} images, {background} of them background ({unlabelled} "
-            f"without a label file), {counts.total()} objects: {classes}"
+            f"{split}: {count(len(pictures), 'image')}, {background} of them background "
+            f"({unlabelled} without a label file), {count(counts.total(), 'object')}: {classes}"
         )
         missing = [name for name in data.names if not counts[name]]
         if missing:
             lines.append(f"note: {split} has no {', '.join(missing)}")
-    return lines + [f"note: {number} {what}" for what, number in data.notes.items() if number]
+    lines += [f"note: {what}: {number}" for what, number in data.notes.items() if number]
+    return [*lines, conversion.summary()]
 
 
 def _usage(conversion: "Conversion", args: argparse.Namespace) -> list:

@@ -17,7 +17,7 @@ from ...config.resolving import resolve
 from ...config.validating import validate
 from ...data.damaged import damage_notes, find_damaged
 from ...data.loader import evaluated_records
-from ...errors import UserError, first
+from ...errors import UserError, count, first
 from ...files import sha256_of
 from ...model_zoo.model_zoo import published_memory
 from ...solver.build import optimizer_name, rate_by_rule, solver_warnings
@@ -231,9 +231,9 @@ def as_text(report: Dict[str, Any]) -> str:
     lines = []
     for d in report["datasets"]:
         lines.append(
-            f"{d['split']:5} {d['name']}: {d['images']} images "
-            f"({d['images_without_objects']} without objects), {d['objects']} objects, "
-            f"{d['crowds']} crowds, {d['masks']} masks"
+            f"{d['split']:5} {d['name']}: {count(d['images'], 'image')} "
+            f"({d['images_without_objects']} without objects), {count(d['objects'], 'object')}, "
+            f"{count(d['crowds'], 'crowd')}, {count(d['masks'], 'mask')}"
         )
     names = list(dict.fromkeys(n for d in report["datasets"] for n in d["classes"]))
     width = max(map(len, [*names, "objects by class"]))

@@ -20,11 +20,20 @@ from typing import Dict, List, Sequence, Set, Tuple
 import numpy as np
 
 from ....data.coco_check import ROBOFLOW_FILE, alike_names, export_splits
-from ....errors import UserError, first, is_utf8, printable
+from ....errors import UserError, count, first, is_utf8, printable
 from ....files import whole_folder
 from .coco import merge_headers, read_coco, write_coco
 from .labelme import read_labelme
-from .records import DataSet, Object, Picture, Problems, common_folder, files_in
+from .records import (
+    IMAGES_LEFT_OUT,
+    OBJECTS_LEFT_OUT,
+    DataSet,
+    Object,
+    Picture,
+    Problems,
+    common_folder,
+    files_in,
+)
 from .shapes import fit_objects
 from .voc import read_voc
 from .yolo import find_data_yaml, read_yolo, write_yolo
@@ -50,6 +59,23 @@ class Conversion:
     data: DataSet
     root: str
     files: List[str]
+
+    def summary(self) -> str:
+        """Return one line: images and objects that were read, written, and left out by reason."""
+        pictures = {id(picture): picture for picture in self.data.pictures()}.values()
+        notes = self.data.notes
+        objects = sum(len(picture.objects) for picture in pictures) - notes["crowds left out"]
+        left_out = [
+            f"{number} {what.replace(' left out', '')}"
+            for what, number in notes.items()
+            if number and what.startswith(OBJECTS_LEFT_OUT + IMAGES_LEFT_OUT)
+        ]
+        return (
+            f"{count(self.data.images_read, 'image')} with "
+            f"{count(self.data.objects_read, 'object')} read, "
+            f"{count(len(pictures), 'image')} with {count(objects, 'object')} written. Left out: "
+            f"{'; '.join(left_out) or 'nothing'}"
+        )
 
 
 def convert(

@@ -54,6 +54,8 @@ def read_coco(
         if groups:
             named = first(c["name"] for c in groups)
             data.notes[f"categories that only group others left out ({named})"] = len(groups)
+        data.images_read += len(content["images"])
+        data.objects_read += len(content["annotations"])
         data.headers[split] = {**content, "images": None, "annotations": None}
         data.splits[split] = _pictures(content, folder, path, data, problems, positions)
     paths_of = Counter(p.path for pictures in data.splits.values() for p in pictures)

@@ -79,6 +79,7 @@ def read_labelme(path: str, images: str, output: str, problems: Problems) -> Dat
         pictures += finder.unlabelled(claims)
     names = sorted({thing.category for picture in pictures for thing in picture.objects})
     data = DataSet(names, in_order(finder.by_folder(pictures)), notes)
+    data.count_read(pictures)
     named = first((os.path.relpath(file, root) for file in others), 3)
     notes[f"JSON files without 'shapes' left out ({named})"] += len(others)
     if os.path.isdir(path):
@@ -137,6 +138,7 @@ def _read_shapes(
     shapes: List[Any], picture: Picture, notes: Counter, problems: Problems
 ) -> List[Object]:
     groups: Dict[Tuple, Object] = {}
+    picture.num_read = len(shapes)
     for number, shape in enumerate(shapes, 1):
         where = f"{picture.source}, shape {number}"
         try:
@@ -150,6 +152,7 @@ def _read_shapes(
         group = shape.get("group_id")
         key = (thing.category, number if group is None else f"group {group}")
         if key in groups:
+            notes["shapes joined to others of their group"] += 1
             _merge(groups[key], thing, picture.size)
         else:
             groups[key] = thing

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from tqdm import tqdm
 
@@ -13,6 +13,15 @@ from ....errors import UserError, first, printable
 from ....files import files_below
 
 _SLOW = 2000  # number of files from which a progress bar is shown
+
+# Beginnings of the notes that count objects, and images, that are left out: the numbers that are
+# read less these are written.
+OBJECTS_LEFT_OUT = (
+    *("objects of no area", "objects that are there twice", "objects of images in no list"),
+    *("boxes of one pixel", "points, lines and shapes", "masks without a pixel", "shapes joined"),
+    *("annotations that cannot be used", "crowds left out"),
+)
+IMAGES_LEFT_OUT = ("images without a label file", "images in no list")
 
 Size = Tuple[int, int]  # width, height
 Polygon = List[float]  # x, y, x, y, ... in pixels
@@ -60,6 +69,7 @@ class Picture:
             ``path``.
         record (dict): the image record of a COCO file, with a name relative to
             :attr:`DataSet.root`.
+        num_read (int): objects in its label file, including those that are left out.
     """
 
     path: str
@@ -68,6 +78,7 @@ class Picture:
     source: str = ""
     embedded: bytes = b""
     record: Dict[str, Any] = field(default_factory=dict)
+    num_read: int = 0
 
 
 @dataclass
@@ -83,6 +94,8 @@ class DataSet:
         headers (dict[str, dict]): contents of each split's COCO file in which ``images`` and
             ``annotations`` are ``None``.
         root (str): folder that image names in COCO records are relative to.
+        images_read (int): images in the files, including those that are left out.
+        objects_read (int): objects in the files, including those that are left out.
     """
 
     names: List[str]
@@ -91,6 +104,13 @@ class DataSet:
     ids: List[int] = field(default_factory=list)
     headers: Dict[str, Dict[str, Any]] = field(default_factory=dict)
     root: str = ""
+    images_read: int = 0
+    objects_read: int = 0
+
+    def count_read(self, pictures: Collection[Picture]) -> None:
+        """Set the numbers of images and objects in the files, all of whose images are given."""
+        self.images_read = len(pictures)
+        self.objects_read = sum(picture.num_read for picture in pictures)
 
     def pictures(self) -> List[Picture]:
         """Return the images of all splits."""

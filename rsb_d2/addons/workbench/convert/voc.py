@@ -66,6 +66,7 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
     names = sorted({thing.category for picture in pictures for thing in picture.objects})
     lists = _read_lists(root)
     data = DataSet(names, {"train": pictures}, notes)
+    data.count_read(pictures)
     if os.path.isdir(path):
         used = [os.path.join(root, *_LISTS_FOLDER, f"{name}.txt") for name in lists]
         note_left_out(data, [path, images] if images else [path], used)
@@ -106,8 +107,9 @@ def _read_file(
     if all(said) and said != size:  # some tools write 0
         problems.add(file, finder.other_size(image, said, size))
         return None
-    picture = Picture(image, size, source=file)
-    for number, element in enumerate(root.findall("object"), 1):
+    elements = root.findall("object")
+    picture = Picture(image, size, source=file, num_read=len(elements))
+    for number, element in enumerate(elements, 1):
         where = f"{file}, object {number}"
         try:
             thing = _read_object(element, where)
@@ -171,10 +173,8 @@ def _by_lists(
             raise UserError(f"ImageSets/Main/{name}.txt has {unknown[0]}, which has no image")
         splits[name] = [by_stem[stem] for stem in dict.fromkeys(stems)]
     listed = {id(by_stem[stem]) for stems in lists.values() for stem in stems}
-    others = sorted(
-        os.path.splitext(os.path.basename(p.source or p.path))[0]
-        for p in pictures
-        if id(p) not in listed
-    )
+    left_out = [picture for picture in pictures if id(picture) not in listed]
+    others = sorted(os.path.splitext(os.path.basename(p.source or p.path))[0] for p in left_out)
+    notes["objects of images in no list left out"] += sum(len(p.objects) for p in left_out)
     notes[f"images in no list of ImageSets/Main left out ({first(others, 3)})"] += len(others)
     return splits

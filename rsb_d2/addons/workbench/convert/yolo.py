@@ -300,6 +300,7 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
                 picture.objects = _read_labels(picture, description, notes, problems)
         splits[split] = [pictures[image] for image in images]
     data = DataSet(description.names, in_order(splits), notes)
+    data.count_read(pictures.values())
     folders = description.folders
     labels = [os.path.dirname(label_path(os.path.join(folder, "a.jpg"))) for folder in folders]
     note_left_out(
@@ -370,6 +371,7 @@ def _read_labels(
     for number, row in enumerate(rows, 1):
         if not row:
             continue
+        picture.num_read += 1
         where = f"{picture.source}, line {number}"
         if description.keypoints and len(row) == 5 + description.keypoints:
             notes["objects whose keypoints are left out"] += 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rsb_d2 import UserError
-from rsb_d2.addons.workbench.convert import split_by_class
+from rsb_d2.addons.workbench.convert import convert, split_by_class
 from tests.helpers.data.label_files import converted, image, labelme, voc, write, yolo
 
 OTHERS = {
@@ -139,3 +139,53 @@ def test_classes_that_differ_only_in_case_are_a_note(tmp_path):
     data = yolo(tmp_path / "y", {"a": "0 .5 .5 .1 .1\n1 .5 .5 .2 .2"}, names=("Cat", "cat", "dog"))
     _, notes = converted(data, tmp_path / "out")
     assert notes == {"classes that differ only in upper and lower case (Cat, cat)": 2}
+
+
+def odd_yolo(folder):
+    rows = "0 .5 .5 .1 .1\n0 .5 .5 .1 .1\n1 .5 .5 0 .1\n"  # twice, and of no area
+    yolo(folder, {"a": rows + "\n1 .2 .2 .1 .1", "b": None, "c": ""})
+    return folder, (3, 4, 3, 2)
+
+
+def odd_voc(folder):
+    image(folder / "JPEGImages" / "a.png"), image(folder / "JPEGImages" / "b.png")
+    objects = [("cat", 0, 10, 10, 20, 20), ("cat", 0, 5, 5, 5, 5), ("cat", 0, 10, 10, 20, 20)]
+    voc(folder / "Annotations" / "a.xml", objects, "a.png")
+    voc(folder / "Annotations" / "b.xml", objects, "b.png")  # in no list
+    write(folder / "ImageSets" / "Main" / "train.txt", "a\n")
+    return folder, (2, 6, 1, 1)
+
+
+def odd_labelme(folder):
+    image(folder / "a.png"), image(folder / "b.png")
+    box = [[10, 10], [20, 20]]
+    shapes = [("cat", "rectangle", box, 1), ("cat", "rectangle", [[30, 30], [40, 40]], 1)]
+    shapes += [("cat", "point", [[5, 5]], None), ("dog", "rectangle", box, None)] * 2
+    labelme(folder / "a.json", shapes, "a.png")
+    return folder, (2, 6, 2, 2)
+
+
+def odd_coco(folder):
+    file, _ = make_coco(folder)
+    content = json.loads(file.read_text())
+    box = content["annotations"][0]
+    content["annotations"] += [{**box, "id": 2, "image_id": 9}, {**box, "id": 3, "iscrowd": 1}]
+    file.write_text(json.dumps(content))
+    return file, (2, 3, 2, 2)
+
+
+@pytest.mark.parametrize("make", [odd_yolo, odd_voc, odd_labelme, odd_coco])
+@pytest.mark.parametrize("target", ["coco", "yolo"])
+def test_the_summary_adds_up(tmp_path, make, target, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    source, (images_read, objects_read, images, objects) = make(tmp_path / "in")
+    options = {"images": [str(tmp_path / "in" / "images")]} if make is odd_coco else {}
+    found = convert([str(source)], str(tmp_path / "out"), target=target, **options)
+    objects -= target == "yolo" and make is odd_coco  # the crowd
+    start, _, left_out = found.summary().partition(". Left out: ")
+    assert start == (
+        f"{images_read} images with {objects_read} objects read, {images} image{'s'[: images > 1]} "
+        f"with {objects} object{'s'[: objects > 1]} written"
+    )
+    numbers = [int(reason.split()[0]) for reason in left_out.split("; ")]
+    assert sum(numbers) == objects_read - objects + images_read - images
