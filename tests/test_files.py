@@ -9,12 +9,9 @@ import torch
 
 from rsb_d2 import UserError, files
 from rsb_d2.checkpoint.files import save_torch
-from rsb_d2.data.images import is_image_name
 from rsb_d2.files import (
     escape_address,
     files_below,
-    find_disk_error,
-    join_address,
     whole_file,
     whole_folder,
 )
@@ -58,12 +55,6 @@ def test_hidden_files_pipes_and_outputs(tmp_path):
     files, passed_over = listed(tmp_path, without=str(tmp_path / "out"))
     assert files == ["a.jpg", "nowhere.jpg"]
     assert passed_over == ["._a.jpg", ".cache/", "pipe.jpg"]
-
-
-def test_names_of_images():
-    names = ["a.jpg", "a.JPEG", "a.mpo", "a.tif", "a.webp", "x/a.b.png"]
-    others = ["a.heic", "a.h5", "a.pdf", "a.mpg", "a", ".jpg", "._a.jpg"]
-    assert list(filter(is_image_name, [*names, *others])) == names
 
 
 @pytest.fixture
@@ -134,18 +125,6 @@ def test_a_folder_appears_when_it_is_complete(tmp_path):
             pass
 
 
-def test_errors_of_disks_and_of_networks():
-    locked = PermissionError(errno.EACCES, "Permission denied", "/cache/a")
-    refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
-    wrapped = RuntimeError("download failed")
-    wrapped.__cause__ = locked
-    full = OSError(errno.ENOSPC, "No space left on device")
-    assert [find_disk_error(e) for e in (locked, wrapped, full)] == [locked, locked, full]
-    assert not find_disk_error(refused) and not find_disk_error(
-        FileNotFoundError(errno.ENOENT, "", "a")
-    )
-
-
 # Left as they are: what https://url.spec.whatwg.org/#path-percent-encode-set does not have.
 @pytest.mark.parametrize(
     "address, requested",
@@ -163,11 +142,3 @@ def test_errors_of_disks_and_of_networks():
 def test_addresses(address, requested):
     assert escape_address(address) == requested
     assert escape_address(requested) == requested
-
-
-def test_names_on_a_server_are_escaped():
-    names = {"a/b.jpg": "a/b.jpg", "a#1?.jpg": "a%231%3F.jpg", "a%20b.jpg": "a%2520b.jpg"}
-    for name, escaped in names.items():
-        for root in ("https://h/r", "https://h/r/"):
-            assert join_address(root, name) == f"https://h/r/{escaped}"
-            assert escape_address(join_address(root, name)) == f"https://h/r/{escaped}"

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from rsb_d2 import Trainer, memory
+from rsb_d2 import Trainer
 from rsb_d2.memory import send_images
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.resumable_run import make_config
@@ -42,11 +42,6 @@ def test_freed_memory_is_reused():
     assert int(before) >= 4 * 32 and int(after) <= 4
 
 
-def test_other_c_libraries_are_unchanged(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    assert memory.reuse_freed_memory() is False
-
-
 OPTS = ["DATALOADER.NUM_WORKERS", "0", "SEED", "5"]
 
 
@@ -61,16 +56,3 @@ def test_send_images_copies_a_batch(run_folder, device):
         assert item["image"].device.type == device and item["image"].dtype == torch.uint8
         assert torch.equal(item["image"].cpu(), expected["image"])
         assert item["instances"] is loaded["instances"] and item.keys() == expected.keys()
-
-
-def test_copies_to_a_gpu_are_asynchronous(monkeypatch):
-    """Of a GPU that is not there: pinned, unless it is or has left already, and copied behind."""
-    calls, image = [], torch.zeros(3, 2, 2, dtype=torch.uint8)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: calls.append("pin") or t)
-    monkeypatch.setattr(torch.Tensor, "to", lambda t, *args, **kw: calls.append((args, kw)) or t)
-    gpu = torch.device("cuda", 1)
-    item = {"image": image, "height": 2, "instances": "kept"}
-    assert send_images([item], gpu) == [item]
-    assert calls == ["pin", ((gpu,), {"non_blocking": True})]
-    calls.clear()
-    assert send_images([item], torch.device("cpu"))[0] is item and not calls

@@ -7,12 +7,10 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from detectron2.config import get_cfg
 
 from rsb_d2 import Trainer, UserError, add_rsb_config
 from rsb_d2.modeling import build_timm_fpn_backbone
-from rsb_d2.solver import build_optimizer
 from tests.helpers.others import (
     add_detic_config,
     add_maskformer2_config,
@@ -134,11 +132,3 @@ def test_a_node_that_another_project_has_replaced_is_an_error(replace, build, ke
     assert "\n" not in str(e.value)
     add_rsb_config(cfg)  # as the message says
     assert cfg.MODEL.TIMM.NAME == "" and cfg.MODEL_EMA.WARMUP is False
-
-
-def test_the_optimizer_of_mask2former():
-    cfg = get_cfg()
-    add_maskformer2_config(cfg)
-    add_rsb_config(cfg)
-    optimizer = build_optimizer(cfg, torch.nn.Linear(2, 2))
-    assert isinstance(optimizer, torch.optim.AdamW)

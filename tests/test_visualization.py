@@ -1,6 +1,5 @@
 """Text in any script, sizes, annotations and grids of the pictures."""
 
-import logging
 import warnings
 
 import matplotlib
@@ -12,18 +11,14 @@ from detectron2.structures import BoxMode
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rsb_d2 import visualization
 from rsb_d2.visualization import (
     drawable,
     drawn_size,
     image_grid,
     make_plain,
-    text_mask,
 )
 from rsb_d2.visualizer import PlainVisualizer, resized
-from tests.helpers.fonts import make_font, use_only
 
-CHINESE, KOREAN, JAPANESE, HINDI, EMOJI = "汽车", "자동차", "車両テスト", "वाहन", "🚗"
 FORMULAS = ["$$", "$1_$5", r"$\frac{", "$a_b$", "_hidden", "100 % %s {x}", "<b>", ""]
 
 
@@ -53,62 +48,6 @@ def test_text_is_literal():
     visualizer.overlay_instances(boxes=[[10, 10, 40, 40]] * len(FORMULAS), labels=FORMULAS)
     assert visualizer.output.get_image().shape == (60, 80, 3)
     assert {t.get_text() for t in visualizer.output.ax.texts} == set(FORMULAS)
-
-
-def test_boxes_and_one_warning_without_a_font(monkeypatch, caplog):
-    use_only(monkeypatch)
-    with caplog.at_level(logging.WARNING):
-        assert drawable(f"{CHINESE} 1") == "□□ 1"
-        for text in (KOREAN, JAPANESE, CHINESE):
-            assert drawable(text) == "□" * len(text)
-            assert text_mask(text, 20).max() > 0.5
-            draw([text, "car"])
-        shown = {"a\nb\tc": "a b c", "\udce9": "□", "\x00a": "a", "": ""}
-        assert {text: drawable(text) for text in shown} == shown
-        assert set(drawable("a\u200db\ufe0f")) - {"\u200d", "\ufe0f"} == {"a", "b"}
-        assert text_mask("", 12).ndim == 2
-    (record,) = caplog.records
-    assert CHINESE[0] in record.getMessage() and "fonts-noto-cjk" in record.getMessage()
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        drawable(EMOJI + HINDI), drawable(HINDI)
-    assert len(caplog.records) == 2
-    assert "fonts-symbola" in caplog.text and "fonts-noto-core" in caplog.text
-
-
-def test_an_installed_font_with_the_characters_is_used(monkeypatch, caplog, tmp_path):
-    without = text_mask("a", 40)
-    chinese = make_font(tmp_path / "a.ttf", CHINESE, "Squares")
-    korean = make_font(tmp_path / "b.ttf", KOREAN, "Other squares")
-    (tmp_path / "damaged.ttf").write_bytes(b"\0\1\0\0")
-    use_only(monkeypatch, str(tmp_path / "damaged.ttf"), chinese, korean)
-    for text in (CHINESE, KOREAN, CHINESE + KOREAN):
-        assert drawable(text) == text
-        # Each character is a black square of the font's size; margins are white.
-        assert text_mask(text, 40).sum() == pytest.approx(40 * 40 * len(text), rel=0.02)
-    mixed = text_mask(f"a{CHINESE[0]}", 40)
-    assert mixed.sum() == pytest.approx(40 * 40 + without.sum(), rel=0.05)
-    # In a figure: a square of 30 points, at 100 pixels an inch.
-    figure = Figure(figsize=(3, 3), dpi=100)
-    figure.text(0.3, 0.3, CHINESE[0], size=30)
-    make_plain(figure)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    black = (np.asarray(canvas.buffer_rgba())[:, :, :3] < 10).all(axis=-1).sum()
-    assert black == pytest.approx((30 / 72 * 100) ** 2, rel=0.1)
-    assert caplog.records == []
-
-
-def test_choice_of_fonts(monkeypatch, tmp_path):
-    fallback = make_font(tmp_path / "0.ttf", CHINESE + "\U000d0000")  # boxes for all of Unicode
-    use_only(monkeypatch, fallback)
-    assert drawable(CHINESE) == "□□"
-    bold = make_font(tmp_path / "a.ttf", CHINESE + KOREAN, "A", "Bold")
-    regular = make_font(tmp_path / "b.ttf", CHINESE + KOREAN, "B")
-    serif = make_font(tmp_path / "c.ttf", CHINESE + KOREAN, "A Serif")
-    use_only(monkeypatch, bold, regular, serif, fallback)
-    drawable(CHINESE)
-    assert visualization._font_of[CHINESE[0]] == regular
 
 
 @pytest.mark.parametrize(
@@ -166,20 +105,6 @@ def test_annotations_that_some_objects_lack(mask):
     picture = PlainVisualizer(drawn, metadata).draw_dataset_dict(got).get_image()
     assert picture[250, 600].tolist() == pytest.approx([125, 0, 0], abs=2)  # the mask
     assert picture[40, 80, 0] == 255  # the keypoint
-
-
-def test_rotated_boxes_many_objects_and_none():
-    image = np.zeros((40, 80, 3), np.uint8)
-    rotated = dict(bbox=[20, 20, 10, 6, 0], bbox_mode=BoxMode.XYWHA_ABS, category_id=0)
-    image, got = resized(image, dict(annotations=[rotated]), (80, 160))
-    assert got["annotations"][0]["bbox"].tolist() == pytest.approx([40, 40, 20, 12, 0])
-    visualizer = PlainVisualizer(image, Metadata(thing_classes=["$$"]))
-    assert visualizer.draw_dataset_dict(got).get_image().any()
-    for record in ({}, dict(annotations=[]), dict(annotations=None)):
-        assert resized(image, record, (16, 16))[1] == {"annotations": []}
-    visualizer = PlainVisualizer(image, Metadata())
-    visualizer.overlay_instances(boxes=[[1, 1, 9, 9]] * 200, labels=["a"] * 200)
-    assert not visualizer.output.ax.texts
 
 
 def test_grid():

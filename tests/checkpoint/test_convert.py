@@ -1,9 +1,6 @@
 """Conversions: both models compute the same, round trips give equal bytes, failures no file."""
 
-import importlib.util
 import pickle
-import sys
-import warnings
 from pathlib import Path
 
 import huggingface_hub
@@ -21,26 +18,8 @@ from rsb_d2.checkpoint.files import save_weights
 from rsb_d2.checkpoint.loading import complete_model
 from rsb_d2.modeling.spec import PLAIN_RESNETS
 from tests.helpers.fake_hub import add_to_cache, make_weights
-from tests.helpers.paths import ROOT
+from tests.helpers.runs.programs import call_tool
 from tests.helpers.small_detector import make_detector
-
-TOOL = ROOT / "tools" / "convert_weights.py"
-
-
-@pytest.fixture
-def run_tool(monkeypatch, capsys):
-    """Runs the program with some arguments: its exit status, stdout, stderr."""
-    spec = importlib.util.spec_from_file_location("convert_weights", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings():
-        spec.loader.exec_module(tool)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        status = tool.main()
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def make_stock_fpn(name, norm="FrozenBN"):
@@ -253,12 +232,14 @@ def test_the_input_is_not_overwritten(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_the_program(tmp_path, run_tool, monkeypatch):
+def test_the_program(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     weights = make_weights("resnet18")
     add_to_cache(tmp_path / "hub", "resnet18.a1_in1k", weights)
     there, back = tmp_path / "r18.pth", tmp_path / "back.safetensors"
-    status, output, _ = run_tool("timm://resnet18.a1_in1k", there, "--to", "detectron2")
+    status, output, _ = call_tool(
+        "convert_weights", tmp_path, "timm://resnet18.a1_in1k", there, "--to", "detectron2"
+    )
     assert status == 0
     assert "left out: fc.bias, fc.weight" in output
     assert "RESNETS: {DEPTH: 18, NUM_GROUPS: 1, WIDTH_PER_GROUP: 64" in output
@@ -267,7 +248,7 @@ def test_the_program(tmp_path, run_tool, monkeypatch):
     DetectionCheckpointer(stock).load(str(there))
     check_same_features("resnet18", weights, stock["backbone"].bottom_up)
 
-    status, output, _ = run_tool(there, back, "--to", "timm")
+    status, output, _ = call_tool("convert_weights", tmp_path, there, back, "--to", "timm")
     assert status == 0
     assert f'timm.create_model("resnet18", num_classes=0, checkpoint_path="{back}")' in output
 
@@ -281,7 +262,7 @@ def test_the_program(tmp_path, run_tool, monkeypatch):
         (["timm://resnet17.a1_in1k", "out.pth", "--to", "timm"], "did you mean resnet18."),
     ],
 )
-def test_the_program_says_in_one_line_what_is_wrong(run_tool, arguments, words):
-    status, output, error = run_tool(*arguments)
+def test_mistakes_are_one_line(tmp_path, arguments, words):
+    status, output, error = call_tool("convert_weights", tmp_path, *arguments)
     assert status == 2 and output == ""
     assert words in error and error.count("\n") == 1, error

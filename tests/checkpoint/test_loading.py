@@ -117,22 +117,6 @@ def test_a_backbone_without_fpn_and_a_wrapped_model(tmp_path, weights):
     check_features(detector, "resnet18", weights)
 
 
-def test_the_report_is_one_block(tmp_path, weights, caplog):
-    torch.save(weights, tmp_path / "weights.pth")
-    with caplog.at_level(logging.INFO, logger="rsb_d2"):
-        Checkpointer(make_detector()).load(f"file://{tmp_path}/weights.pth")
-    (record,) = [r for r in caplog.records if r.name.startswith("rsb_d2")]
-    assert record.getMessage().split("\n") == [
-        f"Weights from file://{tmp_path}/weights.pth",
-        f"  file:    {tmp_path}/weights.pth",
-        "  format:  timm or torchvision classification model",
-        "  loaded:  the complete backbone, 120 tensors; others: none",
-        "  left at their initial values: FPN (12), proposal_generator (6), "
-        "roi_heads.box_head (2), roi_heads.box_predictor (4), roi_heads.mask_head (6)",
-        "  unused in the file: fc (2)",
-    ]
-
-
 def drop(weights, *prefixes):
     return {n: t for n, t in weights.items() if not n.startswith(prefixes)}
 
@@ -202,12 +186,6 @@ def test_names_of_no_known_architecture(tmp_path):
         "has none of the 120 tensors of the backbone",
         "OpenMMLab classification model",
     )
-
-
-@pytest.mark.parametrize("path", ["nothing.pth", "", "file:///nowhere/nothing.pth"])
-def test_no_such_file(tmp_path, path):
-    with pytest.raises(UserError, match="there is no file|is a folder"):
-        Checkpointer(make_detector()).load(path if "://" in path else str(tmp_path / path))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Files that are damaged, not checkpoints, not finite, or malicious: nothing in them is run."""
 
-import errno
 import io
 import os
 import pickle
@@ -15,7 +14,6 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError
-from rsb_d2.checkpoint import files
 from rsb_d2.checkpoint.convert import convert_file
 from rsb_d2.checkpoint.files import read_checkpoint, read_file
 from tests.helpers.fake_hub import add_to_cache
@@ -165,16 +163,6 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_good_files_are_read(tmp_path, kind):
-    path = tmp_path / "weights"
-    path.write_bytes(GOOD[kind])
-    weights = read_checkpoint(str(path))["model"]
-    assert set(weights) == set(WEIGHTS) and all(
-        torch.equal(weights[n], WEIGHTS[n]) for n in WEIGHTS
-    )
-
-
-@pytest.mark.parametrize("kind", GOOD)
 @pytest.mark.parametrize("kept", [1, 30, 300, -1])
 def test_a_file_that_was_cut_off(tmp_path, kind, kept):
     path = tmp_path / "weights"
@@ -241,33 +229,6 @@ def test_a_zip_that_is_no_checkpoint(tmp_path):
     assert "TorchScript" in error_of(read_checkpoint, str(path))
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
-@pytest.mark.parametrize("kind", ["torch", "legacy", "safetensors", "pickle"])
-def test_errors_of_the_disk_and_of_memory(tmp_path, monkeypatch, kind, error):
-    path = tmp_path / "a.bin"
-    tensors = {"a": torch.zeros(3)}
-    content = {
-        "torch": torch_bytes(tensors),
-        "legacy": torch_bytes(tensors, _use_new_zipfile_serialization=False),
-        "safetensors": safetensors.torch.save(tensors),
-        "pickle": pickle.dumps({"a": 1}),
-    }
-    path.write_bytes(content[kind])
-
-    def fail(*args, **kwargs):
-        raise error
-
-    for module, name in (
-        (torch, "load"),
-        (safetensors.torch, "load_file"),
-        (files, "_ArrayUnpickler"),
-    ):
-        monkeypatch.setattr(module, name, fail)
-    message = error_of(read_file, str(path))
-    reason = "Input/output error" if isinstance(error, OSError) else "there is too little memory"
-    assert message.startswith(f"cannot read {path}: {reason}")
-
-
 # ---- tensors that are not finite ----
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -290,29 +251,14 @@ def test_the_first_tensor_that_is_not_finite_is_named(tmp_path, value, what, suf
     assert f"has {what} in model.b:" in error_of(read_checkpoint, str(path))
 
 
-def test_integers_booleans_and_empty_tensors_are_finite(tmp_path):
+def test_which_values_must_be_finite(tmp_path):
     weights = {
         **{"n": torch.tensor([2**62]), "f": torch.zeros(0), "b": torch.tensor(True)},
         "largest": torch.tensor(np.finfo(np.float32).max),
     }
     torch.save({"model": weights, "scheduler": {"last": INFINITE}}, tmp_path / "a.pth")
     assert read_checkpoint(str(tmp_path / "a.pth"))["model"].keys() == weights.keys()
-
-
-def test_the_state_of_the_optimizer_counts_too(tmp_path):
     optimizer = {"state": {0: {"exp_avg": torch.tensor([1.0, NAN])}}, "param_groups": []}
-    torch.save({"model": {"a": torch.ones(1)}, "optimizer": optimizer}, tmp_path / "a.pth")
+    torch.save({"model": weights, "optimizer": optimizer}, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"NaN in optimizer\.state\.0\.exp_avg:"):
         read_checkpoint(str(tmp_path / "a.pth"))
-
-
-def test_loading_and_converting_stop(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model = torch.nn.Linear(2, 1)
-    torch.save({"model": {"weight": torch.tensor([[1.0, NAN]]), "bias": torch.ones(1)}}, "a.pth")
-    before = model.weight.detach().clone()
-    with pytest.raises(UserError, match="NaN in model.weight"):
-        Checkpointer(model).load("a.pth")
-    assert torch.equal(model.weight, before)
-    with pytest.raises(UserError, match="NaN in model.weight"):
-        convert_file("a.pth", "b.pth", "timm")

@@ -1,6 +1,5 @@
 """torchvision's detectors: converted weights compute what the installed torchvision computes."""
 
-import json
 import re
 
 import pytest
@@ -12,11 +11,8 @@ from detectron2.structures import ImageList
 
 from rsb_d2 import Checkpointer, UserError, model_zoo
 from rsb_d2.addons.export import make_dataflow
-from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.checkpoint.formats import from_torchvision, recognize, torchvision_differences
 from rsb_d2.checkpoint.sources import URLS
-from tests.helpers.paths import CONFIGS
-from tests.helpers.runs.programs import call_train_net
 
 MODELS = {
     "frcnn_torchvision": "fasterrcnn_resnet50_fpn",
@@ -241,39 +237,9 @@ def test_addresses_are_those_of_torchvision():
         assert published[name].mask_ap == metrics.get("mask_map")
 
 
-def test_backbones_of_openmmlab():
-    """The first digits of their sha256, in the names of the files."""
-    names = [f"resnet50_rsb_a{i}" for i in (1, 2, 3)]
-    assert [URLS[n][-12:-4] for n in names] == ["20e21305", "0fd8be6e", "3493673c"]
-
-
 @pytest.mark.parametrize("name", ["frcnn_torchvision_v2", "retinanet_torchvision"])
 def test_torch_export_refuses_their_anchors(name):
     cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = "cpu"
     with pytest.raises(UserError, match="TorchvisionAnchorGenerator cannot be exported"):
         make_dataflow(build_model(cfg))
-
-
-@pytest.mark.slow
-def test_fine_tuning_with_other_classes(tmp_path):
-    """From weights of torchvision's second Faster R-CNN, by train_net.py, with an evaluation."""
-    make_sample_data(str(tmp_path / "sample"), num_train=4, num_val=2, image_size=64)
-    torch.save(make_reference("frcnn_torchvision_v2").state_dict(), tmp_path / "weights.pth")
-    sets = [
-        [f"tuned_{split}", f"sample/annotations/{split}.json", f"sample/{split}"]
-        for split in ("train", "val")
-    ]
-    call_train_net(
-        tmp_path,
-        *("--config-file", str(CONFIGS / "frcnn_torchvision_v2.yaml"), "MODEL.WEIGHTS"),
-        *("weights.pth", "MODEL.ROI_HEADS.NUM_CLASSES", "4", "DATASETS.COCO_JSON", repr(sets)),
-        *("DATASETS.TRAIN", "('tuned_train',)", "DATASETS.TEST", "('tuned_val',)"),
-        *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.MAX_ITER", "2"),
-        *("SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", "output"),
-        *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
-    )
-    log = (tmp_path / "output" / "log.txt").read_text()
-    assert "the file has 80 classes and the model 4" in log
-    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
-    assert "bbox/AP" in json.loads(lines[-1])

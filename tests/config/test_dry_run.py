@@ -164,28 +164,6 @@ def test_the_trainer_of_a_script_stops_with_the_same_line(key, value, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize("name", ["build_model", "build_optimizer", "build_lr_scheduler"])
-def test_keys_that_a_subclass_reads_are_not_checked(name, tmp_path):
-    class Own(Trainer):
-        pass
-
-    def build(cls, *_):
-        raise NotImplementedError(name)
-
-    setattr(Own, name, classmethod(build))
-    keys = {
-        "build_model": ["MODEL.RPN.HEAD_NAME", "Theirs"],
-        "build_optimizer": ["SOLVER.OPTIMIZER", "Theirs"],
-        "build_lr_scheduler": ["SOLVER.LR_SCHEDULER_NAME", "Theirs"],
-    }
-    with pytest.raises(UserError):
-        Trainer(script_config(tmp_path, *keys[name]))
-    # Detectron2's constructor builds these before the data, except the schedule.
-    error = UserError if name == "build_lr_scheduler" else NotImplementedError
-    with pytest.raises(error, match="DATASETS" if error is UserError else name):
-        Own(script_config(tmp_path, *keys[name], "DATASETS.TRAIN", ("there_is_none",)))
-
-
 def test_a_config_without_this_projects_keys():
     with pytest.raises(UserError, match="call rsb_d2.add_rsb_config"):
         check_config(get_cfg())

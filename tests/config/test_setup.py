@@ -1,10 +1,5 @@
 """From the command line to a checked config and an output folder."""
 
-import errno
-import logging
-import os
-from types import SimpleNamespace
-
 import pytest
 from detectron2.engine import default_argument_parser
 
@@ -19,16 +14,6 @@ def nothing_registered():
     """Data sets of these names, which other tests have elsewhere, are not registered."""
     with catalogs_kept("rsb_sample_train", "rsb_sample_val", "other"):
         yield
-
-
-class NoSpace:
-    """What the disk says to a file that is opened on it."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def __call__(self, *_, **__):
-        raise OSError(self.number, os.strerror(self.number))
 
 
 def call_setup(folder, monkeypatch, *opts, config=CONFIG, flags=()):
@@ -63,19 +48,3 @@ def test_a_mistake_leaves_an_earlier_run_as_it_was(
     with pytest.raises(UserError, match=message) as e:
         call_setup(run_folder, monkeypatch, *opts, "OUTPUT_DIR", str(earlier_output), flags=flags)
     assert len(str(e.value).splitlines()) == 1
-
-
-def test_a_log_on_a_full_disk_says_nothing_about_it(run_folder, monkeypatch, tmp_path, capfd):
-    call_setup(run_folder, monkeypatch, "OUTPUT_DIR", str(tmp_path))
-    assert logging.raiseExceptions  # for everybody else's logs
-    for name in ("rsb_d2", "detectron2"):
-        handlers = logging.getLogger(name).handlers
-        files = [h for h in handlers if getattr(h.stream, "name", "").startswith(str(tmp_path))]
-        assert files
-        for handler in files:
-            monkeypatch.setattr(handler, "stream", SimpleNamespace(write=NoSpace(errno.ENOSPC)))
-            handler.handle(logging.makeLogRecord({"msg": "not written"}))
-            assert "Logging error" not in capfd.readouterr().err
-            handler.handle(logging.makeLogRecord({"msg": "%d", "args": ("a mistake",)}))
-            assert "Logging error" in capfd.readouterr().err
-            logging.getLogger(name).removeHandler(handler)

@@ -4,15 +4,12 @@ import errno
 import os
 import re
 import tempfile
-from pathlib import Path
 
 import pytest
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.modeling import build_model
 
-from rsb_d2 import Checkpointer, UserError
+from rsb_d2 import UserError
 from rsb_d2.config.checks import check_files, check_values, log_schedule_notes
 from rsb_d2.config.validating import check_best_metric
 from rsb_d2.evaluation.build import check_tta
@@ -31,14 +28,6 @@ from tests.helpers.data.bad_input import (
 from tests.helpers.runs import resumable_run
 from tests.helpers.runs.programs import check_line
 from tests.helpers.runs.scripted_training import make_config
-from tests.helpers.seeded_run import make_seeded_config
-from tests.helpers.weights.bad_weights import (
-    save_cut,
-    save_html,
-    save_malicious,
-    save_malicious_torch,
-    save_other_architecture,
-)
 
 SGD = ["SOLVER.OPTIMIZER", "SGD"]
 FALLING = [*MULTI_STEP, "SOLVER.MAX_ITER", "90", "SOLVER.STEPS", "(60, 30)"]
@@ -142,29 +131,6 @@ def test_an_image_folder_may_be_a_path(little_data):
     (little_data / "val").rename(little_data / "moved")
     with pytest.raises(UserError, match="by path needs its image folder at"):
         check_files(cfg, eval_only=True)
-
-
-BAD_WEIGHTS = {
-    "of zero bytes": (Path.touch, "is empty .0 bytes"),
-    "of HTML": (save_html, "is a web page .HTML"),
-    "cut short": (save_cut, "cut off or damaged"),
-    "malicious": (save_malicious, "was not read: .*system"),
-    "malicious, of torch": (save_malicious_torch, "was not read: .*system"),
-    "of another architecture": (save_other_architecture, "bad.pth"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_WEIGHTS)
-def test_bad_weights_leave_the_model_as_it_is(kind, little_data):
-    save, says = BAD_WEIGHTS[kind]
-    save(little_data / "bad.pth")
-    checkpointer = Checkpointer(build_model(make_seeded_config("faster")))
-    before = {k: v.clone() for k, v in checkpointer.model.state_dict().items()}
-    with pytest.raises(UserError, match=says) as e:
-        checkpointer.resume_or_load("bad.pth", resume=False)  # as train_net.py does
-    assert "Traceback" not in str(e.value) and len(str(e.value).splitlines()) <= 3
-    assert all(torch.equal(before[k], v) for k, v in checkpointer.model.state_dict().items())
-    assert not (little_data / "ran").exists()
 
 
 # ---- SOLVER.BEST_METRIC ----

@@ -105,14 +105,6 @@ def test_images_labels_and_boxes_are_of_the_size_that_is_asked_for(scales):
         assert given.boxes.tolist() == [[0, 0, 64, 32]] and is_padded[32:].all()
 
 
-@pytest.mark.parametrize("flip, kinds", [("none", 2), ("horizontal", 3), ("vertical", 3)])
-def test_the_flip_is_that_of_the_config(flip, kinds):
-    found = build_augmentation(make_config("INPUT.RANDOM_FLIP", flip), is_train=True)
-    assert len(found) == kinds
-    if kinds == 3:
-        assert found[2].horizontal == (flip == "horizontal") != found[2].vertical
-
-
 def test_evaluation_and_a_config_without_it_are_as_before():
     cfg = make_config()
     assert [type(a) for a in build_augmentation(cfg, is_train=False)] == [T.ResizeShortestEdge]

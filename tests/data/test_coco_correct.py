@@ -15,7 +15,6 @@ from rsb_d2.data import register_coco_json
 from tests.helpers.data.coco_files import (
     HEIGHT,
     WIDTH,
-    annotation,
     annotations_of,
     coco_content,
     edit,
@@ -61,21 +60,6 @@ def test_unusable_annotation_is_dropped_from_training_and_evaluation(
     assert sorted(COCO(copy_read).anns) == [2, 3, 4]
     assert evaluate_perfect_predictions("mine")["AP"] == pytest.approx(100)
     assert open(entry[1], "rb").read() == before
-
-
-def test_drops_are_counted_in_one_line(write_coco, caplog):
-    content = coco_content()
-    for i in range(7):
-        content["annotations"].append(annotation(100 + i, 10, 3, [5, 5, 0, 1]))
-    content["annotations"].append(annotation(200, 10, 3, [500, 5, 1, 1]))
-    with caplog.at_level(logging.WARNING, "rsb_d2"):
-        register(write_coco(content))
-    (record,) = [r for r in caplog.records if r.name.startswith("rsb_d2")]
-    assert record.getMessage().endswith(
-        "dropped 8 of 12 annotations: "
-        "7 with a box of no area (first ids: 100, 101, 102, 103, 104, ...); "
-        "1 with a box outside the image (ids: 200)"
-    )
 
 
 def test_box_partly_outside_is_kept_and_told(write_coco, caplog):

@@ -5,14 +5,13 @@ import os
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
 
 from rsb_d2 import UserError
 from rsb_d2.data import register_coco_json
-from tests.helpers.data.bad_input import Case, check_stop, edited, opts, put_all
 from tests.helpers.data.coco_files import (
     HEIGHT,
     WIDTH,
@@ -61,16 +60,6 @@ def test_any_name_of_a_file(write_coco, images, name):
     assert dicts[1]["file_name"] == str(images / name)
 
 
-def test_stock_evaluator_and_mapper_take_it(write_coco):
-    entry = write_coco(coco_content())
-    dicts = register(entry, masks=True, test=["mine"])
-    assert evaluate_perfect_predictions("mine")["AP"] == pytest.approx(100)
-
-    cfg = make_cfg(entry, masks=True)
-    instances = DatasetMapper(cfg, is_train=True)(dicts[0])["instances"]
-    assert len(instances) == 2 and instances.has("gt_masks")
-
-
 def test_crowds_and_images_without_annotations_are_kept(write_coco):
     content = coco_content()
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
@@ -96,14 +85,6 @@ def test_crowds_and_images_without_annotations_are_kept(write_coco):
 def test_entry_of_wrong_shape(entry):
     with pytest.raises(UserError, match=r"DATASETS.COCO_JSON has the entry .*write\s+\[\[name"):
         register_coco_json(make_cfg(entry))
-
-
-def test_entries_from_the_command_line(write_coco):
-    entry = write_coco(coco_content())
-    cfg = make_cfg()
-    cfg.merge_from_list(["DATASETS.COCO_JSON", str([entry]), "DATASETS.TRAIN", "('mine',)"])
-    register_coco_json(cfg)
-    assert len(DatasetCatalog.get("mine")) == 3
 
 
 def test_same_entry_again_does_nothing(write_coco):
@@ -137,12 +118,6 @@ def test_file_changed_since_is_checked_again(write_coco):
     dicts = register(write_coco(content))
     assert MetadataCatalog.get("mine").thing_classes == ["cat", "wolf"]
     assert len(annotations_of(dicts)) == 3
-
-
-def test_mended_file_is_taken_after_an_error(write_coco):
-    with pytest.raises(UserError):
-        register(write_coco("{"))
-    assert len(register(write_coco(coco_content()))) == 3
 
 
 def test_paths_of_home_and_working_directory(write_coco, tmp_path, monkeypatch):
@@ -264,29 +239,3 @@ def test_nothing_to_evaluate(write_coco):
     entry = write_coco(content)
     with pytest.raises(UserError, match="mine has no usable annotation, so AP cannot be computed"):
         register_coco_json(make_cfg(entry, test=["mine"]))
-
-
-NO_AP = "mine_val has no usable annotation, so AP cannot be computed"
-
-
-STOPS = [
-    Case(
-        "no annotations to train on",
-        edited(lambda c: {**c, "annotations": []}),
-        "no usable annotation in mine, so there is nothing to learn",
-    ),
-    Case("crowds alone", put_all("annotations", iscrowd=1), "nothing to learn"),
-    Case("boxes all NaN", put_all("annotations", bbox=[float("nan")] * 4), "nothing to learn"),
-    Case("boxes all inverted", put_all("annotations", bbox=[50, 50, -9, -9]), "nothing to learn"),
-    Case("a val set without annotations", edited(lambda c: {**c, "annotations": []}, "val"), NO_AP),
-    Case(
-        "classes of another number",
-        opts("MODEL.ROI_HEADS.NUM_CLASSES", "80"),
-        "NUM_CLASSES is 80, but mine has 2 categories .*; write MODEL.ROI_HEADS.NUM_CLASSES 2",
-    ),
-]
-
-
-@pytest.mark.parametrize("case", STOPS, ids=str)
-def test_train_net_stops_at_once(case, little_data, train_net):
-    check_stop(case, little_data, train_net)

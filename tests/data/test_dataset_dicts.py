@@ -361,22 +361,6 @@ def test_ids_of_categories(folder, tmp_path, stock_values):
         assert {result["category_id"] for result in results} == {3, 7}
 
 
-def test_a_data_set_without_an_evaluator_type_is_evaluated_as_cocos(folder, tmp_path, stock_values):
-    name = register("mine", make_records(folder), evaluator_type=None)
-    found = our_values(make_cfg(name, tmp_path / "ours"))[1]
-    np.testing.assert_equal(found, stock_values()[1])
-
-
-def test_two_data_sets_of_other_kinds(folder, tmp_path):
-    register("list", make_records(folder)[:2])
-    register("tuple", tuple(make_records(folder)[2:]))
-    cfg = make_cfg("list", tmp_path)
-    cfg.DATASETS.TRAIN = ("list", "tuple")
-    batches = iter(Trainer.build_train_loader(cfg))
-    seen = {image["image_id"] for _ in range(8) for image in next(batches)}
-    assert seen == {0, 1, 2, 3}
-
-
 # ---- what is refused ----
 
 
@@ -458,26 +442,13 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("metadata", [{}, dict(evaluator_type="mine")])
-def test_a_script_trains_and_evaluates(metadata, folder, tmp_path):
+def test_a_script_trains_and_evaluates(folder, tmp_path):
     records = SAME["image_id of text"](make_records(folder))
-    name = register("mine", SAME["size missing"](records), **metadata)
+    name = register("mine", SAME["size missing"](records))
     cfg = make_cfg(name, tmp_path, *TINY)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    # As stock's trainer, which warns of data that it has no evaluator for.
-    is_evaluated = metadata.get("evaluator_type") != "mine"
-    assert all(("bbox/AP" in line) == is_evaluated for line in lines if "val_total_loss" in line)
+    assert all("bbox/AP" in line for line in lines if "val_total_loss" in line)
     assert lines[-1]["val_total_loss"] > 0
-
-
-def test_a_script_with_its_own_evaluator_evaluates_as_it_likes(folder, tmp_path):
-    class Mine(Trainer):
-        @classmethod
-        def build_evaluator(cls, cfg, dataset_name, output_folder=None):
-            raise NotImplementedError
-
-    records = record_field("image_id", lambda i, _: 0)(make_records(folder))
-    Mine(make_cfg(register("mine", records), tmp_path, *TINY))

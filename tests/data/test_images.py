@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 
 import numpy as np
@@ -14,10 +15,12 @@ from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 from PIL import Image, PngImagePlugin
 
-from rsb_d2 import UserError
+from rsb_d2 import Trainer, UserError
+from rsb_d2.data import register_coco_json
 from rsb_d2.data.images import BadImageError, image_size, read_image
 from rsb_d2.data.mapper import CheckedDatasetMapper
 from tests.helpers.damaged_files import jpeg, png
+from tests.helpers.data.bad_input import HEIGHT, IMAGES, WIDTH, make_little_config
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (7, 5, 3), dtype=np.uint8)
@@ -234,10 +237,13 @@ def picture(tmp_path):
 
 @pytest.mark.parametrize("is_train", [True, False])
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
-def test_the_mapper_does_what_detectron2s_does(is_train, mask_format, picture):
+def test_mapper_equals_detectron2s(is_train, mask_format, picture, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 50, (80, 100), dtype=np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
     cfg = make_cfg()
     cfg.INPUT.MASK_FORMAT = mask_format
-    record = make_record(picture)
+    record = {**make_record(picture), "sem_seg_file_name": str(tmp_path / "labels.png")}
+    before = repr(record)  # NaN equals nothing
     for seed in range(8):
         results = []
         for mapper in (DatasetMapper(cfg, is_train), CheckedDatasetMapper(cfg, is_train)):
@@ -247,6 +253,7 @@ def test_the_mapper_does_what_detectron2s_does(is_train, mask_format, picture):
         assert result.keys() == expected.keys() and "annotations" not in result
         assert torch.equal(result["image"], expected["image"])
         if is_train:
+            assert torch.equal(result["sem_seg"], expected["sem_seg"])
             fields, expected_fields = (r["instances"].get_fields() for r in results)
             assert fields.keys() == expected_fields.keys()
             assert torch.equal(fields["gt_boxes"].tensor, expected_fields["gt_boxes"].tensor)
@@ -255,19 +262,7 @@ def test_the_mapper_does_what_detectron2s_does(is_train, mask_format, picture):
                 assert torch.equal(masks.tensor, expected_masks.tensor)
             else:
                 assert np.array_equal(masks.polygons, expected_masks.polygons)
-    assert repr(record) == repr(make_record(picture))  # NaN equals nothing
-
-
-def test_semantic_segmentation_goes_along(picture, tmp_path):
-    labels = np.random.default_rng(0).integers(0, 50, (80, 100), dtype=np.uint8)
-    Image.fromarray(labels).save(tmp_path / "labels.png")
-    record = {**make_record(picture), "sem_seg_file_name": str(tmp_path / "labels.png")}
-    cfg = make_cfg()
-    results = []
-    for mapper in (DatasetMapper(cfg, True), CheckedDatasetMapper(cfg, True)):
-        seed_all_rng(1)
-        results.append(mapper(record)["sem_seg"])
-    assert torch.equal(*results)
+    assert repr(record) == before
 
 
 MASK = np.zeros((80, 100), dtype=np.uint8, order="F")
@@ -278,11 +273,9 @@ RLE = mask_util.encode(MASK)
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(bbox=[float("nan"), 0, 5, 5]), "the box .nan, 0, 5, 5., .*four finite"),
         (dict(bbox=[0, 0, float("inf"), 5]), "inf.*four finite"),
         (dict(category_id=-1), "the class -1"),
         (dict(segmentation=[[1.0, 1.0, 5.0, 5.0]]), "polygon that is not of three points"),
-        (dict(segmentation=[[1, 1, 5, 5, 9, float("nan")]]), "polygon that is not of three"),
         (dict(segmentation=[[1, 1, 5, 5, 9, 1e9]]), "polygon that is not of three"),
         (dict(segmentation=[]), "no mask"),
         (dict(segmentation=RLE), "mask in RLE, write INPUT.MASK_FORMAT bitmask"),
@@ -350,3 +343,39 @@ def test_the_size_of_a_png_is_read_from_its_header(tmp_path, monkeypatch, has_ex
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
     if not has_exif:
         assert image_size(str(path)) == (60, 40)
+
+
+# ---- from the data set to the batches ----
+
+
+def write_turned(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path.write_bytes(jpeg(WIDTH, HEIGHT, exif=exif))
+
+
+BAD_IMAGES = {
+    "missing since": (lambda path: path.unlink(), "there is no such file"),
+    "truncated": (lambda path: path.write_bytes(jpeg(WIDTH, HEIGHT)[:1200]), "truncated"),
+    "of another size": (lambda path: path.write_bytes(jpeg(96, 63)), "96 x 63 .*says 96 x 64"),
+    "turned, and annotated as it is not": (write_turned, "64 x 96 pixels.*EXIF orientation"),
+    "a folder": (lambda path: path.unlink() or path.mkdir(), "Is a directory"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_training_skips_a_bad_image_and_evaluation_stops(kind, little_data, caplog):
+    make, says = BAD_IMAGES[kind]
+    cfg = make_little_config()
+    register_coco_json(cfg)  # which looks for the files
+    for split in ("train", "val"):
+        make(little_data / split / IMAGES[2])
+    batches = iter(Trainer.build_train_loader(cfg))
+    seen = {image["image_id"] for _ in range(6) for image in next(batches)}
+    assert seen == {1, 2}  # the fourth has no objects
+    messages = [r.getMessage() for r in caplog.records if "bad image" in r.getMessage()]
+    (message,) = messages  # once
+    assert re.search(f"train/{IMAGES[2]}: .*{says}", message)
+    with pytest.raises(BadImageError, match=f"val/{IMAGES[2]}: .*{says}") as e:
+        list(Trainer.build_test_loader(cfg, "mine_val"))
+    assert "\n" not in str(e.value)

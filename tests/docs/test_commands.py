@@ -18,7 +18,6 @@ import pytest
 from detectron2.engine import default_argument_parser
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from rsb_d2 import UserError
 from rsb_d2.addons.commands import make_parser
 from rsb_d2.config.loading import load_config
 from rsb_d2.data import register_coco_json
@@ -143,14 +142,6 @@ def written_by(command):
     if "--output" not in words or "clip.mp4" in words or "--shard" in words:
         return []
     return [Path(name.format(output[1])) for name in WRITTEN.get(program, ())]
-
-
-@pytest.mark.parametrize("command", ["SOLVER.NONE 1", "--none", "--config-file none.yaml"])
-def test_a_command_that_is_not_run_is_parsed(command, clones, monkeypatch):
-    monkeypatch.chdir(clones.folder("README.md"))
-    words = "torchrun --nproc_per_node=8 train_net.py --config-file configs/frcnn_rsb_1x.yaml "
-    with pytest.raises((SystemExit, UserError)):
-        parse(words + command, monkeypatch)
 
 
 @pytest.mark.parametrize("page, text", [(p, b.text) for p in PAGES for b in find_blocks(p, "yaml")])

@@ -20,7 +20,6 @@ SMALL = [
     *("MODEL.RETINANET.TOPK_CANDIDATES_TEST", "20", "MODEL.TIMM.NORM_EVAL", "False"),
 ]
 KEYPOINTS = ("MODEL.KEYPOINT_ON", "True")
-RCNN = "frcnn_rsb_1x.yaml"
 C4 = [
     *("MODEL.BACKBONE.NAME", "build_timm_c4_backbone", "MODEL.ROI_HEADS.NAME", "TimmRes5ROIHeads"),
     *("MODEL.ROI_HEADS.IN_FEATURES", "['res4']", "MODEL.RPN.IN_FEATURES", "['res4']"),

@@ -53,14 +53,6 @@ def test_a_failing_writer_does_not_end_the_training(cfg, tmp_path, monkeypatch, 
         assert json.loads(lines[-1])["bbox/AP"] == 2.0
 
 
-def test_without_tensorboard(cfg, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(SummaryWriter, "__init__", fail)
-    with caplog.at_level(logging.WARNING, "rsb_d2.engine"):
-        train(cfg, [1.0, 2.0])
-    assert "TensorBoard" in caplog.text
-    assert (tmp_path / "model_final.pth").exists() and (tmp_path / "metrics.json").stat().st_size
-
-
 @pytest.mark.parametrize("method", ["run_step", "_evaluate"])
 def test_an_error_in_the_training_ends_it(cfg, tmp_path, monkeypatch, method):
     monkeypatch.setattr(ScriptedTrainer, method, fail)

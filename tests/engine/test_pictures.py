@@ -1,7 +1,6 @@
 """The pictures of a run, drawn from known metrics and by a model with known detections."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,14 +9,12 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
-from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from PIL import Image
 
 from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.engine import pictures
 from rsb_d2.engine.pictures import draw_curves, draw_detections, read_metrics
-from rsb_d2.visualization import MAX_PIXELS
 
 
 @pytest.fixture(autouse=True)
@@ -49,18 +46,6 @@ def draw(tmp_path, monkeypatch):
 
     call.figures = figures
     return call
-
-
-def test_validation_losses_share_the_colors_of_the_training_losses(draw):
-    lines = [
-        {"iteration": i, "total_loss": 3 - i / 50, "loss_cls": 1.0, "lr": 0.1}
-        | ({"val_total_loss": 3.2 - i / 70, "val_loss_cls": 1.1} if i % 40 == 39 else {})
-        for i in range(19, 120, 20)
-    ]
-    (_, drawn), _, _ = draw(lines)
-    assert list(drawn["val_total_loss"].get_xdata()) == [39, 79, 119]
-    assert same_color(drawn["val_total_loss"].get_color(), drawn["total_loss"].get_color())
-    assert drawn["val_total_loss"].get_linestyle() == "--"
 
 
 def test_names_of_classes_and_data_sets_are_not_interpreted(draw):
@@ -178,25 +163,6 @@ def test_detections_next_to_the_truth(detections):
     assert abs(bottom - (4 * 50 + margin + title)) <= 16 and top >= margin + title
 
 
-def test_large_images_are_drawn_smaller(cfg, tmp_path, detections):
-    path = str(tmp_path / "large.jpg")
-    cv2.imwrite(path, np.full((1500, 2000, 3), 90, np.uint8))
-    box = {"bbox": [200, 300, 900, 600], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
-    record = dict(file_name=path, height=1500, width=2000, annotations=[box])
-    change_records(cfg, lambda _: [dict(record, image_id=i) for i in range(8)])
-    cfg.INPUT.MIN_SIZE_TEST = 64
-    model = OneBox(0.9)
-    picture = detections(model)
-    # 8 x 2 images of 3 million pixels would be 48 million.
-    assert 8e6 < picture.shape[0] * picture.shape[1] <= MAX_PIXELS == 20_000_000
-    assert model.sizes == [(750, 1000)] * 8  # masks are not made at full size
-    # The first image's truth: gray, with its box at half the size, in the color of the class.
-    truth = picture[8 + 28 : 8 + 28 + 750, 8 : 8 + 1000]
-    marked = np.argwhere(np.abs(truth.astype(int) - 90).max(axis=-1) > 30)
-    assert marked.min(axis=0).tolist() == pytest.approx([150, 100], abs=4)
-    assert marked.max(axis=0).tolist() == pytest.approx([450, 550], abs=4)
-
-
 @pytest.mark.parametrize("masks, keypoints", [(False, False), (True, True)])
 def test_only_some_objects_have_masks_or_keypoints(cfg, detections, masks, keypoints):
     def change(records):
@@ -228,25 +194,6 @@ def test_unusual_shapes_modes_and_names(cfg, tmp_path, detections, size, mode):
     MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes = ["$1_$5\n汽车 \udce9"]
     cfg.INPUT.MIN_SIZE_TEST = 0
     assert max(detections(OneBox(0.9)).shape) < 2100
-
-
-def test_dataset_dicts_of_a_script(cfg, detections):
-    def change(records):
-        box = dict(
-            bbox=np.array([20, 20, 30, 30]),
-            bbox_mode=1,
-            category_id=np.int64(0),
-            segmentation=np.ones((80, 100), bool),
-        )
-        return tuple(
-            dict(r, file_name=Path(r["file_name"]), annotations=[box, dict(box, bbox=None)])
-            for r in records[::2]
-        )
-
-    change_records(cfg, change)
-    cfg.MODEL.MASK_ON = True
-    truth = detections(OneBox(0.1))[36 : 36 + 320, 8 : 8 + 400]
-    assert (np.abs(truth.astype(int) - 128).max(axis=-1) > 20).mean() > 0.9  # the mask is on it
 
 
 class Segmenter(torch.nn.Module):

@@ -233,10 +233,6 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(run_folder, tmp
     assert load(newest)["iteration"] == 1
 
 
-def handlers():
-    return signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-
-
 def run_forked(function):
     """Call a function in a forked process; returns the status that it ends with, negative for a
     signal."""
@@ -249,22 +245,6 @@ def run_forked(function):
             os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def test_a_forked_process_has_the_original_handlers():
-    before = handlers()
-    watch = SignalWatch()
-    watch.start()
-    try:
-        child = os.fork()
-        if child == 0:
-            os._exit(int(handlers() != before))
-        assert os.waitpid(child, 0)[1] == 0
-        assert handlers() != before
-        assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGTERM, signal.SIGINT}
-    finally:
-        watch.stop()
-    assert handlers() == before
 
 
 @pytest.mark.parametrize(

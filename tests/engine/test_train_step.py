@@ -20,11 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsb_d2 import UserError
 from rsb_d2.config.loading import load_config
-from rsb_d2.config.resolving import resolve_amp
 from rsb_d2.data.images import BadImageError
 from rsb_d2.engine.hooks import share_buffers
 from rsb_d2.engine.signals import SignalWatch
-from rsb_d2.engine.train_step import StepTrainer, amp_dtype, check_accumulation
+from rsb_d2.engine.train_step import StepTrainer, check_accumulation
 from rsb_d2.engine.trainer import prepare_for_training
 from rsb_d2.solver import build_optimizer
 from tests.helpers.data.loaders import make_loader
@@ -255,21 +254,6 @@ def test_batches_that_can_be_divided(batch, steps, world_size, reference, divide
 # --- mixed precision
 
 
-def test_the_dtype_of_mixed_precision(switch_folder, monkeypatch):
-    cfg = make_config(switch_folder)
-    assert amp_dtype(cfg) is None
-    cfg.SOLVER.AMP.ENABLED = True
-    for name, dtype in [("bfloat16", torch.bfloat16), ("float16", torch.float16)]:
-        cfg.SOLVER.AMP.DTYPE = name
-        assert amp_dtype(cfg) is dtype
-    cfg.SOLVER.AMP.DTYPE, cfg.MODEL.DEVICE = "auto", "cuda"
-    for supported, dtype in [(True, torch.bfloat16), (False, torch.float16)]:
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **k: supported)  # noqa: B023
-        assert amp_dtype(cfg) is dtype
-        resolve_amp(cfg)
-        assert cfg.SOLVER.AMP.ENABLED
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_training_in_mixed_precision(switch_folder, device, dtype):
     opts = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype, "MODEL.DEVICE", device]
@@ -485,16 +469,6 @@ def test_bad_images_and_signals_reach_all_processes(tmp_path, caplog):
     of_0, of_1 = run_forked(work, tmp_path)
     images = dict.fromkeys(["3.jpg", "4.jpg", "5.jpg"], "it is bad")
     assert of_0 == of_1 == (images, [None] * 6 + [15] * 6, 3)
-
-
-def test_too_many_bad_images_of_all_processes_stop_all(tmp_path):
-    def work(rank):
-        loader = make_loader(bad(3, 5) if rank else bad(4, 7), max_bad_images=3)
-        return steps_until_error(make_trainer(make_model(), loader), 20)
-
-    of_0, of_1 = run_forked(work, tmp_path)
-    assert of_0 == of_1 and of_0[-1]
-    assert of_0[1].startswith("more than 3 images are bad, the last one is ")
 
 
 def test_all_processes_evaluate_with_the_statistics_of_the_checkpoint(tmp_path):

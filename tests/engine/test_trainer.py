@@ -1,6 +1,5 @@
 """The trainer: non-finite losses, full disks, and output folders that hold an earlier run."""
 
-import json
 import os
 import re
 import shutil
@@ -12,10 +11,8 @@ from detectron2.engine import default_argument_parser
 from rsb_d2 import Trainer, UserError
 from rsb_d2.checkpoint import find_newest_complete
 from rsb_d2.config.setup import setup
-from rsb_d2.engine.pictures import read_metrics
 from rsb_d2.predictor import load_predict_config
 from tests.helpers.paths import CONFIGS
-from tests.helpers.runs import scripted_training
 from tests.helpers.runs.resumable_run import load, make_config, train
 
 
@@ -127,33 +124,6 @@ def test_weights_are_found_in_the_moved_earlier_run(run_folder, kept_run, tmp_pa
     cfg = make_config(run_folder, "OUTPUT_DIR", str(output), "MODEL.WEIGHTS", str(weights))
     assert cfg.MODEL.WEIGHTS == str(output / "earlier" / "1" / "model_final.pth")
     assert os.path.getsize(cfg.MODEL.WEIGHTS) == os.path.getsize(kept_run / "model_final.pth")
-
-
-def test_a_script_trains_in_the_folder_of_an_earlier_run(sample_data, tmp_path):
-    """Nobody has called setup: the files are moved when the training begins."""
-    output = tmp_path / "run"
-    options = ["OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1"]
-    cfg = scripted_training.make_config(sample_data, *options)
-    output.mkdir()
-    (output / "config.yaml").write_text(cfg.dump())
-    scripted_training.train(cfg, [50.0, 40.0])
-    first = read_metrics(str(output))["bbox/AP"]
-    assert set(first.values()) == {50.0, 40.0}
-    old = (output / "model_best.pth").read_bytes()
-
-    cfg.SOLVER.MAX_ITER = 1
-    trainer = scripted_training.train(cfg, [10.0])
-    assert trainer.start_iter == 0
-    assert set(read_metrics(str(output))["bbox/AP"].values()) == {10.0}
-    assert json.loads((output / "best.json").read_text())["best"]["value"] == 10.0
-    earlier = output / "earlier" / "1"
-    assert (earlier / "model_best.pth").read_bytes() == old
-    assert read_metrics(str(earlier))["bbox/AP"] == first
-    assert {"model_final.pth", "last_checkpoint", "best.json", "curves.png"} <= names_in(earlier)
-    assert "config.yaml" not in names_in(earlier)  # which a script writes before
-
-    scripted_training.train(cfg, [10.0], resume=True)  # has nothing left to train
-    assert names_in(output / "earlier") == {"1"}
 
 
 def test_an_evaluation_leaves_the_config_of_the_run(run_folder, kept_run, output):

@@ -85,18 +85,6 @@ def test_validation_loss_is_the_loss_of_training_and_changes_nothing(sample_data
     assert again == (losses if device == "cpu" else pytest.approx(losses, rel=1e-5))
 
 
-def test_validation_images_are_resized_as_for_testing_and_not_flipped(sample_data):
-    cfg = make_config(sample_data, "INPUT.MIN_SIZE_TRAIN", "(32,)", "INPUT.CROP.ENABLED", "True")
-    states = random_states()
-    with random_state_kept():
-        batches = [list(build_validation_loader(cfg)) for _ in range(2)]
-    assert random_states() == states
-    for (first,), (second,) in zip(*batches):
-        assert min(first["image"].shape[1:]) == 64
-        assert torch.equal(first["image"], second["image"])
-        assert len(first["instances"]) >= 1
-
-
 def test_loss_mode_switches_off_dropout_and_running_statistics():
     model = nn.Module()
     model.backbone = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Dropout())
@@ -255,10 +243,3 @@ def test_metric_history(tmp_path, mode, values, best, since):
     other = MetricHistory(str(tmp_path / "best.json"), "segm/AP", mode)
     other.load(100)
     assert other.best is None
-
-
-def test_a_damaged_history_is_a_warning(tmp_path, caplog):
-    (tmp_path / "best.json").write_text("{")
-    history = MetricHistory(str(tmp_path / "best.json"), "bbox/AP")
-    history.load(100)
-    assert history.best is None and "cannot be read" in caplog.text

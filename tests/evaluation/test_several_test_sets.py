@@ -174,13 +174,6 @@ def test_the_optimized_model_finds_the_same(kind, device):
     assert not optimized.training and not optimized.eval().training
 
 
-def test_the_model_keeps_its_mode():
-    cfg = make_seeded_config("faster", *SIZES)
-    model = make_seeded_model(cfg)
-    assert not with_tta(cfg, model).training
-    assert with_tta(cfg, model.train()).training
-
-
 @pytest.mark.parametrize(
     "kind, opts, says",
     [

@@ -46,10 +46,6 @@ def stock_config(name):
     return cfg
 
 
-def test_there_is_a_test_of_each():
-    assert {p.stem for p in FOLDER.glob("*.py")} == {*PAIRS, "common"}
-
-
 @pytest.mark.parametrize(
     "lazy, stock",
     [

@@ -57,11 +57,6 @@ def test_pretrainings_are_in_their_folder(name):
         model_zoo.get_config_file(f"pretrain/resnet5_rsb_{name}")
 
 
-def test_a_pretraining_is_a_model():
-    model = model_zoo.get("pretrain/resnet50_rsb_a3.yaml", device="cpu")
-    assert model.training and model.num_classes == 1000
-
-
 def test_what_there_is_not():
     # As Detectron2's, and as every mistake of a user here.
     for error in (RuntimeError, UserError):

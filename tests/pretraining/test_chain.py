@@ -183,9 +183,7 @@ def test_pictures_of_predictions(cfg, weights, tmp_path, cells):
     "tool, words",
     [
         ("predict", ["--run", "{run}", "."]),
-        ("export", ["--run", "{run}", "--output", "out.onnx"]),
         ("browse_data", ["--config-file", "{run}/config.yaml"]),
-        ("report", ["--config-file", "{run}/config.yaml", "--results", "results.json"]),
     ],
 )
 def test_tools_for_detectors_refuse_a_classifier(

@@ -43,10 +43,3 @@ def test_nan_is_wrong():
     found = evaluate(scores, torch.zeros(3, dtype=torch.int64), ["a", "b"])["cls"]
     assert found["top1"] == found["top5"] == pytest.approx(100 / 3)
     assert np.isnan(found["top1-b"])  # no image
-
-
-def test_many_classes_are_only_in_the_file(tmp_path):
-    labels = torch.arange(101)
-    found = evaluate(torch.eye(101), labels, [str(i) for i in labels.tolist()], str(tmp_path))
-    assert found == {"cls": {"top1": 100.0, "top5": 100.0}}
-    assert len(json.loads((tmp_path / "classification.json").read_text())["classes"]) == 101

@@ -75,13 +75,3 @@ def test_predict(tmp_path, data, tool):
         found = {os.path.basename(record["file_name"]) for record in json.load(f)["images"]}
     assert found == set(NAMES)
     assert sorted(os.listdir(f"{output}/pictures")) == sorted(NAMES)
-
-
-@pytest.mark.parametrize("words", [["--output", "{}.onnx"], ["--format", "detectron2", "--output"]])
-def test_export_refuses_such_a_name(tmp_path, tool, words):
-    path = os.path.join(tmp_path, os.fsdecode(b"mod\xe9le"))
-    words = [word.replace("{}", path) for word in words]
-    words += [] if any("onnx" in word for word in words) else [path]
-    status, _, err = tool("export", "--run", "{run}", *words)
-    assert status == 2 and len(err) == 1 and "mod\\udce9le" in err[0] and "not UTF-8" in err[0]
-    assert os.listdir(tmp_path) == []

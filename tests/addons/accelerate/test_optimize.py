@@ -17,8 +17,6 @@ from tests.helpers.models.optimized import (
 )
 from tests.helpers.small_detector import make_config
 
-CPU = torch.device("cpu")
-
 
 @pytest.mark.parametrize("kind", ["faster", "mask", "cascade", "retinanet"])
 def test_detectors_of_this_project(kind, device):

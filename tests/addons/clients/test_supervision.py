@@ -30,19 +30,6 @@ def test_detections(served, predictor, rgb, bgr):
         assert (detections.mask != expected.pred_masks.numpy()).mean() < 1e-4
 
 
-def test_annotators(served, predictor, bgr):
-    detections = sv.Detections.from_detectron2(predictor(bgr))
-    detections = detections[detections.confidence > 0.5]
-    labels = [served.names[i] for i in detections.class_id]
-    for annotator, options in (
-        (sv.BoxAnnotator(), {}),
-        (sv.LabelAnnotator(), {"labels": labels}),
-        *([(sv.MaskAnnotator(), {})] if detections.mask is not None else []),
-    ):
-        picture = annotator.annotate(bgr.copy(), detections, **options)
-        assert picture.shape == bgr.shape and (picture != bgr).any()
-
-
 @pytest.mark.parametrize(
     "image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))]
 )

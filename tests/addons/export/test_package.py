@@ -266,31 +266,4 @@ def test_a_package_that_differs_is_not_written(tmp_path, monkeypatch, change, me
     assert not list(tmp_path.iterdir())
 
 
-def test_without_detections_there_is_nothing_to_compare(tmp_path):
-    cfg, model = make("faster", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
-    with pytest.raises(UserError, match="nothing is detected in the 1 images .* 1.0 or more"):
-        export_package(cfg, model, NAMES, str(tmp_path / "package"), pictures(1))
-    assert not list(tmp_path.iterdir())
-
-
 # ---- the program ----
-
-
-@pytest.mark.parametrize(
-    "output, message",
-    [
-        ("model.onnx", "model.onnx is a file's name"),
-        ("file", "file is a file"),
-        ("full", "full is not empty"),
-        ("none/package", "there is no folder "),
-    ],
-)
-def test_outputs_that_are_refused(tool, tmp_path, monkeypatch, output, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "something").touch()
-    # Before the run is looked for.
-    words = ["--run", "none", "--output", output, "--format", "detectron2"]
-    status, _, err = tool("export", *words)
-    assert status == 2 and len(err) == 1 and message in err[0]

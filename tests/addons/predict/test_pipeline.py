@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
 from rsb_d2 import UserError
@@ -237,20 +235,6 @@ def test_incomplete_lines_do_not_count(tmp_path):
     with pytest.raises(KeyError):
         lines[2]
     lines.close()
-
-
-def test_packed_detections():
-    found = Instances((5, 13))
-    found.pred_boxes = Boxes(torch.rand(3, 4))
-    found.scores, found.pred_classes = torch.rand(3), torch.arange(3)
-    found.pred_masks = torch.rand(3, 5, 13) > 0.5
-    found.pred_keypoints = torch.rand(3, 17, 3)
-    for instances in (found, found[:0]):
-        back = writing.unpack(writing.pack(instances))
-        assert back.image_size == (5, 13) and back.get_fields().keys() == found.get_fields().keys()
-        for name, value in instances.get_fields().items():
-            value = getattr(value, "tensor", value)
-            assert torch.equal(getattr(back.get(name), "tensor", back.get(name)), value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -17,7 +17,6 @@ from pycocotools.coco import COCO
 from rsb_d2 import UserError
 from rsb_d2.addons.predict.files import find_images, find_inputs
 from rsb_d2.addons.workbench.sample import make_sample_data
-from rsb_d2.data.class_names import find_class_names
 from rsb_d2.predictor import Predictor, load_predict_config
 from tests.helpers.clips import make_clip
 from tests.helpers.paths import ROOT
@@ -195,49 +194,6 @@ def test_inputs_of_all_kinds(folder, tmp_path):
     ]
 
 
-def test_only_unusable_inputs(predict, tmp_path, monkeypatch):
-    (tmp_path / "cut.mp4").write_bytes(make_clip(tmp_path / "clip.mp4").read_bytes()[:3000])
-    words = ("--run", "run", "--output", tmp_path / "out")
-    status, out, err = predict(*words, tmp_path / "cut.mp4")
-    assert status == 1 and out == "" and "skipped" in err and not list(tmp_path.glob("out/**/*.*"))
-    (tmp_path / "bad.tar").write_bytes(b"not a tar file" * 100)
-    status, _, err = predict(*words, tmp_path / "bad.tar")
-    assert status == 2 and f"cannot read {tmp_path / 'bad.tar'}" in err
-    (tmp_path / "in" / "locked").mkdir(parents=True)
-    (tmp_path / "in" / "a.jpg").write_bytes(b"")
-    scandir = os.scandir
-
-    def locked(path):  # root can list everything
-        if "locked" in str(path):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", locked)
-    found = find_inputs([str(tmp_path / "in")])
-    assert len(found.images) == 1
-    assert found.skipped == [(f"{tmp_path}/in/locked/", "Permission denied")]
-
-
-def test_results_only_and_resuming(folder, predict):
-    arguments = ("--run", "run", "sample/val", "--output", "again", "--no-pictures", "--resume")
-    status, out, _ = predict(*arguments, "--threshold", "0.3")
-    assert status == 0 and "pictures" not in out
-    files = {p.name: p.read_bytes() for p in (folder / "again").iterdir()}
-    assert files.keys() == {"results.json", "images.json", "run.json"}
-    status, again, err = predict(*arguments, "--threshold", "0.3")
-    assert status == 0 and again == out and "the run in again is finished" in err
-    for changed, message in (
-        (("--threshold", "0.4"), "was started with --threshold 0.3, not 0.4"),
-        (("--threshold", "0.3", "--batch", "2"), "was started with --batch 1, not 2"),
-        (("--threshold", "0.3", "--weights", "mask_run/model_final.pth"), "with other weights"),
-        (("--threshold", "0.3", "--opts", "INPUT.MIN_SIZE_TEST", "64"), "MIN_SIZE_TEST 96, not 64"),
-    ):
-        status, out, err = predict(*arguments, *changed)
-        assert status == 2 and out == "" and message in err
-        assert len(err.strip().splitlines()) == 1
-    assert {p.name: p.read_bytes() for p in (folder / "again").iterdir()} == files
-
-
 def test_a_config_file_or_a_zoo_name(folder, predict):
     (folder / "mine.yaml").write_text(make_seeded_config("faster").dump())
     words = ("sample/val/000001.jpg", "--weights", "run/model_final.pth", "--output", "none")
@@ -318,14 +274,3 @@ def test_the_best_weights_of_a_run_are_preferred(folder, tmp_path):
         (run / name).write_bytes(b"")
         (run / "last_checkpoint").write_text("model_0000002.pth")
         assert load_predict_config(run=str(run)).MODEL.WEIGHTS == str(run / name)
-
-
-def test_sources_of_class_names():
-    cfg = make_seeded_config("faster", "DATASETS.TEST", "('coco_2017_val',)")
-    found = find_class_names(cfg, {"class_names": list("abcdef"), "class_ids": range(6)}, 6)
-    assert (found.names, found.ids) == (tuple("abcdef"), tuple(range(6)))
-    assert find_class_names(cfg, {"class_names": ["of", "another"]}, 6).names == tuple(CLASSES)
-    coco = find_class_names(cfg, {}, 80)
-    assert (coco.names[16], coco.ids[16]) == ("dog", 18)
-    unknown = find_class_names(cfg, {}, 3)
-    assert (unknown.names, unknown.ids) == (("class 0", "class 1", "class 2"), (1, 2, 3))

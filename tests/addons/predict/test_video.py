@@ -222,17 +222,6 @@ def test_failures_leave_nothing(tmp_path, monkeypatch):
         VideoReader(str(clip))
 
 
-def test_frames_that_are_too_large_for_the_codec(tmp_path):
-    clip = make_clip(tmp_path / "a.mp4", num_frames=2)
-
-    def wide(image, instances):
-        return np.zeros((20, 9001, 3), dtype=np.uint8)
-
-    predict_video(RedSquares(), wide, str(clip), str(tmp_path / "out.mp4"))
-    frames = list(VideoReader(str(tmp_path / "out.mp4")).frames())
-    assert len(frames) == 2 and frames[0].image.shape[:2] == (18, 8190)
-
-
 def test_frames_are_released(tmp_path):
     """However long the video is, about two batches of frames are in memory."""
     clip = make_clip(tmp_path / "a.mp4")

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import random
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -107,14 +105,6 @@ def test_members_are_read(prefix, format, tmp_path):
     expected = [(f"{path}!/{name}", os.path.splitext(name)[0]) for name in sorted(PIXELS)]
     assert find_images([path]) == find_images([f"{path}!"]) == expected
     assert find_images([f"{path}!/a.png"]) == [(f"{path}!/a.png", "a")]
-
-
-def test_tar_paths():
-    split = tar.split_tar_path
-    assert split("/a/b.tar!/c/d.jpg") == ("/a/b.tar", "c/d.jpg")
-    assert split("/a/b.tar!") == split("/a/b.tar!/") == ("/a/b.tar", "")
-    for other in ("/a/b.tar/c.jpg", "/a/b.tar!c", "/a/wow!/c.jpg"):
-        assert split(other) is None
 
 
 def test_errors_of_tar_files_name_the_image(tmp_path):
@@ -238,11 +228,6 @@ def test_lasting_failures_are_a_bad_image(failure, tries, reason, server):
     assert len(server.requests) == tries
 
 
-def test_no_server():
-    with pytest.raises(BadImageError, match=r"it cannot be fetched, Connection refused \(5 tries"):
-        read_image("http://127.0.0.1:9/a.png", "RGB")
-
-
 def test_damaged_copies_and_sources(server, copies):
     url = f"{server.address}/a.png"
     read_image(url, "RGB")
@@ -285,27 +270,6 @@ def test_the_cache_stays_within_its_limit_and_the_oldest_is_removed_first(tmp_pa
     assert cache.get("u1") is None and cache.get("u30") is None
     cache.put("large", bytes(9000))
     assert cache.get("large") is None
-
-
-WRITER = """
-import sys
-from rsb_d2.addons.storage.remote import DiskCache
-cache = DiskCache(sys.argv[1], 200_000)
-for i in range(300):
-    name = f"{(i * int(sys.argv[2])) % 211}"
-    found = cache.get(name)
-    assert found in (None, name.encode() * 500), "half of a file"
-    cache.put(name, name.encode() * 500)
-"""
-
-
-@pytest.mark.slow
-def test_processes_share_the_cache(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", WRITER, str(tmp_path / "c")]
-    runs = [subprocess.Popen([*command, str(n)]) for n in (1, 2, 3)]
-    assert [run.wait() for run in runs] == [0, 0, 0]
-    assert 0 < folder_size(tmp_path / "c") <= 200_000
-    assert not list((tmp_path / "c").rglob("*.tmp"))
 
 
 class Bucket(PathHandler):

@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-import torch
-
 from rsb_d2.config.loading import load_config
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.programs import check_line
@@ -89,10 +87,6 @@ def put(where, **changes):
     return edited(lambda whole: whole[where][0].update(changes))
 
 
-def put_all(where, **changes):
-    return edited(lambda whole: [record.update(changes) for record in whole[where]] and None)
-
-
 def text(words, encoding="utf-8", name="train.json"):
     return lambda data: (data / name).write_bytes(words.encode(encoding)) and []
 
@@ -122,26 +116,10 @@ def remove(*names):
 MULTI_STEP = ("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR")
 
 
-RLE_OF_OTHER_SIZE = dict(segmentation=dict(size=[HEIGHT + 1, WIDTH], counts=[100, HEIGHT * WIDTH]))
 NAN, INFINITY = float("nan"), float("inf")
 
 
 # ---- what must come of it ----
-
-
-def check_training_image(image, cfg):
-    assert image["image"].dtype == torch.uint8 and image["image"].shape[0] == 3
-    instances = image["instances"]
-    height, width = instances.image_size
-    assert image["image"].shape[1:] == (height, width)
-    boxes = instances.gt_boxes.tensor
-    assert boxes.isfinite().all() and (boxes >= 0).all()
-    assert (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
-    assert (boxes[:, 2:] > boxes[:, :2]).all()
-    classes = instances.gt_classes
-    assert ((classes >= 0) & (classes < cfg.MODEL.ROI_HEADS.NUM_CLASSES)).all()
-    if cfg.MODEL.MASK_ON and len(instances):
-        assert len(instances.gt_masks) == len(instances)
 
 
 def check_stop(case, data, train_net):

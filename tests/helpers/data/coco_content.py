@@ -1,6 +1,5 @@
 """COCO-format content with everything in it that Detectron2 reads."""
 
-import json
 import random
 
 import numpy as np
@@ -76,14 +75,3 @@ def make_content(seed=0, images=30, annotations=120):
             annotation["num_keypoints"] = 4
         content["annotations"].append(annotation)
     return content
-
-
-def write_data_set(tmp_path, content):
-    """Write it, with empty image files; return the annotation file and the image folder."""
-    path, images = tmp_path / "mine.json", tmp_path / "images"
-    path.write_text(json.dumps(content))
-    for image in content["images"]:
-        file = images / image["file_name"]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    return str(path), str(images)

@@ -9,7 +9,7 @@ import pytest
 
 from rsb_d2 import UserError
 from rsb_d2.addons.workbench.convert import convert
-from tests.helpers.data.label_files import converted, image, write
+from tests.helpers.data.label_files import image, write
 
 MASK = np.zeros((80, 100), dtype=np.uint8, order="F")
 MASK[20:40, 10:30] = 1
@@ -162,19 +162,6 @@ def test_an_image_in_two_files_stops_a_split(tmp_path):
     assert "images that are in two splits" in convert_all(tmp_path, files)[1]
 
 
-def test_names_start_from_the_folder_that_all_folders_are_in(tmp_path):
-    for split in ("train", "val"):
-        one = content(names=split[0])
-        one["images"][0]["file_name"] = "deep/x.png"
-        image(tmp_path / "in" / split / "deep" / "x.png")
-        write(tmp_path / "in" / f"{split}.json", json.dumps(one))
-    files = [str(tmp_path / "in" / f"{split}.json") for split in ("train", "val")]
-    folders = [str(tmp_path / "in" / split) for split in ("train", "val")]
-    contents, _ = convert_all(tmp_path, files, images=folders)
-    names = {split: c["images"][0]["file_name"] for split, c in contents.items()}
-    assert names == {"train": "train/deep/x.png", "val": "val/deep/x.png"}
-
-
 def test_clip_changes_what_it_cuts_alone(tmp_path):
     before = content()
     before["annotations"][0] |= {"bbox": [90, 20, 30, 40], "segmentation": [], "track_id": 7}
@@ -186,14 +173,6 @@ def test_clip_changes_what_it_cuts_alone(tmp_path):
     assert others == before["annotations"][1:]
     assert cut["bbox"] == [90, 20, 10, 40] and cut["area"] == 400 and cut["track_id"] == 7
     assert notes == {"objects cut at the edge of the image": 1}
-
-
-def test_keypoints_are_counted_when_yolo_gets_boxes(tmp_path):
-    files = make(tmp_path / "in", train=content())
-    folder = str(tmp_path / "in" / "images")
-    conversion = convert(files, str(tmp_path / "yolo"), images=[folder], target="yolo")
-    assert conversion.data.notes["objects whose keypoints are left out"] == 4
-    assert len(converted(tmp_path / "yolo", tmp_path / "back")[0]["train"]["images"]) == 6
 
 
 def test_a_file_keeps_its_contents_except_for_unusable_annotations(tmp_path):

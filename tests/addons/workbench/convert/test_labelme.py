@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 
 import numpy as np
@@ -16,7 +15,6 @@ from tests.helpers.data.label_files import (
     image,
     labelme,
     objects_of,
-    write,
 )
 
 TRIANGLE = ("cat", "polygon", [[10, 8], [30, 8], [30, 40]], None)
@@ -139,27 +137,9 @@ def test_bad_files_stop_in_one_line(tmp_path, change, message):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_other_json_is_left_out_and_counted(tmp_path):
-    image(tmp_path / "in" / "a.png")
-    labelme(tmp_path / "in" / "a.json", [TRIANGLE], "a.png")
-    write(tmp_path / "in" / "settings.json", json.dumps({"colour": 1}))
-    notes = converted(tmp_path / "in", tmp_path / "out")[1]
-    assert notes == {"JSON files without 'shapes' left out (settings.json)": 1}
-
-
 def test_a_file_that_names_itself(tmp_path):
     """As in LabelMe's own tutorial: the image is the one with the stem of the file."""
     image(tmp_path / "in" / "apc2016_obj3.jpg")
     labelme(tmp_path / "in" / "apc2016_obj3.json", [TRIANGLE], "apc2016_obj3.json")
     content = converted(tmp_path / "in", tmp_path / "out")[0]["train"]
     assert objects_of(content) == [("apc2016_obj3.jpg", "cat", [10, 8, 20, 32], 0)]
-
-
-def test_masks_without_a_pixel_are_left_out_and_counted(tmp_path):
-    image(tmp_path / "in" / "a.png")
-    shape = {"label": "cat", "shape_type": "mask", "points": [[20, 30], [23, 34]]}
-    empty = {**shape, "mask": encoded(np.zeros((5, 4), dtype=bool))}
-    labelme(tmp_path / "in" / "a.json", [empty, TRIANGLE], "a.png")
-    contents, notes = converted(tmp_path / "in", tmp_path / "out")
-    assert len(contents["train"]["annotations"]) == 1
-    assert notes == {"masks without a pixel left out": 1}

@@ -67,17 +67,6 @@ def test_other_files_hidden_ones_and_links(tmp_path, make):
     assert notes == expected
 
 
-def test_images_in_linked_folders_are_taken_once(tmp_path):
-    make_yolo(tmp_path / "in")
-    image(tmp_path / "elsewhere" / "c.mpo")
-    (tmp_path / "in" / "images" / "link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
-    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")
-    contents, notes = converted(tmp_path / "in", tmp_path / "out")
-    assert len(contents["train"]["images"]) == 3
-    assert sum(notes.values()) == 2 and "link/again/" in str(notes) and "link/back/" in str(notes)
-
-
 def test_images_and_labels_of_no_one(tmp_path):
     yaml, _ = make_yolo(tmp_path / "y")
     write(tmp_path / "y" / "labels" / "gone.txt", "0 .5 .5 .1 .1")

@@ -86,15 +86,6 @@ def test_names_that_are_out_of_date(folder, tmp_path, name):
     assert objects_of(content)[-1][:2] == ("b.jpg", "cat")
 
 
-def test_sizes_of_zero_and_classes_in_order(folder, tmp_path):
-    voc(folder / "Annotations" / "b.xml", [("cat", 0, 11, 21, 30, 40)], "b.jpg", size=(0, 0))
-    content = converted(folder, tmp_path / "out", classes=["dog", "cow", "cat"])[0]["train"]
-    assert [c["name"] for c in content["categories"]] == ["dog", "cow", "cat"]
-    assert content["images"][1]["width"] == 100
-    with pytest.raises(UserError, match="a.xml, object 2: is of the class cat, not in --classes"):
-        converted(folder, tmp_path / "other", classes=["dog"])
-
-
 def cut(folder):
     path = folder / "Annotations" / "b.xml"
     path.write_text(path.read_text()[:150])

@@ -76,14 +76,6 @@ def test_where_images_are(tmp_path, head, splits):
     assert notes.get(moved, 0) == head.count("/content/")
 
 
-def test_names_as_a_dict_and_as_words_of_yaml(tmp_path):
-    yaml = yolo(tmp_path / "in", {"a": "2.0 .5 .5 .1 .1"})
-    write(yaml, "train: images\nnc: 3\nnames:\n  0: yes\n  2: 007\n  1: no\n")
-    content = converted(yaml.parent, tmp_path / "out")[0]["train"]
-    assert [c["name"] for c in content["categories"]] == ["yes", "no", "007"]
-    assert objects_of(content)[0][1] == "007"
-
-
 GOOD = "0 .5 .5 .1 .1\n"
 
 
@@ -134,19 +126,6 @@ def test_bad_descriptions_stop_in_one_line(tmp_path, text, message):
         converted(yaml, tmp_path / "out")
 
 
-def test_a_folder_without_its_description(tmp_path):
-    yolo(tmp_path / "in", {"a": GOOD}).unlink()
-    with pytest.raises(UserError, match="has no data.yaml, which names"):
-        converted(tmp_path / "in", tmp_path / "out")
-
-
-def test_one_label_file_for_two_images(tmp_path):
-    yaml = yolo(tmp_path / "in", {"a": GOOD})
-    image(tmp_path / "in" / "images" / "a.jpg")
-    with pytest.raises(UserError, match="a.txt: would be of two images"):
-        converted(yaml, tmp_path / "out")
-
-
 def test_clip_cuts_at_the_edge(tmp_path):
     rows = "0 .9 .5 .4 .1\n1 -.5 -.5 .1 .1\n1 .8 .5 1.2 .5 .8 1.0\n"
     contents, notes = converted(yolo(tmp_path / "in", {"a": rows}), tmp_path / "out", clip=True)
@@ -187,22 +166,6 @@ def test_keypoints_are_left_out_and_counted(tmp_path):
     contents, notes = converted(yaml, tmp_path / "out")
     assert objects_of(contents["train"]) == [("a.png", "cat", [40, 36, 20, 8], 0)]
     assert notes == {"objects whose keypoints are left out": 1}
-
-
-def test_a_folder_that_is_there_is_left_alone(tmp_path):
-    yaml = yolo(tmp_path / "in", {"a": GOOD})
-    write(tmp_path / "out" / "mine.txt", "mine")
-    with pytest.raises(UserError, match="is there already"):
-        converted(yaml, tmp_path / "out")
-    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
-
-
-def test_an_image_that_is_none(tmp_path):
-    yaml = yolo(tmp_path / "in", {"a": GOOD})
-    write(tmp_path / "in" / "images" / "b.png", "no image")
-    with pytest.raises(UserError, match="cannot use the image .*b.png"):
-        converted(yaml, tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
 # ---- writing ----
@@ -365,21 +328,6 @@ def test_ultralytics_finds_all_labels(tmp_path, number):
     boxes = sorted(row for rows in boxes_by_image(back).values() for row in rows)
     expected = [("cat", i + 1, 2 * i + 1, 21 + 2 * i, 2 * i + 31) for i in range(len(names))]
     assert boxes == sorted(expected)
-
-
-def test_roboflows_layout_and_back(tmp_path):
-    """A data set of Roboflow's, to COCO and from there to YOLO: no label is lost on the way."""
-    for split in ("train", "valid"):
-        for name in "ab":
-            image(tmp_path / "in" / split / "images" / f"{name}.png")
-            write(tmp_path / "in" / split / "labels" / f"{name}.txt", "0 .5 .5 .2 .25\n")
-    write(tmp_path / "in" / "data.yaml", "train: train/images\nval: valid/images\nnames: [cat]\n")
-    convert([str(tmp_path / "in")], str(tmp_path / "coco"))
-    files = [str(tmp_path / "coco" / f"{split}.json") for split in ("train", "val")]
-    convert(files, str(tmp_path / "yolo"), images=[str(tmp_path / "in")], target="yolo")
-    contents, notes = converted(tmp_path / "yolo", tmp_path / "back")
-    assert {s: len(c["annotations"]) for s, c in contents.items()} == {"train": 2, "val": 2}
-    assert notes == {}
 
 
 @pytest.mark.parametrize("target", ["coco", "yolo"])

@@ -77,16 +77,6 @@ def test_best_anchor_is_the_best_of_all_anchors(overrides):
     assert ours == pytest.approx(theirs.max(dim=1).values.numpy(), abs=1e-4)
 
 
-def test_anchors_of_retinanet():
-    cfg = load_config(
-        str(ROOT / "configs" / "retinanet_rsb_1x.yaml"), ["MODEL.TIMM.NAME", "resnet18"]
-    )
-    grid = build_anchor_grid(cfg)
-    assert [len(cells) for cells in grid.generator.cell_anchors] == [9] * 5
-    box = np.array([[100.0, 100.0, 64.0, 64.0]])
-    assert 0.7 < best_anchor_ious(grid, box, np.array([[800, 1000]]))[0] <= 1
-
-
 def test_page_and_sheet(page, folder):
     output, data, printed = page
     content = json.loads((folder / "datasets/rsb_sample/annotations/train.json").read_text())
@@ -103,22 +93,6 @@ def test_page_and_sheet(page, folder):
     assert len(data["images"]) == 30 and data["classes"][1] in printed
     with Image.open(output.with_suffix(".png")) as sheet:
         assert sheet.width > 1000 and sheet.height > 1000
-
-
-@pytest.mark.slow  # test_report.py starts a browser for its page
-def test_in_a_browser(page, browser):
-    path, data, _ = page
-    browser.open(path)
-    assert browser.run("return document.documentElement.dataset.ready") == "true"
-    assert browser.text(".tile b") == str(data["stats"][-1]["objects"])
-    assert browser.count("#gallery figure") == 24 and browser.count("#gallery path") > 24
-    browser.click('tr[data-class="1"] td')
-    assert browser.text(".tile b") == str(data["stats"][1]["objects"])
-    with_class = [i for i in data["images"] if any(t["c"] == 1 for t in i["truth"])]
-    assert browser.count("#gallery figure") == min(24, len(with_class)) < 30
-    browser.click("#shapes button:first-child")
-    assert browser.count("#gallery path") == 0
-    assert browser.console() == []
 
 
 def test_unusual_data_is_reported(browse, folder):
@@ -151,13 +125,6 @@ def test_unusual_data_is_reported(browse, folder):
     assert data["images"][0]["odd"] and data["config"] is None
 
 
-def test_an_error_that_would_stop_a_training_is_shown(browse):
-    small = ["MODEL.TIMM.NAME", "resnet18"]
-    overrides = [*small, "MODEL.ROI_HEADS.NUM_CLASSES", "55"]
-    status, out, _ = browse("--config-file", CONFIG, "--num-images", "0", "--opts", *overrides)
-    assert status == 0 and "Training would stop: MODEL.ROI_HEADS.NUM_CLASSES is 55" in out
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -176,41 +143,3 @@ def test_an_error_that_would_stop_a_training_is_shown(browse):
 def test_bad_arguments(browse, arguments, message):
     status, _, errors = browse(*arguments)
     assert status == 2 and len(errors) == 1 and message in errors[0]
-
-
-NAMES = ["$$", "$1_$5", "_hidden", "<!--<script>", "汽车", "100 %{x}", "a\nb"]
-
-
-def test_large_and_long_images_and_names_that_look_like_markup(browse, tmp_path):
-    size = (2400, 1800)
-    Image.new("RGB", size, (90, 90, 90)).save(tmp_path / "$a_$b.jpg")
-    # Enlarged for its labels, it would have more pixels than a picture of matplotlib may have.
-    Image.new("RGB", (5000, 8)).save(tmp_path / "long.png")
-    count = len(NAMES)
-    images = [
-        dict(id=i, file_name="$a_$b.jpg", width=size[0], height=size[1])
-        for i in range(1, count + 1)
-    ]
-    images.append(dict(id=99, file_name="long.png", width=5000, height=8))
-    objects = [
-        dict(id=i, image_id=i, category_id=i, bbox=[600, 400, 1200, 800], area=960000, iscrowd=0)
-        for i in range(1, count + 1)
-    ]
-    # Only some of the annotations have masks.
-    objects[0]["segmentation"] = [[600, 400, 1800, 400, 1800, 1200, 600, 1200]]
-    objects.append(dict(objects[1], id=100, bbox=[0, 0, 90, 90], image_id=1))
-    objects.append(dict(objects[1], id=101, bbox=[5, 1, 9, 5], image_id=99))
-    categories = [dict(id=i, name=name) for i, name in enumerate(NAMES, start=1)]
-    path = tmp_path / "$x_$y.json"
-    path.write_text(json.dumps(dict(images=images, annotations=objects, categories=categories)))
-    output = tmp_path / "page.html"
-    status, _, errors = browse("--annotations", path, "--images", tmp_path, "--output", output)
-    assert (status, errors) == (0, [])
-    assert read_data(output)["classes"] == NAMES
-    with Image.open(output.with_suffix(".png")) as sheet:
-        assert sheet.width == 1600 and sheet.height < 1600
-        pixels = np.asarray(sheet)
-    # Each image is drawn at the size of its place: its gray has a known area, with thin lines.
-    gray = (pixels == 90).all(axis=-1).sum()
-    width, height = 388, 388 * size[1] // size[0]
-    assert gray == pytest.approx(count * width * height, rel=0.2)

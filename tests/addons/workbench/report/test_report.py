@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -125,41 +127,19 @@ def test_page_adds_up(page):
     assert path.stat().st_size < 20e6
 
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
 @pytest.mark.slow
-def test_in_a_browser(page, browser):
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
+def test_the_page_in_a_browser(page):
     path, data = page
-    boxes, masks = data["tasks"]["bbox"], data["tasks"]["segm"]
-    browser.open(path)
-    assert browser.run("return document.documentElement.dataset.ready") == "true"
-    assert browser.values(".tile") == boxes["figures"]
-    for k in range(len(data["classes"])):
-        row = browser.values(f'tr[data-class="{k}"] td')[1:]
-        assert row == [*boxes["classFigures"][k], boxes["objects"][k], boxes["detections"][k]]
-    assert browser.count("#curves .scatterlayer .trace") == 11
-    assert browser.count("#gallery figure") > 3 and browser.count("svg image") > 3
-
-    browser.click('tr[data-class="1"] td')  # filters everything by this class
-    assert browser.values(".tile") == boxes["classFigures"][1]
-    assert browser.run("return document.getElementById('class').value") == "1"
-    assert browser.count("#curves .scatterlayer .trace") == 4
-    shown = browser.run("return state.cls === 1 && data.images.map(judge).filter(j => j.total)")
-    assert 0 < len(shown) < len(data["images"])
-
-    browser.click("#tasks button:last-child")
-    assert browser.values(".tile") == masks["classFigures"][1]
-    browser.click("#reset")
-    assert browser.values(".tile") == masks["figures"]
-
-    # The longest bar, by a click on it: the images with that error.
-    longest = int(np.argmax(masks["deltaAp"]))
-    all_images = browser.count("#gallery figure")
-    browser.click(f"#errors .point:nth-child({longest + 1}) path")
-    assert browser.run("return state.error") == data["errors"][longest]
-    assert browser.count("#gallery figure") <= all_images
-    browser.click("#error-chip")
-    assert browser.run("return state.error") is None
-    browser.run("update({ cls: 0, error: 'Loc', order: 'best', log: true, score: 0.3 })")
-    assert browser.console() == []
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{path}"]
+    shown = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120).stdout
+    assert 'data-ready="true"' in shown
+    for value in data["tasks"]["bbox"]["figures"]:
+        assert value is None or f'data-value="{value}"' in shown
+    assert shown.count("<figure") > 3
 
 
 def test_no_masks_in_the_results_or_in_the_annotations(report, folder):
@@ -177,13 +157,6 @@ def test_no_masks_in_the_results_or_in_the_annotations(report, folder):
     assert any("annotations have no mask" in note for note in data["notes"])
 
 
-def test_no_detection_at_all(report, folder):
-    status, _, errors = report("--results", "none.json", "--output", "none.html")
-    assert status == 1 and errors == ["report.py: warning: none.json holds no detection at all"]
-    task = read_data(folder / "none.html")["tasks"]["bbox"]
-    assert task["figures"][0] == 0 and task["deltaAp"] == [0, 0, 0, 0, 0, 1]
-
-
 @pytest.mark.parametrize(
     "values, message",
     [
@@ -192,8 +165,10 @@ def test_no_detection_at_all(report, folder):
         (dict(category_id=0), "class indices"),
         (dict(category_id="cat"), "position 3 has no 'category_id' that is an integer"),
         (dict(score=float("nan")), "position 3 has no 'score'"),
+        (dict(score=10**400), "no 'score'"),
         (dict(bbox=[1, 2, 3]), "position 3 has no 'bbox'"),
         (dict(segmentation=dict(size=[9, 9], counts="0")), "position 3 has a mask of size [9, 9]"),
+        (dict(segmentation=dict(size=[240, 320], counts="0P0")), "position 3"),
     ],
 )
 def test_results_that_do_not_fit(report, folder, values, message):
@@ -223,12 +198,3 @@ def test_results_that_do_not_fit(report, folder, values, message):
 def test_bad_arguments(report, arguments, message):
     status, _, errors = report(*arguments)
     assert status == 2 and len(errors) == 1 and message in errors[0]
-
-
-def test_results_of_another_data_set_with_the_same_ids(report, folder):
-    results = make_detections(folder / SAMPLE / "annotations/train.json", with_masks=False)
-    results = [r for r in results if r["image_id"] <= 16]
-    (folder / "train.json").write_text(json.dumps(results))
-    assert report("--results", "train.json", "--output", "other.html")[0] == 0
-    notes = read_data(folder / "other.html")["notes"]
-    assert any("reach beyond their image" in note for note in notes)
