@@ -35,14 +35,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("openmmlab")
 
 
-# The cascade part by part is in tests/modeling/test_openmmlab.py.
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=[pytest.mark.slow] if "cascade" in name else [])
-        for name in CONFIGS
-    ],
-)
+@pytest.fixture(scope="module", params=CONFIGS)
 def detector(request, folder):
     if request.param == "retinanet":
         return request.getfixturevalue("retinanet")
@@ -119,11 +112,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize(
-    "detector",
-    [pytest.param(name, marks=[pytest.mark.slow] if "cascade" in name else []) for name in LOSSES],
-    indirect=True,
-)
+@pytest.mark.parametrize("detector", LOSSES, indirect=True)
 def test_losses_are_those_of_mmdetection(detector, monkeypatch):
     model = detector.model
     if detector.name == "cascade_mask_rcnn":

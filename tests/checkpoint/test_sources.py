@@ -11,13 +11,16 @@ import huggingface_hub
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from iopath.common import file_io
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError, model_zoo
 from rsb_d2.checkpoint import locate, sources
+from rsb_d2.config.setup import setup
 from tests.helpers.fake_hub import add_to_cache, make_weights
+from tests.helpers.paths import CONFIGS
 from tests.helpers.small_detector import check_features, make_config
 from tests.helpers.weights.openmmlab import save_as_openmmlab, standin
 
@@ -106,6 +109,15 @@ def test_without_cache_and_network(cache):
     assert "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors" in message
     assert "MODEL.WEIGHTS path/to/model.safetensors" in message
     assert "\n" not in message
+
+
+def test_a_run_of_a_recipe_reaches_the_download(cache, tmp_path):
+    args = default_argument_parser().parse_args(
+        ["--config-file", str(CONFIGS / "frcnn_rsb_1x.yaml")]
+    )
+    with pytest.raises(UserError, match="timm://resnet50.a1_in1k is not in the cache"):
+        setup(args)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_downloads_into_the_cache_once(cache, weights, monkeypatch, caplog):

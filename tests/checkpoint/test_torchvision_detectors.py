@@ -188,18 +188,6 @@ def test_other_detectors_are_refused(kind):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_another_number_of_classes_leaves_the_classifier_fresh(tmp_path):
-    reference = make_reference("frcnn_torchvision_v2")
-    _, report = load(
-        "frcnn_torchvision_v2", reference, tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", "3"
-    )
-    assert report.classes == (80, 3)
-    assert {name.rpartition(".")[0] for name in report.initial} == {
-        "roi_heads.box_predictor.cls_score",
-        "roi_heads.box_predictor.bbox_pred",
-    }
-
-
 @pytest.mark.parametrize(
     "config, missing",
     [("frcnn_rsb_1x", "ROI_BOX_HEAD.POOLER_TYPE"), ("retinanet_rsb_1x", "P6_IN_FEATURE p5")],

@@ -204,23 +204,6 @@ def test_best_mode_does_not_depend_on_names_of_classes_and_data_sets(two_test_se
     assert best_mode(cfg) == other
 
 
-@pytest.mark.parametrize(
-    "names, metric",
-    [
-        (("val_day", "val_night"), "val_day/bbox/AP-b"),
-        (("day", "day/night"), "day/night/bbox/AP"),
-        (("ema", "val"), "ema/bbox/AP"),
-    ],
-)
-def test_best_metrics_of_data_sets_with_ambiguous_names(two_test_sets, names, metric):
-    cfg = two_test_sets(*names)
-    cfg.SOLVER.BEST_METRIC = metric
-    check_best_metric(cfg)
-    cfg.SOLVER.BEST_METRIC += "5"
-    with pytest.raises(UserError, match="gives no bbox/AP"):
-        check_best_metric(cfg)
-
-
 def test_data_sets_whose_metrics_would_collide(two_test_sets):
     cfg = two_test_sets("ema", "val")
     check_average(cfg)

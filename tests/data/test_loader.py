@@ -4,8 +4,6 @@ import itertools
 import os
 import random
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -31,7 +29,6 @@ from tests.helpers.data.loaders import (
     noisy,
     same,
 )
-from tests.helpers.paths import ROOT
 
 SAMPLERS = {
     "TrainingSampler": lambda records: TrainingSampler(len(records), seed=SEED),
@@ -213,30 +210,6 @@ def test_a_worker_that_dies_of_the_signal_that_ends_the_training_costs_no_batch(
     loader = make_loader(mapper, num_workers=2)
     loader.is_ending = lambda: True
     assert contents(iter(loader), 12) == contents(iter(make_loader(noisy)), 12)
-
-
-@pytest.mark.slow
-def test_workers_end_with_the_process_that_leaves_them():
-    program = """
-import signal, subprocess, sys
-sys.path.insert(0, {root!r})
-from tests.helpers.data.loaders import make_loader, noisy
-batches = iter(make_loader(noisy, num_workers=2))
-next(batches)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-subprocess.run(["sh", "-c", "kill -TERM 0"])  # all of them, as a cluster does
-for _ in range(20):
-    next(batches)
-print("loaded")
-"""
-    program = program.format(root=str(ROOT))
-    result = subprocess.run(
-        ["setsid", "--wait", sys.executable, "-W", "ignore", "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert (result.stdout, result.returncode) == ("loaded\n", 0), result.stderr
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

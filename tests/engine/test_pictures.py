@@ -163,26 +163,6 @@ def test_detections_next_to_the_truth(detections):
     assert abs(bottom - (4 * 50 + margin + title)) <= 16 and top >= margin + title
 
 
-@pytest.mark.parametrize("masks, keypoints", [(False, False), (True, True)])
-def test_only_some_objects_have_masks_or_keypoints(cfg, detections, masks, keypoints):
-    def change(records):
-        first, second, third = records
-        box = first["annotations"][0]
-        polygon = dict(box, segmentation=[[20, 20, 50, 20, 50, 50]])
-        first["annotations"] = [dict(box, keypoints=[30, 30, 2]), box, polygon]
-        second["annotations"] = [box, dict(box, keypoints=[30, 30, 2, 40, 40, 1])]
-        third["annotations"] = []
-        return [first, second, third, {k: third[k] for k in third if k != "annotations"}]
-
-    change_records(cfg, change)
-    cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON = masks, keypoints
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST
-    MetadataCatalog.get(cfg.DATASETS.TEST[0]).set(keypoint_names=["a", "b"], keypoint_flip_map=[])
-    picture = detections(OneBox(0.1))
-    red = (picture[:, :, 2] == 255) & (picture[:, :, 1] == 0)
-    assert red.any() == keypoints
-
-
 @pytest.mark.parametrize("size, mode", [((1, 1), "L"), ((1, 5000), "RGBA"), ((3000, 2), "I;16")])
 def test_unusual_shapes_modes_and_names(cfg, tmp_path, detections, size, mode):
     path = str(tmp_path / "odd.png")

@@ -81,31 +81,10 @@ def use_roi_align():
     ROIAlignRotated((2, 2), 1.0, 2)(torch.ones(1, 1, 8, 8), rois)
 
 
-def use_deform_conv():
-    from detectron2.layers import DeformConv
-
-    DeformConv(1, 1, 3, padding=1)(torch.ones(1, 1, 8, 8), torch.zeros(1, 18, 8, 8))
-
-
-def use_deformable_resnet():
-    from detectron2.config import get_cfg
-    from detectron2.modeling import build_backbone
-
-    cfg = get_cfg()
-    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-    build_backbone(cfg)
-
-
 @patched_only
 @pytest.mark.parametrize(
     "use",
-    [
-        use_pairwise_iou,
-        use_roi_align,
-        use_deform_conv,
-        use_deformable_resnet,
-    ],
+    [use_pairwise_iou, use_roi_align],
 )
 def test_using_what_needs_compiled_operators_raises(use):
     with pytest.raises(ImportError, match="compiled operators"):

@@ -88,24 +88,9 @@ def test_it_trains_and_evaluates(name, backbone, task, folder, tmp_path, monkeyp
             "timm://resnet50.a1_in1k is of resnet50, but MODEL.TIMM.NAME is resnet101",
         ),
         (
-            "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",
-            [*FPN, "MODEL.TIMM.NAME", "resnet50"],
-            "TIMM.NAME is resnet50, but MODEL.RESNETS.DEPTH is 101",
-        ),
-        (
             "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
             [*FPN, *WEIGHTS],
             "MODEL.RETINANET.IN_FEATURES: .*build_timm_fpn_backbone has no p7, only p3",
-        ),
-        (
-            "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
-            ["MODEL.WEIGHTS", "timm://resnet50.a1_in1k"],
-            "is for a timm backbone, and MODEL.BACKBONE.NAME is build_resnet_fpn_backbone",
-        ),
-        (
-            "COCO-Detection/faster_rcnn_R_50_DC5_1x.yaml",
-            ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "vgg16"],
-            "RES5_DILATION: 2: timm's vgg16 has no dilation",
         ),
     ],
 )

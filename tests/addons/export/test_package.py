@@ -14,8 +14,6 @@ from rsb_d2.addons.export import package
 from rsb_d2.addons.export.package import (
     dataset_names,
     export_package,
-    plain_weights,
-    summed_in_double,
 )
 from rsb_d2.addons.workbench.sample.draw import draw_picture
 from rsb_d2.predictor import Predictor
@@ -154,28 +152,6 @@ def test_another_eps_of_batch_norm_is_folded_into_its_variance(tmp_path):
             module.eps = 0.2
     exported = export_package(cfg, model, NAMES, str(tmp_path / "package"), pictures(1))
     assert exported.difference.detections >= 5
-
-
-def test_only_the_order_of_the_channels_makes_the_rounding(packages):
-    cfg, model, exported, _ = packages["faster"]
-    plain = get_cfg()
-    plain.merge_from_file(os.path.join(exported.folder, "config.yaml"))
-    stock = build_model(plain).eval()
-    stock.load_state_dict(plain_weights(model))
-    rgb = torch.from_numpy(others()[1]).permute(2, 0, 1)
-    with torch.no_grad():
-        outputs = [
-            m([{"image": image}])[0]["instances"]
-            for m, image in ((model, rgb), (stock, rgb.flip(0)))
-        ]
-        assert not torch.equal(outputs[0].scores, outputs[1].scores)
-        with summed_in_double(model, stock):
-            outputs = [
-                m([{"image": image}])[0]["instances"]
-                for m, image in ((model, rgb), (stock, rgb.flip(0)))
-            ]
-    assert torch.equal(outputs[0].scores, outputs[1].scores)
-    assert torch.equal(outputs[0].pred_boxes.tensor, outputs[1].pred_boxes.tensor)
 
 
 # ---- mistakes ----

@@ -25,7 +25,7 @@ from rsb_d2.addons.predict.pipeline import (
     predict_share,
 )
 from rsb_d2.addons.predict.processes import Processes
-from rsb_d2.addons.predict.results import Journal, Lines, RunFolder, format_table
+from rsb_d2.addons.predict.results import RunFolder, format_table
 from tests.helpers import colour_finder
 from tests.helpers.colour_finder import ColourFinder, make_images
 from tests.helpers.paths import ROOT
@@ -219,22 +219,6 @@ def test_processes_share_the_images(images, expected, tmp_path, batch):
     folder.finish(settings, NUMBER, ColourFinder().classes)
     assert contents(tmp_path) == expected(batch)
     assert max(seen[2:]) - min(seen[2:]) <= chunk_size(batch)
-
-
-def test_incomplete_lines_do_not_count(tmp_path):
-    with Journal(str(tmp_path), 0) as journal:
-        journal.add(b'{"index": 1, "results": []}\n')
-    path = tmp_path / "results-0.jsonl"
-    path.write_bytes(path.read_bytes() + bytes(40) + b'\n[1]\n{"index": 9}\n{"index": 2, "res')
-    with Journal(str(tmp_path), 0) as journal:
-        journal.add(b'{"index": 3, "path": "a", "skipped": "b"}\n')
-    (tmp_path / "results-1.jsonl").write_bytes(b'{"index": 0, "results": [7]}\n')
-    lines = Lines(str(tmp_path), 5)
-    assert list(lines.done()) == [1, 1, 0, 1, 0]
-    assert lines[0]["results"] == [7] and lines.skipped == [("a", "b")]
-    with pytest.raises(KeyError):
-        lines[2]
-    lines.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -9,7 +9,6 @@ import pytest
 import yaml as yaml_module
 
 from rsb_d2 import UserError
-from rsb_d2.addons.workbench import convert as module
 from rsb_d2.addons.workbench.convert import convert
 from rsb_d2.addons.workbench.convert.shapes import join_polygons
 from tests.helpers.data.label_files import (
@@ -160,14 +159,6 @@ def test_the_same_boxes_as_supervision(tmp_path):
             assert row[1:] == pytest.approx(other[1:], abs=1.01 if name == "b.png" else 0.01)
 
 
-def test_keypoints_are_left_out_and_counted(tmp_path):
-    yaml = yolo(tmp_path / "in", {"a": "0 .5 .5 .2 .1 .4 .4 2 .5 .5 1\n"})
-    write(yaml, yaml.read_text() + "kpt_shape: [2, 3]\n")
-    contents, notes = converted(yaml, tmp_path / "out")
-    assert objects_of(contents["train"]) == [("a.png", "cat", [40, 36, 20, 8], 0)]
-    assert notes == {"objects whose keypoints are left out": 1}
-
-
 # ---- writing ----
 
 SQUARE = [10, 20, 30, 20, 30, 40, 10, 40]
@@ -241,27 +232,6 @@ def test_joined_polygons_cover_the_same_pixels(third):
     assert (apart <= joined).all() and (joined - apart).sum() < 60
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda f: image(f / "images" / "a.png", (80, 100)), "says 100 x 80 pixels, but"),
-        (lambda f: (f / "images" / "a.png").unlink(), "1 of 1 image files are not in"),
-        (lambda f: write(f / "train.json", '{"images": ['), "not valid JSON|no format"),
-        (lambda f: write(f / "train.json", '{"annotations": []}'), "there is no key 'images'"),
-        (lambda f: coco(f, [{"bbox": [90, 20, 30, 40]}]), "reaches beyond the image"),
-        (lambda f: coco(f, []), "has no objects in it"),
-    ],
-)
-def test_bad_coco_files_stop_in_one_line(tmp_path, change, message):
-    path = coco(tmp_path / "coco", [{"bbox": [10, 20, 30, 40]}])
-    change(tmp_path / "coco")
-    with pytest.raises(UserError, match=message) as error:
-        images = [str(tmp_path / "coco" / "images")]
-        convert([str(path)], str(tmp_path / "yolo"), source="coco", images=images, target="yolo")
-    assert len(str(error.value).splitlines()) == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["coco"]
-
-
 # ---- names ----
 
 LAYOUTS = {
@@ -328,33 +298,3 @@ def test_ultralytics_finds_all_labels(tmp_path, number):
     boxes = sorted(row for rows in boxes_by_image(back).values() for row in rows)
     expected = [("cat", i + 1, 2 * i + 1, 21 + 2 * i, 2 * i + 31) for i in range(len(names))]
     assert boxes == sorted(expected)
-
-
-@pytest.mark.parametrize("target", ["coco", "yolo"])
-def test_a_file_that_is_read_otherwise_is_not_kept(tmp_path, monkeypatch, target):
-    file = coco_of(tmp_path / "in", ["a.jpg", "b.jpg"])
-    images = [str(tmp_path / "in" / "my images")]
-
-    def change(path, *old_and_new):
-        path.write_text(path.read_text().replace(*old_and_new))
-
-    def damaged(write_files):
-        def write_and_damage(data, *args):
-            written = write_files(data, *args)
-            for folder in tmp_path.rglob("*"):
-                if folder.name == "train.json" and folder.parent.name != "in":
-                    change(folder, "21", "22")
-                if folder.name == "b.txt":
-                    change(folder, "0 ", "1 ")
-                if folder.name == "data.yaml":
-                    change(folder, "names:", "names: [cat, dog]\nold:")
-            return written
-
-        return write_and_damage
-
-    for name in ("write_coco", "write_yolo"):
-        monkeypatch.setattr(module, name, damaged(getattr(module, name)))
-    with pytest.raises(UserError, match="do not read back correctly") as error:
-        convert([file], str(tmp_path / "out"), images=images, target=target)
-    assert len(str(error.value).splitlines()) == 1
-    assert os.listdir(tmp_path) == ["in"]
