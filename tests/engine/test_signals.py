@@ -127,7 +127,8 @@ def start(tmp_path):
 @pytest.mark.parametrize(
     "method, ending",
     [
-        *(("forkserver", "error"), ("forkserver", "SIGKILL")),
+        ("forkserver", "SIGKILL"),
+        pytest.param("forkserver", "error", marks=pytest.mark.slow),
         *(pytest.param(m, "SIGTERM", marks=pytest.mark.slow) for m in ("fork", "spawn")),
     ],
 )

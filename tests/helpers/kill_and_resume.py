@@ -157,7 +157,14 @@ def evaluations(output):
     return found
 
 
-def compare():
+def main(words=None):
+    from tests.helpers.quick_training import quick_training
+
+    with quick_training():  # the trainings are forked
+        compare(words)
+
+
+def compare(words):
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--pretraining", action="store_true")
@@ -165,7 +172,7 @@ def compare():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--once", action="store_true", help="at each kind of point once")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.pretraining:
         OPTIONS[:] = PRETRAINING
     os.chdir(args.folder)
@@ -210,13 +217,6 @@ def compare():
     print(json.dumps({"kills": len(kills), "different": different, "leftovers": leftovers}))
 
 
-def main():
-    sys.path.insert(0, str(ROOT))
-    from tests.helpers.quick_training import quick_training
-
-    with quick_training():  # the trainings are forked
-        compare()
-
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     main()

@@ -63,8 +63,8 @@ def others():
     return [noise, draw_picture(np.random.default_rng(9), 240)[0]]
 
 
-# Of frozen norms and the cascade, the parts that others have as well are slow tests.
-SLOW = ["frozen", "cascade"]
+# Slow, because the others have most of their parts.
+SLOW = ["faster", "frozen", "cascade", "keypoint"]
 
 
 @pytest.fixture(scope="module")
