@@ -111,7 +111,7 @@ def test_unreadable_and_missing_files(write_coco, tmp_path, images):
         register([name, json_file, str(images)])
     name, json_file, _ = write_coco(coco_content())
     with pytest.raises(UserError, match=r"3 of 3 image files are not in .*is it the right image"):
-        register([name, json_file, str(tmp_path / "other")])
+        register(["c", json_file, str(tmp_path / "other")])
 
 
 def test_no_room_for_the_corrected_copy(little_data, train_net, tmp_path):

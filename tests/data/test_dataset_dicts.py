@@ -317,24 +317,6 @@ def test_keypoints_have_the_values_of_stock(kind, folder, tmp_path, stock_values
     assert repr(records) == before  # which stock's conversion changes
 
 
-def test_objects_without_keypoints_are_not_evaluated_by_them(folder, tmp_path):
-    """As persons in COCO whose keypoints nobody has labeled."""
-    plain = make_records(folder)
-    plain[1]["annotations"][0].update(keypoints=[0.5, 0.5, 0] * 3, num_keypoints=0)
-    cfg = make_cfg(register("plain", plain), tmp_path, *KEYPOINTS)
-    evaluator = StockEvaluator("plain", output_dir=str(tmp_path), kpt_oks_sigmas=[0.1, 0.05, 0.1])
-    expected = figures(evaluator, make_records(folder), cfg)
-    for missing in (dict(), dict(keypoints=[]), dict(keypoints=None)):
-        records = make_records(folder)
-        del records[1]["annotations"][0]["keypoints"]
-        records[1]["annotations"][0].update(missing)
-        name = register(f"without {missing}", records)
-        trained, found = our_values(make_cfg(name, tmp_path / name, *KEYPOINTS))
-        np.testing.assert_equal(found["keypoints"], expected["keypoints"])
-        assert trained[1]["gt_keypoints"][0] == [[0, 0, 0]] * 3
-        assert trained[1]["gt_keypoints"][1][0][2] == 2
-
-
 @pytest.mark.parametrize("missing", [lambda r: r.pop("annotations"), {"annotations": None}])
 @pytest.mark.parametrize("place", [0, -1])
 def test_an_image_without_annotations_has_no_objects(missing, place, folder, tmp_path):

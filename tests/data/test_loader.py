@@ -207,7 +207,7 @@ def test_a_worker_that_dies_of_the_signal_that_ends_the_training_costs_no_batch(
             os.kill(os.getpid(), signal.SIGKILL)
         return noisy(record)
 
-    loader = make_loader(mapper, num_workers=2)
+    loader = make_loader(mapper, num_workers=1)
     loader.is_ending = lambda: True
     assert contents(iter(loader), 12) == contents(iter(make_loader(noisy)), 12)
 

@@ -176,36 +176,6 @@ def test_unusual_shapes_modes_and_names(cfg, tmp_path, detections, size, mode):
     assert max(detections(OneBox(0.9)).shape) < 2100
 
 
-class Segmenter(torch.nn.Module):
-    """Predicts class 1 everywhere."""
-
-    def forward(self, inputs):
-        height, width = inputs[0]["height"], inputs[0]["width"]
-        return [{"sem_seg": torch.tensor([0.0, 1.0])[:, None, None].expand(2, height, width)}]
-
-
-def test_semantic_segmentation_of_large_images(cfg, tmp_path, detections):
-    labels = np.zeros((1200, 1600), np.uint8)
-    labels[:, 800:] = 1
-    labels[:100] = 255  # ignored
-    cv2.imwrite(str(tmp_path / "labels.png"), labels)
-    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((1200, 1600, 3), np.uint8))
-    record = dict(file_name=str(tmp_path / "image.png"), image_id=1, height=1200, width=1600)
-    with_labels = dict(record, sem_seg_file_name=str(tmp_path / "labels.png"))
-    change_records(cfg, lambda _: [with_labels, record])
-    name = cfg.DATASETS.TEST[0]
-    MetadataCatalog.remove(name)
-    MetadataCatalog.get(name).set(
-        stuff_classes=["$a", "b$"], stuff_colors=[(0, 0, 200), (200, 0, 0)]
-    )
-    cfg.INPUT.MIN_SIZE_TEST = 64
-    truth = detections(Segmenter())[36 : 36 + 750, 8 : 8 + 1000]
-    # At half of the colors, in BGR.
-    assert truth[700, 250].tolist() == pytest.approx([100, 0, 0], abs=2)
-    assert truth[700, 750].tolist() == pytest.approx([0, 0, 100], abs=2)
-    assert not truth[30, 500].any()
-
-
 def test_a_data_set_without_images_is_reported(cfg, tmp_path, detections):
     change_records(cfg, lambda _: [])
     with pytest.raises(UserError, match=cfg.DATASETS.TEST[0]):

@@ -37,7 +37,7 @@ def test_public_names_and_registered_backbones():
     assert result.returncode == 0, result.stderr
 
 
-# Panoptic data has no COCO_JSON entry; tests/model_zoo/test_configs.py trains that config.
+# Panoptic data has no COCO_JSON entry; tests/programs/test_datasets.py trains that config.
 NAMES = sorted(
     path.name
     for path in CONFIGS.glob("*.yaml")

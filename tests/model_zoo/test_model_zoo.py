@@ -20,6 +20,7 @@ from timm.models import list_pretrained
 
 import rsb_d2
 from rsb_d2 import UserError, model_zoo
+from rsb_d2.config import load_config
 from rsb_d2.model_zoo import model_zoo as implementation
 from tests.helpers.paths import ROOT
 from tests.helpers.wheel import build_wheel
@@ -80,6 +81,14 @@ def test_get_gives_a_model_that_runs(monkeypatch, caplog):
     image = torch.zeros(3, 64, 96)
     with torch.no_grad():
         assert "instances" in model.eval()([{"image": image}])[0]
+
+
+def test_each_config_starts_from_weights_of_its_architecture():
+    for path in (ROOT / "configs").glob("*.yaml"):
+        cfg = load_config(str(path), [])
+        if cfg.MODEL.WEIGHTS:
+            expected = f"zoo://{path.stem}", f"timm://{cfg.MODEL.TIMM.NAME}."
+            assert cfg.MODEL.WEIGHTS.startswith(expected), path
 
 
 def test_list_has_every_config_and_the_published_ap():

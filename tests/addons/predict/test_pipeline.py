@@ -20,7 +20,6 @@ from rsb_d2.addons.predict.files import find_images
 from rsb_d2.addons.predict.pipeline import (
     Options,
     chunk_size,
-    group_by_shape,
     predict_files,
     predict_share,
 )
@@ -104,26 +103,6 @@ def test_workers_do_not_change_the_output(images, expected, tmp_path, batch, wor
     assert contents(out) == expected(batch)
     assert (summary.num_images, summary.num_skipped) == (NUMBER - BAD, BAD)
     assert len(summary.rows) == 20 and sum(summary.counts.values()) > NUMBER
-
-
-def test_batches_have_similar_shapes(images, expected, tmp_path):
-    finder = ColourFinder()
-    predict_files(finder, images, str(tmp_path), Options(4, 0, pictures=False))
-    assert sum(finder.batches) == NUMBER - BAD and max(finder.batches) == 4
-    assert len(finder.batches) <= NUMBER / 4 + 4
-    assert not (tmp_path / "pictures").exists()
-    # Batches change only the padding.
-    assert contents(tmp_path)["images.json"] == expected(1)["images.json"]
-    sizes = [(i, *((800, 1200), (1200, 800))[i % 2]) for i in range(20)] + [(20, 800, 800)]
-    groups = group_by_shape(sizes, 4)
-    assert sorted(sum(groups, [])) == list(range(21)) and max(map(len, groups)) == 4
-    shapes = [{sizes[i][1:] for i in group} for group in groups]
-    assert not any({(800, 1200), (1200, 800)} <= found for found in shapes)
-    # A small image is not padded to the size of a large one.
-    assert group_by_shape([(0, 64, 64), (1, 1000, 1000), (2, 64, 64)], 4) in (
-        [[0, 2], [1]],
-        [[0], [1], [2]],
-    )
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -5,7 +5,6 @@ import os
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from PIL import Image
@@ -17,9 +16,7 @@ from rsb_d2.addons.workbench.sample import (
     CLASS_NAMES,
     make_sample_data,
     make_sample_objects,
-    to_annotation,
 )
-from rsb_d2.addons.workbench.sample.draw import draw_picture
 from rsb_d2.config.loading import load_config
 from rsb_d2.data import register_coco_json
 from tests.helpers.catalogs import catalogs_kept
@@ -87,29 +84,6 @@ def test_mask_box_and_area_agree_and_masks_do_not_overlap(coco):
         assert np.sum(masks, axis=0).max() <= 1
         counts.add(len(masks))
     assert counts == {1, 2, 3, 4}
-
-
-def test_masks_are_exactly_the_visible_parts_and_objects_have_contrast():
-    num_hidden = 0
-    for seed in range(30):
-        picture, shapes = draw_picture(np.random.default_rng(seed), 128)
-        height, width = picture.shape[:2]
-        hidden = np.zeros((height, width), dtype=bool)
-        covered = np.any([s.mask for s in shapes], axis=0)
-        for shape in reversed(shapes):  # from front to back
-            full = mask_util.frPyObjects([shape.polygon.ravel().tolist()], height, width)
-            assert np.array_equal(shape.mask, mask_util.decode(full)[..., 0] == 1)
-            assert np.array_equal(shape.visible, shape.mask & ~hidden)
-            assert shape.visible.sum() >= 0.6 * shape.mask.sum()
-            polygons = to_annotation(shape, 1)["segmentation"]
-            rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-            assert np.array_equal(shape.visible, mask_util.decode(rle) == 1)
-            inside, outside = picture[shape.visible], picture[~covered]
-            contrast = np.abs(np.median(inside, axis=0) - np.median(outside, axis=0))
-            assert contrast.max() > 25
-            num_hidden += (shape.mask & hidden).any()
-            hidden |= shape.mask
-    assert num_hidden >= 15
 
 
 def test_bytes_depend_on_the_seed_only(sample, tmp_path):
