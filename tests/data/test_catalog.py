@@ -22,39 +22,38 @@ def cfg(sample_data):
         yield cfg
 
 
+def train_loader(cfg):
+    return Trainer.build_train_loader(cfg)
+
+
+PROPOSALS = [
+    *("MODEL.LOAD_PROPOSALS", True, "DATASETS.PROPOSAL_FILES_TRAIN", ("p.pkl",)),
+    *("DATASETS.PROPOSAL_FILES_TEST", ("p.pkl",)),
+]
+CLASSIFIER = ["MODEL.META_ARCHITECTURE", "ImageClassifier"]
+
+
 @pytest.mark.parametrize(
-    "look_up",
+    "look_up, opts",
     [
-        lambda cfg: registered("mien"),
-        Trainer.build_train_loader,
-        lambda cfg: Trainer.build_test_loader(cfg, "mien"),
-        Trainer,
-        lambda cfg: build_evaluator(cfg, "mien"),
-        lambda cfg: build_test_loader(cfg, "mien"),
-        lambda cfg: open_registered(cfg, "mien"),
+        (lambda cfg: registered("mien"), []),
+        (train_loader, []),
+        (lambda cfg: Trainer.build_test_loader(cfg, "mien"), []),
+        (Trainer, []),
+        (lambda cfg: build_evaluator(cfg, "mien"), []),
+        (lambda cfg: build_test_loader(cfg, "mien"), []),
+        (lambda cfg: open_registered(cfg, "mien"), []),
+        (train_loader, PROPOSALS),
+        (lambda cfg: evaluated_records(cfg, "mien"), PROPOSALS),
+        (train_loader, CLASSIFIER),
+        (lambda cfg: Trainer.build_test_loader(cfg, "mien"), CLASSIFIER),
     ],
 )
-def test_a_misspelled_name(cfg, look_up):
+def test_a_misspelled_name(cfg, look_up, opts):
+    cfg.merge_from_list(opts)
     with pytest.raises(UserError, match="no data set is registered as 'mien'; .*mine") as e:
         look_up(cfg)
     assert "\n" not in str(e.value)
-
-
-def test_with_proposals(cfg):
-    cfg.MODEL.LOAD_PROPOSALS = True
-    cfg.DATASETS.PROPOSAL_FILES_TRAIN = cfg.DATASETS.PROPOSAL_FILES_TEST = ("p.pkl",)
-    for look_up in (Trainer.build_train_loader, lambda cfg: evaluated_records(cfg, "mien")):
-        with pytest.raises(UserError, match="'mien'; did you mean mine"):
-            look_up(cfg)
-    with pytest.raises(UserError, match="PROPOSAL_FILES_TEST has no file for mine"):
-        evaluated_records(cfg, "mine")
-
-
-def test_of_a_classifier(cfg):
-    cfg.MODEL.META_ARCHITECTURE = "ImageClassifier"
-    for look_up in (Trainer.build_train_loader, lambda c: Trainer.build_test_loader(c, "mien")):
-        with pytest.raises(UserError, match="'mien'; did you mean mine"):
-            look_up(cfg)
 
 
 def test_a_name_like_no_other_gets_those_registered_last(cfg):

@@ -15,7 +15,6 @@ from timm.layers import DropPath
 from torch import nn
 
 from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data
-from rsb_d2.config.validating import check_best_metric
 from rsb_d2.data.random_state import random_state_kept
 from rsb_d2.engine.hooks import (
     EarlyStopping,
@@ -206,18 +205,6 @@ def test_early_stopping_ends_a_run_completely(sample_data, tmp_path):
     assert trainer.stopped_early and load(tmp_path / "model_final.pth")["iteration"] == 4
     assert not train(config(4), [35.0], resume=True).stopped_early
     assert load(tmp_path / "model_final.pth")["iteration"] == 5
-
-
-def test_a_validation_loss_can_be_the_metric(sample_data, tmp_path):
-    cfg = make_config(
-        *(sample_data, "SOLVER.BEST_METRIC", "val_total_loss", "TEST.VAL_LOSS", "True"),
-        *("OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "2"),
-    )
-    check_best_metric(cfg)
-    train(cfg, [1.0, 2.0])
-    history = json.loads((tmp_path / "best.json").read_text())
-    values = [e["value"] for e in history["evaluations"]]
-    assert history["mode"] == "min" and history["best"]["value"] == min(values)
 
 
 @pytest.mark.parametrize(

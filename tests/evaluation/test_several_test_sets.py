@@ -18,8 +18,7 @@ from rsb_d2.evaluation.build import check_tta, evaluate_with_tta, with_tta
 from rsb_d2.evaluation.results import prediction_folder
 from rsb_d2.solver.ema import evaluate_with_average
 from tests.helpers.catalogs import catalogs_kept
-from tests.helpers.detections import make_detections
-from tests.helpers.report_page import read_data
+from tests.helpers.detections import make_detections, read_data
 from tests.helpers.runs.programs import call_tool, only_error
 from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
 from tests.helpers.weights.standin_weights import make_image

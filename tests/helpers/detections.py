@@ -1,13 +1,14 @@
-"""Made-up detections for the sample data: its own objects, jittered, and a few of nothing."""
+"""Made-up detections for the sample data, and the data of pages about them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
 
 
 def make_detections(json_file, *, with_masks, per_image=12, seed=0):
-    """Return results in COCO's format for an annotation file, the same for the same seed."""
+    """Return jittered objects and a few of nothing, as COCO results; the same for a seed."""
     rng = np.random.default_rng(seed)
     content = json.loads(open(json_file).read())
     categories = [c["id"] for c in content["categories"]]
@@ -46,3 +47,12 @@ def _ellipse(low, extent, height, width):
     points = low + extent * (0.5 + 0.5 * np.stack([np.cos(angles), np.sin(angles)], axis=1))
     rle = mask_util.merge(mask_util.frPyObjects([points.ravel().tolist()], height, width))
     return dict(size=rle["size"], counts=rle["counts"].decode())
+
+
+def read_data(path):
+    """Return the data of an HTML page of the workbench."""
+    text = Path(path).read_text()
+    start = text.index('id="data">') + len('id="data">')
+    end = text.index("</script>", start)
+    assert "<" not in text[start:end]  # a browser would take it for a tag
+    return json.loads(text[start:end])

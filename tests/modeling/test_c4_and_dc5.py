@@ -9,7 +9,6 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 
 from rsb_d2 import Checkpointer, TimmBackbone, UserError, optimize_for_inference
 from rsb_d2.checkpoint.convert import convert
-from rsb_d2.engine.trainer import prepare_for_training
 from rsb_d2.modeling import TimmLastStage
 from rsb_d2.modeling.spec import backbone_spec, check_heads
 from tests.helpers.devices import check_same, tolerance
@@ -151,28 +150,6 @@ def test_norm_and_freezing_of_the_last_stage(norm, norm_eval, freeze_at, kind, t
     assert norms and all(type(m) is kind for m in norms)
     assert {p.requires_grad for p in stage.parameters()} == {trains}
     assert {m.training for m in norms if kind is not FrozenBatchNorm2d} in ({learns}, set())
-
-
-def test_training_with_norms_folded_into_convolutions(device):
-    cfg = c4_config(NORM="BN", NORM_EVAL=True, device=device)
-    models = []
-    for fold in (False, True):
-        torch.manual_seed(0)
-        model = build_model(cfg).train()
-        model.load_state_dict(models[0].state_dict() if models else model.state_dict())
-        cfg.MODEL.TIMM.FOLD_NORM = fold
-        prepare_for_training(model, cfg)
-        models.append(model)
-    x = torch.randn(2, 256, 14, 14).to(device)
-    for model in models:
-        model.roi_heads.res5(x).square().mean().backward()
-    for (name, plain), folded in zip(
-        models[0].roi_heads.res5.named_parameters(), models[1].roi_heads.res5.parameters()
-    ):
-        scale = max(1.0, plain.grad.abs().max().item())
-        near = tolerance(device)["atol"] * scale
-        torch.testing.assert_close(plain.grad, folded.grad, rtol=1e-4, atol=near, msg=name)
-    assert type(models[1].roi_heads.res5.body.layer4[0].conv1) is not torch.nn.Conv2d
 
 
 @pytest.mark.parametrize("mask_on", [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -9,7 +9,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.solver import build_lr_scheduler
 from timm.scheduler import CosineLRScheduler
 
-from rsb_d2 import Trainer, UserError
+from rsb_d2 import UserError
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.config.loading import load_config
 from rsb_d2.config.setup import setup
@@ -111,26 +111,6 @@ def test_an_epoch_of_a_random_subset(data, tmp_path):
     subset = ["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"]
     subset += ["DATALOADER.RANDOM_SUBSET_RATIO", "0.5", "SOLVER.MAX_EPOCHS", "4"]
     assert run_setup(data, tmp_path, *subset).SOLVER.MAX_ITER == 5  # of 5 images
-
-
-def test_contradicting_values_are_refused_before_anything_is_written(data, tmp_path):
-    opts = ["SOLVER.MAX_EPOCHS", "3", "SOLVER.MAX_ITER", "100"]
-    with pytest.raises(UserError, match="SOLVER.MAX_EPOCHS 3 is 9 iterations .* 11 images an"):
-        run_setup(data, tmp_path / "none", *opts)
-    assert not (tmp_path / "none").exists()
-    steps = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEP_EPOCHS", "[2, 1]"]
-    with pytest.raises(UserError, match=r"STEPS \(6, 3\).*must rise"):
-        run_setup(data, tmp_path / "none", "SOLVER.MAX_EPOCHS", "3", *steps)
-
-
-def test_a_trainer_refuses_unresolved_epochs(data, tmp_path):
-    cfg = run_setup(data, tmp_path, "SOLVER.MAX_EPOCHS", "3")
-    cfg.defrost()
-    cfg.SOLVER.MAX_ITER = 260
-    with pytest.raises(UserError, match="MAX_EPOCHS 3 is 9 iterations .*, but .*MAX_ITER is 260"):
-        Trainer(cfg)
-    cfg.SOLVER.MAX_ITER = 9
-    assert Trainer(cfg).max_iter == 9
 
 
 def rates(make_scheduler, num_iterations, step):

@@ -1,6 +1,9 @@
 """Packages for plain Detectron2: equal detections without this project, and refused models."""
 
+import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +21,6 @@ from rsb_d2.addons.export.package import (
 from rsb_d2.addons.workbench.sample.draw import draw_picture
 from rsb_d2.predictor import Predictor
 from tests.helpers.models.exporting import NAMES, THRESHOLD, pictures
-from tests.helpers.runs.without_rsb_d2 import detect_without_rsb_d2
 from tests.helpers.seeded_run import (
     make_seeded_config,
     make_seeded_model,
@@ -78,14 +80,63 @@ def slow_packages(tmp_path_factory):
     return make_packages(tmp_path_factory.mktemp("packages"), SLOW)
 
 
+# DefaultPredictor on BGR arrays, for each package, in a process that cannot import rsb_d2.
+DETECT = """
+import json, sys
+
+class NotHere:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "rsb_d2":
+            raise ModuleNotFoundError("no rsb_d2 here")
+
+sys.meta_path.insert(0, NotHere())
+import numpy as np
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultPredictor
+
+images, output, *packages = sys.argv[1:]
+found = {}
+for package in packages:
+    cfg = get_cfg()
+    cfg.merge_from_file(f"{package}/config.yaml")
+    predictor = DefaultPredictor(cfg)
+    found[package] = []
+    for image in np.load(images).values():
+        outputs = predictor(image)["instances"]
+        one = {
+            "boxes": outputs.pred_boxes.tensor.tolist(),
+            "scores": outputs.scores.tolist(),
+            "classes": outputs.pred_classes.tolist(),
+        }
+        if outputs.has("pred_masks"):
+            one["mask_areas"] = outputs.pred_masks.sum((1, 2)).tolist()
+        if outputs.has("pred_keypoints"):
+            one["keypoints"] = outputs.pred_keypoints[:, :, :2].tolist()
+        found[package].append(one)
+assert not [name for name in sys.modules if name.startswith("rsb_d2")]
+json.dump(found, open(output, "w"))
+"""
+
+
 def make_packages(folder, kinds):
     made = {}
     for kind in kinds:
         cfg, model = make(kind)
         path = str(folder / kind)
         made[kind] = cfg, model, export_package(cfg, model, NAMES, path, pictures(1))
-    bgr = [np.ascontiguousarray(image[:, :, ::-1]) for image in others()]
-    found = detect_without_rsb_d2(folder, [folder / kind for kind in kinds], bgr)
+    np.savez(folder / "images.npz", *[np.ascontiguousarray(i[:, :, ::-1]) for i in others()])
+    files = [str(folder / name) for name in ("images.npz", "found.json", *kinds)]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DETECT, *files],
+        cwd=folder,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((folder / "found.json").read_text())
     return {kind: (*values, found[str(folder / kind)]) for kind, values in made.items()}
 
 

@@ -1,10 +1,16 @@
 """Images in tar files, behind a server that fails, and in a user's own storage."""
 
+import contextlib
 import io
 import json
 import os
 import random
+import socket
+import struct
 import tarfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -21,13 +27,64 @@ from rsb_d2.data import register_coco_json
 from rsb_d2.data.images import BadImageError, read_image
 from rsb_d2.data.loader import build_train_loader
 from tests.helpers.catalogs import catalogs_kept
-from tests.helpers.data.http_server import CUT, CUT_UNTOLD, DROP, STALL, FailingServer
 
 RNG = np.random.default_rng(0)
 PIXELS = {
     name: RNG.integers(0, 256, (80, 100, 3), dtype=np.uint8)
     for name in ("a.png", "deep/er/b.png", "c d ä.png", "x" * 120 + ".png")
 }
+
+
+DROP, CUT, CUT_UNTOLD, STALL = "drop", "cut", "cut without a length", "stall"
+
+
+class FailingServer(ThreadingHTTPServer):
+    """Serves files from memory, and fails on demand.
+
+    Attributes:
+        files (dict[str, bytes]): content by path, as in ``"/a.jpg"``.
+        failures (dict[str, list]): how the next requests of a path fail: a status, or a constant
+            from above.
+        requests (list[str]): the paths of all requests.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.files, self.failures, self.requests = files, {}, []
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        self.close_connection = True
+        failures = self.server.failures.get(self.path)
+        failure, content = failures.pop(0) if failures else None, self.server.files.get(self.path)
+        if failure == DROP:  # with a reset
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
+        elif failure == STALL:
+            time.sleep(5)
+        elif isinstance(failure, int) or content is None:
+            self.send_response(failure or 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.send_response(200)
+            if failure != CUT_UNTOLD:
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            is_cut = failure in (CUT, CUT_UNTOLD)
+            with contextlib.suppress(OSError):
+                self.wfile.write(content[: len(content) // 2] if is_cut else content)
 
 
 def png(name="a.png"):
@@ -55,7 +112,9 @@ def copies(tmp_path, monkeypatch):
 @pytest.fixture
 def server():
     with FailingServer({"/a.png": png()}) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
+        server.shutdown()
 
 
 def data_set(tmp_path, names, root, *opts):

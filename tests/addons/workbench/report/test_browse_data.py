@@ -12,8 +12,8 @@ from rsb_d2.addons.workbench.report.boxes import best_anchor_ious, build_anchor_
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.config.loading import load_config
 from tests.helpers.catalogs import catalogs_kept
+from tests.helpers.detections import read_data
 from tests.helpers.paths import ROOT
-from tests.helpers.report_page import read_data
 from tests.helpers.runs.programs import call_tool
 
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")

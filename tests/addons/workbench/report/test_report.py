@@ -14,9 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from rsb_d2.addons.workbench.report.evaluation import FIGURES
 from rsb_d2.addons.workbench.sample import make_sample_data
 from tests.helpers.catalogs import catalogs_kept
-from tests.helpers.detections import make_detections
+from tests.helpers.detections import make_detections, read_data
 from tests.helpers.paths import ROOT
-from tests.helpers.report_page import read_data
 from tests.helpers.runs.programs import call_tool
 
 CONFIG = str(ROOT / "configs" / "frcnn_rsb_sample.yaml")
