@@ -24,7 +24,7 @@ from PIL import Image
 
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.memory import reuse_freed_memory
-from tests.helpers import forked
+from tests.helpers import warm_python
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.damaged_files import jpeg
 from tests.helpers.data import bad_input
@@ -44,7 +44,11 @@ def pytest_collection_finish():
     # What the imports have made stays: the garbage collector need not look through it each time.
     gc.collect()
     gc.freeze()
-    forked.start_server()
+    warm_python.start_server()
+
+
+def pytest_sessionfinish():
+    warm_python.stop_server()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,8 +22,7 @@ from tests.helpers.weights.weight_files import (
 )
 
 
-@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind, norm", [*((k, "BN") for k in FORMATS), ("timm", "FrozenBN")])
 def test_every_format_is_told_from_its_content(tmp_path, weights, kind, norm):
     write, name = FORMATS[kind]
     path = tmp_path / "weights"  # the name tells nothing

@@ -112,7 +112,11 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("detector", LOSSES, indirect=True)
+@pytest.mark.parametrize(
+    "detector",
+    ["retinanet", pytest.param("cascade_mask_rcnn", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_losses_are_those_of_mmdetection(detector, monkeypatch):
     model = detector.model
     if detector.name == "cascade_mask_rcnn":

@@ -6,7 +6,6 @@ default only the README's commands run, the others are slow. Commands that canno
 parsed: their options, config keys and files must exist.
 """
 
-import contextlib
 import importlib.util
 import re
 import shlex
@@ -77,8 +76,7 @@ def parameter(page, language, text):
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory):
-    with contextlib.ExitStack() as stack:
-        yield Clones(tmp_path_factory.mktemp("clones"), stack)
+    return Clones(tmp_path_factory.mktemp("clones"))
 
 
 @pytest.mark.parametrize("page, language, text", [parameter(*step) for step in find_steps()])

@@ -19,7 +19,7 @@ from rsb_d2 import UserError
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.engine import launch
 from rsb_d2.engine.launch import _name_of_meeting
-from tests.helpers import forked, two_processes
+from tests.helpers import two_processes, warm_python
 from tests.helpers.paths import ROOT
 from tests.helpers.runs.programs import as_in_a_process_of_its_own
 
@@ -76,7 +76,7 @@ def run_alone(folder, output, *flags):
     """The same in this one process."""
     words = [*flags, *FIXED, "OUTPUT_DIR", str(folder / output)]
     with as_in_a_process_of_its_own(folder):
-        two_processes.train(default_argument_parser().parse_args(words))
+        two_processes.main(default_argument_parser().parse_args(words))
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +93,16 @@ def two(folder):
         port = free.getsockname()[1]
     job = {"TORCHELASTIC_RUN_ID": "two", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **ON_CPU}
     job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    words, logs = [*FIXED, "OUTPUT_DIR", folder / "two"], [folder / f"two.{i}.log" for i in "01"]
-    processes = [
-        forked.start(two_processes.__name__, words, log, folder, **job, RANK=rank, LOCAL_RANK=rank)
-        for rank, log in zip("01", logs)
-    ]
-    for process, log in zip(processes, logs):
-        forked.wait(process, log)
+    words = list(map(str, [warm_python.path(), PROGRAM, *FIXED, "OUTPUT_DIR", folder / "two"]))
+    processes = {}
+    for rank in "01":
+        environment = {**os.environ, **job, "RANK": rank, "LOCAL_RANK": rank}
+        log = folder / f"two.{rank}.log"
+        with open(log, "w") as f:
+            process = subprocess.Popen(words, cwd=folder, env=environment, stdout=f, stderr=f)
+        processes[process] = log
+    for process, log in processes.items():
+        assert process.wait(300) == 0, log.read_text()[-5000:]
     return folder / "two"
 
 

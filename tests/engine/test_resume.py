@@ -8,9 +8,9 @@ import torch
 
 from rsb_d2 import Trainer
 from rsb_d2.checkpoint import find_newest_complete
-from tests.helpers import forked, kill_and_resume
+from tests.helpers import kill_and_resume
 from tests.helpers.devices import reproducible
-from tests.helpers.runs.resumable_run import load, make_config, train
+from tests.helpers.runs.resumable_run import load, make_config, run, train
 
 AVERAGED = [
     *("SOLVER.ACCUMULATE_STEPS", "2", "MODEL_EMA.ENABLED", "True", "MODEL_EMA.DECAY", "0.9"),
@@ -34,9 +34,11 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     for output in ("whole", "killed"):
         shutil.rmtree(run_folder / output, ignore_errors=True)
         (run_folder / f"{output}.log").unlink(missing_ok=True)
-    words, log = [*flags, run_folder, "MODEL.DEVICE", device, *opts], run_folder / "report.log"
-    forked.wait(forked.start(kill_and_resume.__name__, words, log, run_folder), log)
-    report = json.loads(log.read_text().splitlines()[-1])
+    result = run(
+        run_folder, kill_and_resume.__file__, *flags, run_folder, "MODEL.DEVICE", device, *opts
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
     assert report == {"kills": kills, "different": [], "leftovers": []}
     checkpoint = load(run_folder / "killed" / "model_final.pth")
     has_states = bool(checkpoint["trainer"]["processes"][0]["random"]["cuda"])

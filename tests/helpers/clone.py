@@ -1,6 +1,7 @@
 """The commands of the pages, and folders like fresh clones in which they run within seconds."""
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -16,11 +17,11 @@ from rsb_d2 import Checkpointer
 from rsb_d2.addons.workbench.sample import CLASS_NAMES, make_sample_data, make_sample_objects
 from rsb_d2.checkpoint import sources
 
+from . import warm_python
 from .clips import make_clip
 from .fake_hub import add_to_cache, make_weights
 from .paths import CONFIGS, ROOT
 from .seeded_run import SMALL, make_seeded_config, make_seeded_model, make_seeded_run
-from .warm_python import warm_python
 
 PAGES = sorted(
     str(p.relative_to(ROOT))
@@ -77,14 +78,19 @@ SHOWN = {
 }
 # Of COCO's 80 classes, with the weights that timm:// has in the caches.
 COCO_MODEL = [*SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "MODEL.RETINANET.NUM_CLASSES", "80"]
-# What the server of commands has imported before they come.
-IMPORTS = """
-import cv2, matplotlib.figure, onnx, onnxruntime, timm, torch, torchvision
-import benchmarks, rsb_d2.config.setup, rsb_d2.engine, rsb_d2.evaluation, rsb_d2.addons.export
-import rsb_d2.addons.accelerate, rsb_d2.model_zoo, rsb_d2.addons.predict
-import rsb_d2.addons.workbench.report
+# Of the commands, for the process that is forked for each; see warm_python.
+MODULES = ("benchmarks", "onnx", "onnxruntime", "rsb_d2.addons.export", "rsb_d2.addons.predict")
+for name in (*MODULES, "rsb_d2.addons.workbench.report", "rsb_d2.evaluation"):
+    importlib.import_module(name)
+# What these read when they are imported, and a stand-in for published weights.
+COMMAND_SETUP = """
+from pathlib import Path
+from huggingface_hub import constants
 from rsb_d2.checkpoint import sources
+from rsb_d2.model_zoo import model_zoo
+constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = {hub!r}, True
 sources.URLS["frcnn_rsb_1x"] = {url!r}
+model_zoo._CONFIG_DIRS = (Path({configs!r}),)
 """
 
 
@@ -93,12 +99,10 @@ class Clones:
 
     Args:
         folder (Path): where to make them.
-        stack (ExitStack): ends what is started.
     """
 
-    def __init__(self, folder, stack):
+    def __init__(self, folder):
         self._root = folder
-        self._stack = stack
         self._environment = None
         self._package = folder / "package"
         self._make_package()
@@ -113,7 +117,7 @@ class Clones:
     def run(self, page, command):
         """Run a line of bash as a reader of the page would."""
         if self._environment is None:
-            self._environment = self._start()
+            self._environment = self._make_environment()
         return subprocess.run(
             command,
             shell=True,
@@ -203,12 +207,10 @@ class Clones:
         )
         Checkpointer(coco_detector(), str(folder / "output")).save("model_final")
 
-    def _start(self):
-        """Fill the caches, and start the server of commands."""
+    def _make_environment(self):
+        """Fill the caches; returns the environment of commands."""
         caches = self._root / "caches"
-        programs = self._root / "bin"
-        for path in (caches / "fvcore", programs):
-            path.mkdir(parents=True)
+        (caches / "fvcore").mkdir(parents=True)
         for name in ("resnet18", "resnet50"):
             add_to_cache(caches / "hub", f"{name}.a1_in1k", make_weights(name))
         # Published weights: their config and they themselves are small, and so have another digest.
@@ -216,19 +218,21 @@ class Clones:
         content = (caches / "weights.pth").read_bytes()
         name = f"small-{hashlib.sha256(content).hexdigest()[:8]}.pth"
         (caches / "fvcore" / name).write_bytes(content)
-        environment = {
+        return {
             **os.environ,
-            "PATH": os.pathsep.join([str(programs), os.environ["PATH"]]),
+            "PATH": os.pathsep.join([str(warm_python.path().parent), os.environ["PATH"]]),
             "PYTHONPATH": str(self._package),
             "HF_HUB_CACHE": str(caches / "hub"),
             "HF_HUB_OFFLINE": "1",
             "FVCORE_CACHE": str(caches / "fvcore"),
             "DETECTRON2_DATASETS": "datasets",
             "OMP_NUM_THREADS": "1",
+            warm_python.SETUP: COMMAND_SETUP.format(
+                hub=str(caches / "hub"),
+                url=sources.SERVER + name,
+                configs=str(self._package / "configs"),
+            ),
         }
-        setup = IMPORTS.format(url=sources.SERVER + name)
-        self._stack.enter_context(warm_python(programs, environment, setup))
-        return environment
 
 
 def coco_detector():

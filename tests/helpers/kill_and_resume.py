@@ -157,14 +157,14 @@ def evaluations(output):
     return found
 
 
-def main(words=None):
+def main():
     from tests.helpers.quick_training import quick_training
 
     with quick_training():  # the trainings are forked
-        compare(words)
+        compare()
 
 
-def compare(words):
+def compare():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--pretraining", action="store_true")
@@ -172,7 +172,7 @@ def compare(words):
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--once", action="store_true", help="at each kind of point once")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
-    args = parser.parse_args(words)
+    args = parser.parse_args()
     if args.pretraining:
         OPTIONS[:] = PRETRAINING
     os.chdir(args.folder)

@@ -31,15 +31,11 @@ class RecordingTrainer(Trainer):
             f.write(json.dumps([self.iter, names]) + "\n")
 
 
-def train(args):
+def main(args):
     trainer = RecordingTrainer(setup(args))
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 
 
-def main(words=None):
-    launch(train, default_argument_parser().parse_args(words))
-
-
 if __name__ == "__main__":
-    main()
+    launch(main, default_argument_parser().parse_args())

@@ -1,135 +1,148 @@
-"""A ``python`` for the command lines of tests that has imported torch and the package already.
+"""A ``python`` for command lines that has imported torch and the package already.
 
-``warm_python(folder, ...)`` starts one process that imports, and writes ``python`` into the folder:
-a client that hands over its arguments, environment, working folder and standard streams. The
-process forks for each, and the child runs the program as the interpreter would. What takes 5 to
-10 seconds of importing in a process of its own starts at once.
+The process of the tests forks a server as it is after all imports. ``path()`` is a client, which
+hands over its arguments, environment, working folder and standard streams; the server forks for
+each, and the child runs the program as an interpreter would. A new interpreter would import for 5
+to 10 seconds; and a process forked later would wait for threads of hotcoco that it does not have.
 """
 
 import atexit
-import contextlib
-import gc
+import logging
+import multiprocessing.util
 import os
+import shutil
+import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
+import torch
+
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
-if sys.argv[1:2] == ["-m"]:
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+words = [word for word in sys.argv[1:] if word not in ("-W", "ignore")]
+if words[:1] == ["-m"]:
+    os.execv({python!r}, [{python!r}, *words])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
     status = server.recv(4)
 sys.exit(int.from_bytes(status, "big") if status else 255)
 """
+# A variable of the environment: Python that a program runs first, such as stand-ins.
+SETUP = "RSB_TEST_SETUP"
+
+_folder = None
 
 
-@contextlib.contextmanager
-def warm_python(folder, environment, setup):
-    """Put ``python`` into a folder, for the PATH of commands, and serve it.
-
-    Args:
-        folder (Path): an empty one.
-        environment (dict[str, str]): of the process; libraries read theirs when they are imported.
-        setup (str): what it does first, in Python: imports, stand-ins.
-    """
-    address = str(folder / "socket")
-    server = subprocess.Popen(
-        [sys.executable, __file__, address, setup],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert server.stdout.readline() == "ready\n", "the setup failed"
-        client = folder / "python"
-        client.write_text(CLIENT.format(python=sys.executable, address=address))
-        client.chmod(0o755)
-        yield
-    finally:
-        server.terminate()
-        server.wait(10)
-        server.stdout.close()
+def path():
+    """The client, a file called ``python``."""
+    return _folder / "python"
 
 
-# ---- the process ----
-
-
-def serve(address, setup):
-    """Answer one client after the other; returns in each child, with what it is to run."""
-    exec(setup, {})
-    gc.freeze()  # the pages of what is imported stay shared
+def start_server():
+    global _folder
+    _folder, parent = Path(tempfile.mkdtemp(prefix="warm_python_")), os.getpid()
+    address = str(_folder / "socket")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
-    print("ready", flush=True)
-    while True:
-        client, _ = listener.accept()
-        with client:
-            request = receive(client)
-            child = os.fork()
-            if child == 0:
-                listener.close()
-                break
-            for fd in request[3]:
-                os.close(fd)
-            _, status = os.waitpid(child, 0)
-            code = os.waitstatus_to_exitcode(status)
-            client.sendall((code if code >= 0 else 128 - code).to_bytes(4, "big"))
-    return request
+    if os.fork() == 0:
+        try:
+            _serve(listener, parent)
+        finally:
+            os._exit(0)
+    listener.close()
+    path().write_text(CLIENT.format(python=sys.executable, address=address))
+    path().chmod(0o755)
 
 
-def receive(client):
+def stop_server():
+    """Remove the folder, without which the server ends."""
+    if _folder is not None:
+        shutil.rmtree(_folder, ignore_errors=True)
+
+
+# ---- the server ----
+
+
+def _serve(listener, parent):
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes of clients
+    torch.set_num_threads(1)
+    listener.settimeout(2)
+    while os.getppid() == parent and _folder.exists():
+        try:
+            client, _ = listener.accept()
+        except TimeoutError:
+            continue
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _answer(client)
+            return
+        client.close()
+
+
+def _answer(client):
     import json
 
+    client.setblocking(True)
     header, fds, _, _ = socket.recv_fds(client, 8, 3)
-    size = int.from_bytes(header, "big")
-    content = b""
+    size, content = int.from_bytes(header, "big"), b""
     while len(content) < size:
         content += client.recv(size - len(content))
-    return *json.loads(content), fds
+    child = os.fork()
+    if child == 0:
+        client.close()
+        _become(*json.loads(content), fds)
+    for fd in fds:
+        os.close(fd)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    client.sendall((code if code >= 0 else 128 - code).to_bytes(4, "big"))
 
 
-def run(arguments, folder, environment, fds):
-    """Run a program; returns its exit status."""
-    import runpy
-
+def _become(words, folder, environment, fds):
+    """Run a program, and end as an interpreter does, but for taking down all that is imported."""
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # not pytest's
+    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    atexit._clear()
+    for function in (logging.shutdown, multiprocessing.util._exit_function):
+        atexit.register(function)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    status = _run(words)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def _run(words):
+    import runpy
+
     try:
-        if arguments[0] == "-c":
-            sys.argv = ["-c", *arguments[2:]]
-            sys.path[0] = ""
-            exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+        exec(os.environ.get(SETUP, ""), {})
+        if words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            sys.path.insert(0, "")
+            exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
-            sys.argv = arguments
-            sys.path[0] = str(Path(arguments[0]).resolve().parent)
-            runpy.run_path(arguments[0], run_name="__main__")
+            sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).resolve().parent))
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit as e:
         if isinstance(e.code, str):
             print(e.code, file=sys.stderr)
         return e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException:
-        sys.excepthook(*sys.exc_info())
+        sys.__excepthook__(*sys.exc_info())
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    status = run(*serve(*sys.argv[1:]))
-    # The end of an interpreter, but for taking down all that was imported.
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -39,7 +39,10 @@ def run_backbone(backbone, x):
 
 @pytest.mark.parametrize(
     "name, number",
-    [("resnet18", 20), ("resnet50", 53), ("resnext50_32x4d", 53), ("seresnet50", 53)],
+    [
+        *(("resnet18", 20), ("seresnet50", 53)),
+        *(pytest.param(n, 53, marks=pytest.mark.slow) for n in ("resnet50", "resnext50_32x4d")),
+    ],
 )
 def test_folded_norms_have_the_same_features_and_gradients(name, number, device):
     plain, folded, count = make_backbones(name, device=device)

@@ -18,6 +18,7 @@ from rsb_d2 import UserError
 from rsb_d2.addons.predict.files import find_images, find_inputs
 from rsb_d2.addons.workbench.sample import make_sample_data
 from rsb_d2.predictor import Predictor, load_predict_config
+from tests.helpers import warm_python
 from tests.helpers.clips import make_clip
 from tests.helpers.paths import ROOT
 from tests.helpers.seeded_run import CLASSES, IDS, make_seeded_config, make_seeded_run
@@ -148,7 +149,7 @@ def test_inputs_of_all_kinds(folder, tmp_path):
     (tmp_path / "bad.tar").write_bytes(b"not a tar file" * 100)
     words = ["--run", "run", "--output", tmp_path / "out", top, tmp_path / "good.TAR"]
     result = subprocess.run(
-        [sys.executable, ROOT / "tools" / "predict.py", *words, tmp_path / "bad.tar"],
+        [warm_python.path(), ROOT / "tools" / "predict.py", *words, tmp_path / "bad.tar"],
         cwd=folder,
         capture_output=True,
         text=True,

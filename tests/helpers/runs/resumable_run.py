@@ -2,20 +2,20 @@
 
 import os
 import subprocess
-import sys
 
 import torch
 from detectron2.engine import default_argument_parser
 
 from rsb_d2 import Trainer
 from rsb_d2.config.setup import setup
+from tests.helpers import warm_python
 from tests.helpers.kill_and_resume import SMALL
 from tests.helpers.paths import CONFIGS
 
 
 def run(folder, program, *arguments, **kwargs):
     return subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), *map(str, arguments)],
+        [str(warm_python.path()), str(program), *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
