@@ -7,8 +7,6 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.utils.file_io import PathHandler, PathManager
-from PIL import Image
 
 from rsb_d2 import UserError
 from rsb_d2.data import register_coco_json
@@ -128,24 +126,6 @@ def test_paths_of_home_and_working_directory(write_coco, tmp_path, monkeypatch):
     dicts = register(["home", "~/mine.json", "~/images"])
     monkeypatch.chdir("/")
     assert all(os.path.isfile(d["file_name"]) for d in dicts)
-
-
-def test_paths_of_a_path_handler(write_coco, tmp_path):
-    class Handler(PathHandler):
-        def _get_supported_prefixes(self):
-            return ["bucket://"]
-
-        def _get_local_path(self, path, **kwargs):
-            return path.replace("bucket://", f"{tmp_path}/")
-
-        def _open(self, path, mode="r", **kwargs):
-            return open(self._get_local_path(path), mode)
-
-    write_coco(coco_content())
-    PathManager.register_handler(Handler(), allow_override=True)
-    dicts = register(["remote", "bucket://mine.json", "bucket://images"])
-    assert dicts[0]["file_name"] == "bucket://images/10.jpg"
-    assert Image.open(PathManager.open(dicts[0]["file_name"], "rb")).size == (WIDTH, HEIGHT)
 
 
 # ---- data sets that are not used now ----

@@ -5,12 +5,10 @@ import logging
 import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
-from PIL import Image
 
 from rsb_d2 import Trainer, UserError
 from rsb_d2.addons.workbench.sample import make_sample_data
@@ -197,21 +195,3 @@ def test_training_skips_a_bad_image_and_evaluation_stops(kind, data, caplog):
     assert re.search(f"train/emu/1.jpg: .*{says}", warning)
     with pytest.raises(BadImageError, match=f"val/emu/1.jpg: .*{says}"):
         list(Trainer.build_test_loader(cfg, "mine_val"))
-
-
-def test_orientation_and_modes_of_images(data):
-    """EXIF orientation is applied and gray images are RGB, as for detection."""
-    pixels = np.arange(90 * 60 * 3).reshape(90, 60, 3) % 251
-    upright = Image.fromarray(pixels.astype(np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    paths = [data / "val" / "emu" / f"{i}.png" for i in range(3, 6)]
-    upright.transpose(Image.Transpose.ROTATE_90).save(paths[0], exif=exif)
-    upright.save(paths[1])
-    upright.convert("L").save(paths[2])
-    cfg = make_cfg()
-    images = [x for batch in Trainer.build_test_loader(cfg, "mine_val") for x in batch]
-    by_name = {x["file_name"]: x["image"] for x in images}
-    turned, plain, grey = (by_name[str(path)] for path in paths)
-    assert torch.equal(turned, plain)
-    assert torch.equal(grey[0], grey[1]) and grey.shape == (3, 32, 32)
