@@ -104,7 +104,7 @@ def test_round_trips_give_the_same_bytes(tmp_path, name):
         for name in sorted(set(PLAIN_RESNETS) - set(REQUIRED))
     ],
 )
-def test_the_other_plain_resnets_are_told_by_their_shapes(name):
+def test_other_plain_resnets_are_recognized_by_their_shapes(name):
     """The features of these would take too long; Detectron2's network has names and shapes."""
     stock = make_stock_fpn(name, norm="BN")["backbone"].bottom_up.state_dict()
     conversion = convert(complete_model(name).state_dict(), "detectron2")

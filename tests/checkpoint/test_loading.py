@@ -23,7 +23,7 @@ from tests.helpers.weights.weight_files import (
 
 
 @pytest.mark.parametrize("kind, norm", [*((k, "BN") for k in FORMATS), ("timm", "FrozenBN")])
-def test_every_format_is_told_from_its_content(tmp_path, weights, kind, norm):
+def test_every_format_is_recognized_from_its_content(tmp_path, weights, kind, norm):
     write, name = FORMATS[kind]
     path = tmp_path / "weights"  # the name tells nothing
     write(path, weights)
@@ -178,7 +178,7 @@ def test_a_timm_name_of_another_architecture(tmp_path, weights, monkeypatch):
     check_unchanged(detector, before)
 
 
-def test_names_of_no_known_architecture(tmp_path):
+def test_unknown_names(tmp_path):
     expect_error(
         tmp_path,
         {"encoder.embed.weight": torch.zeros(3, 3)},

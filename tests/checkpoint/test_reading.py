@@ -60,7 +60,7 @@ class Setter:
 
 
 # How a trap may be packed: by torch.save of today and of old, as Detectron2's .pkl in several
-# protocols, and beside good weights.
+# protocols, and with good weights.
 def torch_trap(trap):
     return torch_bytes({"model": {"w": torch.zeros(2)}, "meta": trap})
 

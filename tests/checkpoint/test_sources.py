@@ -69,7 +69,7 @@ def test_stock_checkpointer_tells_the_head_of_a_detector_from_the_backbone(cache
         assert torch.equal(tensor, heads[name])
 
 
-def test_is_a_path_like_others(cache, weights):
+def test_timm_paths_are_paths_of_detectron2(cache, weights):
     add_to_cache(cache, "resnet18.a1_in1k", weights)
     path = PathManager.get_local_path(PATH)
     assert PathManager.exists(PATH) and PathManager.isfile(PATH) and not PathManager.isdir(PATH)
@@ -244,7 +244,7 @@ def test_damaged_files_in_the_cache_are_reported_and_kept(download_cache, tmp_pa
     assert cached.is_file()
 
 
-def test_without_a_network_the_error_says_what_to_do(download_cache):
+def test_the_error_without_a_network(download_cache):
     with pytest.raises(UserError) as e:
         sources.fetch_published("zoo://frcnn_rsb_1x")
     message = str(e.value)

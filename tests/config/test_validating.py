@@ -243,7 +243,7 @@ def test_another_config_is_not_resumed_with(run_folder, kept_run, key, value, wa
     assert (kept_run / "config.yaml").read_bytes() == before
 
 
-def test_what_may_differ_in_a_resumed_run(run_folder, kept_run, caplog):
+def test_changes_allowed_in_a_resumed_run(run_folder, kept_run, caplog):
     opts = ["SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(15,)", "OUTPUT_DIR", str(kept_run)]
     resumable_run.make_config(run_folder, *opts, "DATALOADER.NUM_WORKERS", "3", resume=True)
     assert "SOLVER.MAX_ITER was 8 and is 20" in caplog.text

@@ -121,6 +121,6 @@ def test_evaluation_and_a_config_without_it_are_as_before():
         (["INPUT.LSJ.SIZE", "0"], "INPUT.LSJ.SIZE is 0"),
     ],
 )
-def test_what_cannot_be_is_one_line(opts, says):
+def test_invalid_values_are_a_one_line_error(opts, says):
     with pytest.raises(UserError, match=says):
         check_values(make_config(*opts), eval_only=False)

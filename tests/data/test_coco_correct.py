@@ -62,7 +62,7 @@ def test_unusable_annotation_is_dropped_from_training_and_evaluation(
     assert open(entry[1], "rb").read() == before
 
 
-def test_box_partly_outside_is_kept_and_told(write_coco, caplog):
+def test_a_box_partly_outside_is_kept_and_reported(write_coco, caplog):
     content = coco_content()
     content["annotations"][0]["bbox"] = [80, 10, 30, 20]
     content["annotations"][2]["bbox"] = [0, 0, 100.9, 80]  # less than a pixel: rounding

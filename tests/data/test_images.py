@@ -168,7 +168,7 @@ def bad_files():
 
 
 @pytest.mark.parametrize("kind", bad_files())
-def test_what_is_wrong_with_an_image(kind, tmp_path):
+def test_errors_of_images(kind, tmp_path):
     content, message = bad_files()[kind]
     path = tmp_path / "a: b.jpg"
     if content is not None:
@@ -300,7 +300,7 @@ def test_rle_of_another_size(picture):
             mapper(make_record(picture, segmentation=rle))
 
 
-def test_a_thread_of_an_image(tmp_path):
+def test_a_very_narrow_image(tmp_path):
     path = tmp_path / "thread.png"
     path.write_bytes(save(Image.new("RGB", (5000, 1)), "PNG"))
     record = dict(file_name=str(path), width=5000, height=1, image_id=1)

@@ -101,7 +101,7 @@ def make_cfg(opts):
 # ---- from YAML alone ----
 
 
-def test_a_training_from_the_config_alone(data, tmp_path):
+def test_a_training_needs_only_the_config(data, tmp_path):
     """With channels-last weights, validation loss, flips and pictures; pycocotools' figures."""
     opts = data()
     config = ["--config-file", str(CONFIGS / "frcnn_rsb_sample.yaml"), *opts]

@@ -92,7 +92,7 @@ def test_a_batch_that_cannot_be_shared_out_is_an_error():
         TrainingOrder([], [], 4, 0, 3)
 
 
-def test_a_batch_depends_on_its_number_alone():
+def test_a_batch_depends_only_on_its_number():
     whole = contents(iter(make_loader(noisy)), 12)
     noise = [n for batch in whole for _, n in batch]
     assert len(set(noise)) == len(noise)  # an image looks different each time
@@ -105,7 +105,7 @@ def test_a_batch_depends_on_its_number_alone():
     assert contents(iter(make_loader(noisy, seed=8)), 12) != whole
 
 
-def test_the_random_state_of_the_training_is_left_alone():
+def test_the_random_state_of_the_training_is_unchanged():
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)

@@ -86,7 +86,7 @@ def use_roi_align():
     "use",
     [use_pairwise_iou, use_roi_align],
 )
-def test_using_what_needs_compiled_operators_raises(use):
+def test_compiled_operators_are_missing(use):
     with pytest.raises(ImportError, match="compiled operators"):
         use()
 
@@ -95,7 +95,7 @@ def test_using_what_needs_compiled_operators_raises(use):
 @pytest.mark.parametrize(
     "name", ["Caffe2Tracer", "Caffe2Model", "export_caffe2_model", "export_onnx_model"]
 )
-def test_using_what_needs_caffe2_raises(name):
+def test_caffe2_is_missing(name):
     from detectron2 import export
 
     with pytest.raises(ImportError, match=f"{name}.*caffe2"):

@@ -1,4 +1,4 @@
-"""Every YAML of Detectron2's zoo on an RSB backbone, beside the stock model of the same file."""
+"""Every YAML of Detectron2's zoo on an RSB backbone, and the stock model of the same file."""
 
 import functools
 
@@ -64,7 +64,7 @@ def hub(cache, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_name_alone_gives_the_same_config_or_the_same_line(name):
+def test_the_backbone_name_gives_the_same_config_or_error(name):
     cfg = small_config(name)
     stock = cfg.clone()
     try:
@@ -112,7 +112,7 @@ def assert_same(node, stock):
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BUILT],
 )
-def test_it_is_the_stock_model_on_timm(name, hub):
+def test_the_stock_model_on_timm(name, hub):
     cfg = small_config(name)
     stock_cfg = cfg.clone()
     with_rsb_backbone(cfg)

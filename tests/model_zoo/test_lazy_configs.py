@@ -53,7 +53,7 @@ def stock_config(name):
         for pair in PAIRS.items()
     ],
 )
-def test_the_model_computes_what_that_of_the_yaml_does(lazy, stock):
+def test_the_model_equals_that_of_the_yaml(lazy, stock):
     cfg = load(lazy)
     torch.manual_seed(0)
     expected = build_model(stock_config(stock))
@@ -184,7 +184,7 @@ def test_pixels_that_are_not_the_weights_are_refused_when_the_model_is_built():
 
 # ---- the script ----
 
-# Detectron2's main as a checkout has its script beside the package.
+# Detectron2's main as a checkout has its script next to the package.
 SCRIPT = Path(detectron2.__file__).parents[1] / "tools" / "lazyconfig_train_net.py"
 
 

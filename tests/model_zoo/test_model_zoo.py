@@ -27,7 +27,7 @@ from tests.helpers.wheel import build_wheel
 
 
 @pytest.mark.parametrize("name", detectron2.model_zoo.__all__)
-def test_the_functions_take_what_detectron2s_take(name):
+def test_parameters_are_those_of_detectron2(name):
     def parameters(module):
         signature = inspect.signature(getattr(module, name))
         return [(p.name, p.default) for p in signature.parameters.values()]
@@ -58,7 +58,7 @@ def test_pretrainings_are_in_their_folder(name):
         model_zoo.get_config_file(f"pretrain/resnet5_rsb_{name}")
 
 
-def test_what_there_is_not():
+def test_unknown_names():
     # As Detectron2's, and as every mistake of a user here.
     for error in (RuntimeError, UserError):
         with pytest.raises(error, match="did you mean .*frcnn_rsb_1x"):

@@ -34,7 +34,7 @@ def test_it_changes_the_config_and_returns_it(caplog):
     assert not caplog.records
 
 
-def test_this_projects_own_configs_stay_what_they_are():
+def test_own_configs_are_unchanged():
     for name in ("frcnn_rsb_1x", "retinanet_rsb_1x", "frcnn_rsb_seresnet50_1x"):
         cfg = model_zoo.get_config(name)
         before = cfg.clone()
@@ -94,7 +94,7 @@ def test_weights_of_ones_own():
         (["MODEL.RESNETS.DEPTH", 51], "", "no ResNet of DEPTH 51"),
     ],
 )
-def test_what_it_cannot_do(opts, weights, line):
+def test_unsupported_configs(opts, weights, line):
     with pytest.raises(UserError, match=line) as error:
         with_rsb_backbone(zoo(FRCNN, *opts), weights)
     assert "\n" not in str(error.value)

@@ -94,7 +94,7 @@ def test_it_trains_and_evaluates(name, backbone, task, folder, tmp_path, monkeyp
         ),
     ],
 )
-def test_what_is_refused_before_anything_is_written(name, opts, line, folder, tmp_path):
+def test_refused_before_anything_is_written(name, opts, line, folder, tmp_path):
     sample = folder / "sample"
     data = [["zoo_line", str(sample / "annotations" / "val.json"), str(sample / "val")]]
     opts = [*opts, "OUTPUT_DIR", tmp_path / "output", "MODEL.DEVICE", "cpu"]

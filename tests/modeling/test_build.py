@@ -37,7 +37,7 @@ def make_cfg(tmp_path, *opts):
     return cfg
 
 
-def test_defaults_leave_stock_configs_alone():
+def test_defaults_do_not_change_stock_configs():
     stock, ours = get_cfg(), get_cfg()
     add_rsb_config(ours)
 
@@ -88,7 +88,7 @@ def test_retinanet_fpn_backbone(tmp_path):
     assert found == expected
 
 
-def test_plain_backbone_takes_what_the_config_says(tmp_path):
+def test_keys_of_the_plain_backbone(tmp_path):
     cfg = make_cfg(tmp_path, "MODEL.TIMM.OUT_FEATURES", ["res4"], "MODEL.BACKBONE.FREEZE_AT", 3)
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     cfg.MODEL.TIMM.NORM = "FrozenBN"

@@ -46,7 +46,7 @@ def test_depth_groups_and_width_name_the_model(name):
         found["RES2_OUT_CHANNELS"] == shape.res2_out_channels == model.layer2[0].conv1.in_channels
     )
     assert found["STEM_OUT_CHANNELS"] == model.conv1.out_channels
-    # The same, said twice; and what says nothing beside a name: Detectron2's defaults.
+    # The same keys twice, and Detectron2's defaults with a name.
     twice = r(RES2_OUT_CHANNELS=shape.res2_out_channels, STEM_OUT_CHANNELS=64)
     assert backbone_spec(make_cfg(*keys, *twice, *t(NAME=name))).name == name
     assert backbone_spec(make_cfg(*t(NAME=name))).name == name
@@ -64,7 +64,7 @@ def test_depth_groups_and_width_name_the_model(name):
         ("efficientnet_b0", dict(RES2_OUT_CHANNELS=24)),
     ],
 )
-def test_a_name_beside_keys_that_agree(name, keys):
+def test_a_name_and_keys_that_agree(name, keys):
     assert backbone_spec(make_cfg(*t(NAME=name), *r(**keys))).name == name
 
 
@@ -102,7 +102,7 @@ def test_a_name_beside_keys_that_agree(name, keys):
         ),
     ],
 )
-def test_what_timm_cannot_be_is_refused_in_one_line(opts, line):
+def test_unsupported_keys_are_a_one_line_error(opts, line):
     with pytest.raises(UserError, match=line) as error:
         backbone_spec(make_cfg(*opts))
     assert "\n" not in str(error.value)
@@ -117,7 +117,7 @@ def test_what_timm_cannot_be_is_refused_in_one_line(opts, line):
         (["MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"], "rotated boxes are not"),
     ],
 )
-def test_heads_that_do_not_go_with_it_are_refused_with_the_config_alone(opts, line):
+def test_unsupported_heads_are_a_one_line_error(opts, line):
     cfg = make_cfg(*opts)
     assert backbone_spec(cfg) == backbone_spec(make_cfg())  # a builder answers for what it builds
     with pytest.raises(UserError, match=line) as error:
@@ -170,7 +170,7 @@ def test_dilation_and_freezing_are_carried_over():
 
 # config.yaml of runs of version 0.1, in which both keys stand.
 @pytest.mark.parametrize("name", ["resnet18", "seresnet50", "resnet101", "convnext_tiny"])
-def test_configs_of_earlier_runs_are_what_they_were(name):
+def test_configs_of_earlier_runs_are_unchanged(name):
     before = t(NAME=name, NORM="BN", NORM_EVAL=True, FOLD_NORM=True, OUT_FEATURES=STAGES)
     before += r(**get_cfg().MODEL.RESNETS)
     assert backbone_spec(make_cfg(*before)) == (name, STAGES, "BN", True, 2, 1)

@@ -140,7 +140,7 @@ def test_printed_words_are_read_back_as_they_are(tmp_path, convert_data, name):
         (["train", "test"], ["out_train"], []),
     ],
 )
-def test_what_to_do_with_splits(tmp_path, convert_data, splits, train, test):
+def test_printed_options_by_split(tmp_path, convert_data, splits, train, test):
     rows = {f"{split}/a": "0 .5 .5 .1 .1\n1 .5 .5 .2 .1" for split in splits}
     head = "\n".join(f"{split}: images/{split}" for split in splits)
     yolo(tmp_path / "in", rows, head=head)

@@ -30,7 +30,7 @@ def trained(run_folder):
     return output, at_3, log
 
 
-def test_train_writes_what_detectron2_writes_and_the_pictures(trained):
+def test_files_of_a_training(trained):
     output, _, log = trained
     names = {p.name for p in output.iterdir()}
     assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint"} <= names

@@ -163,7 +163,7 @@ def test_parameter_groups_equal_timms(name, optimizer):
         assert {**ours.defaults, "weight_decay": 0.0} == theirs.defaults
 
 
-def test_a_detector_has_the_groups_of_timm_without_its_frozen_layers():
+def test_groups_of_a_detector_are_timms_without_frozen_layers():
     model = nn.ModuleDict(
         {"body": TimmBackbone("resnet18", freeze_at=2), "fpn": nn.Conv2d(8, 8, 1)}
     )

@@ -88,7 +88,7 @@ def without_torch(tmp_path_factory):
 
 
 def run_without_torch(without_torch, *arguments):
-    # -S: no site-packages, so that PYTHONPATH is all there is beside the standard library.
+    # -S: no site-packages, so that PYTHONPATH is all there is besides the standard library.
     return subprocess.run(
         [sys.executable, "-S", *arguments],
         env={**os.environ, "PYTHONPATH": str(without_torch), "OMP_NUM_THREADS": "1"},

@@ -142,7 +142,7 @@ def make_packages(folder, kinds):
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in KINDS]
 )
-def test_detectron2_alone_detects_the_same(request, kind):
+def test_plain_detectron2_detects_the_same(request, kind):
     packages = request.getfixturevalue("slow_packages" if kind in SLOW else "packages")
     cfg, model, exported, found = packages[kind]
     assert exported.difference.detections >= 5

@@ -74,7 +74,7 @@ def test_warnings(sample, opts, message):
     assert any(message in warning for warning in report["warnings"]), report["warnings"]
 
 
-def test_the_program_reports_what_would_stop_a_training(sample, tmp_path):
+def test_the_program_reports_errors_of_a_training(sample, tmp_path):
     opts = [*options(sample, "stopped"), "MODEL.WEIGHTS", "gone.pth"]
     arguments = ("--config-file", CONFIG, "--opts", *opts)
     status, out, err = call_tool("check", tmp_path, *arguments)

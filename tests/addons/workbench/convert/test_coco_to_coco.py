@@ -106,7 +106,7 @@ def test_a_split_parts_images_and_changes_nothing(tmp_path):
     assert contents["train"] == contents["val"] == others
 
 
-def test_ids_that_two_files_have_given_change_alone(tmp_path):
+def test_only_duplicate_ids_of_two_files_change(tmp_path):
     other = content(names="uvwxyz")
     other["licenses"].append({"id": 5, "name": "other"})
     other["videos"][0]["id"] = 2

@@ -74,7 +74,7 @@ def test_a_mask(tmp_path):
     assert (mask == expected).all() and found["bbox"] == [21, 31, 2, 3] and found["area"] == 6
 
 
-def test_an_image_that_is_in_its_file_alone(tmp_path):
+def test_an_image_embedded_in_its_file(tmp_path):
     pixels = np.full((80, 100, 3), 77, dtype=np.uint8)
     labelme(tmp_path / "in" / "a.json", [TRIANGLE], "gone.jpg", data=encoded(pixels))
     image(tmp_path / "in" / "b.png")

@@ -113,7 +113,7 @@ def test_a_class_of_two_images_is_in_both_parts():
 
 
 @pytest.mark.parametrize("share", [0, 1, 80, -1, float("nan")])
-def test_a_share_that_is_none(share):
+def test_invalid_shares(share):
     with pytest.raises(UserError, match="--split is"):
         split_by_class(made(10), share, 0)
 
