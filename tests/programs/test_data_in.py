@@ -148,3 +148,21 @@ def test_printed_options_by_split(tmp_path, convert_data, splits, train, test):
     assert status == 0 and ("rsb-d2 eval" in out) == (not train) and "None" not in out
     cfg = load_config("", words_of_a_shell(out))
     assert [list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)] == [train, test]
+
+
+@pytest.mark.parametrize("target", ["coco", "yolo"])
+def test_names_that_are_not_utf_8_stop_in_one_line(tmp_path, convert_data, target):
+    odd = os.fsdecode(b"caf\xe9")
+    yolo(tmp_path / odd, {"a": "0 .5 .5 .1 .1", f"b/{odd}": "1 .5 .5 .1 .1", odd: None})
+    status, out, err = convert_data(odd, "--output", "out", "--to", target)
+    (line,) = err.splitlines()
+    assert status == 2 and out == "" and not os.path.exists("out")
+    assert "b/caf\\udce9.png: has a name that is not UTF-8; rename it (and 1 more mistake" in line
+    # The folder above all of them may be called what it likes.
+    for path in [*tmp_path.rglob(f"{odd}.*")]:
+        path.unlink()
+    status, out, err = convert_data(odd, "--output", "out", "--to", target)
+    assert status == 0 and "train: 1 image, " in out
+    if target == "coco":
+        (entry,) = load_config("", words_of_a_shell(out)).DATASETS.COCO_JSON
+        assert entry[2] == f"{odd}/images"
