@@ -170,7 +170,9 @@ class _Check:
         categories = self._without_groups(file.records("categories"), others)
         check_categories(categories)
         check_images(images)
-        check_image_files([image["file_name"] for image in images], image_root)
+        repaired = check_image_files(images, image_root)
+        if repaired:
+            self._changed["'file_name' with slashes instead of backslashes"] = repaired
         self._categories = sorted(categories, key=lambda category: category["id"])
         self._sizes = {image["id"]: [image["height"], image["width"]] for image in images}
         self._num_keypoints = {c["id"]: _num_keypoints(c) for c in self._categories}
@@ -490,13 +492,21 @@ def _leaves_folder(file_name: str) -> bool:
     return os.path.isabs(file_name) or os.path.normpath(file_name).split(os.sep)[0] == os.pardir
 
 
-def check_image_files(file_names: List[str], image_root: str) -> None:
+def check_image_files(images: List[Dict[str, Any]], image_root: str) -> int:
+    """Check that the files exist; replaces backslashes in names, and returns in how many."""
+    file_names = [image["file_name"] for image in images]
     try:
         missing = find_missing(file_names, image_root)
+        of_windows = {n: n.replace("\\", "/") for n in missing if "\\" in n}
+        gone = set(find_missing(list(of_windows.values()), image_root)) if of_windows else ()
     except NotImplementedError:  # e.g. an https:// folder, which cannot be listed
-        return
+        return 0
+    of_windows = {n: m for n, m in of_windows.items() if m not in gone and not _leaves_folder(m)}
+    for image in images:
+        image["file_name"] = of_windows.get(image["file_name"], image["file_name"])
+    missing = [name for name in missing if name not in of_windows]
     if not missing:
-        return
+        return len(of_windows)
     hint = ""
     if len(missing) == len(file_names):
         hint = "; is it the right image folder?"

@@ -267,3 +267,19 @@ def test_categories_that_differ_only_in_case_are_a_warning(write_coco, caplog):
     with caplog.at_level(logging.WARNING, "rsb_d2"):
         register(write_coco(content))
     assert "categories differ only in upper and lower case: cat, Cat" in caplog.text
+
+
+def test_names_of_images_with_backslashes(write_coco, images):
+    (images / "a").mkdir()
+    (images / "10.jpg").rename(images / "a" / "10.jpg")
+    (images / "20.jpg").rename(images / "b\\20.jpg")  # such a name is left as it is
+    content = coco_content()
+    content["images"][0]["file_name"] = "a\\10.jpg"
+    content["images"][1]["file_name"] = "b\\20.jpg"
+    names = [
+        os.path.relpath(record["file_name"], images) for record in register(write_coco(content))
+    ]
+    assert sorted(names) == ["30.jpg", "a/10.jpg", "b\\20.jpg"]
+    content["images"][0]["file_name"] = "..\\10.jpg"
+    with pytest.raises(UserError, match="1 of 3 image files are not in"):
+        register(write_coco(content, "outside"))

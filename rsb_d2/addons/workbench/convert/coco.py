@@ -89,6 +89,8 @@ def _pictures(
     by_id: Dict[int, Picture] = {}
     claimed: Dict[str, int] = {}
     for record in progress(content["images"], path):
+        if not os.path.isfile(os.path.join(folder, record["file_name"])):  # written on Windows
+            record = {**record, "file_name": record["file_name"].replace("\\", "/")}
         file = os.path.abspath(os.path.join(folder, record["file_name"]))
         where = f"{path}, image {record['id']}"
         if claimed.setdefault(file, record["id"]) != record["id"]:

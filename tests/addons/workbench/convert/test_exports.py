@@ -278,6 +278,15 @@ EXPORTS = {
 }
 
 
+def test_label_studio_on_windows(tmp_path):
+    image(tmp_path / "export" / "images" / "a.jpg")
+    content = coco({"segmentation": [], "iscrowd": 0}, {"file_name": "images\\a.jpg"})
+    file = write(tmp_path / "export" / "result.json", json.dumps(content))
+    folder = tmp_path / "export"
+    contents, _ = converted(file, tmp_path / "out", images=[str(folder)])
+    assert boxes(contents) == {"train": [("images/a.jpg", "cat", BOX)]}
+
+
 @pytest.mark.parametrize("tool", EXPORTS)
 def test_coco_of_other_tools(tool, tmp_path):
     image(tmp_path / "images" / "a.jpg")
