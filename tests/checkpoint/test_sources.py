@@ -55,6 +55,21 @@ def test_loads_the_backbone_bit_for_bit(cache, weights, checkpointer_type, norm)
         assert f"Weights from {PATH}\n  file:    {file}\n" in str(checkpointer.report)
 
 
+# timm's feature nets of these have other names than the whole models, which the hub has.
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet"])
+def test_stock_checkpointer_with_other_architectures(cache, name):
+    weights = make_weights(name)
+    # As in older files, without counters.
+    add_to_cache(
+        cache,
+        f"{name}.r160_in1k",
+        {n: t for n, t in weights.items() if not n.endswith("num_batches_tracked")},
+    )
+    model = torch.nn.ModuleDict({"backbone": TimmBackbone(f"{name}.r160_in1k")})
+    DetectionCheckpointer(model).load(f"timm://{name}.r160_in1k")
+    check_features(model["backbone"], name, weights)
+
+
 def test_stock_checkpointer_tells_the_head_of_a_detector_from_the_backbone(cache, weights):
     """A box head with convolutions has a conv1.weight, too."""
     add_to_cache(cache, "resnet18.a1_in1k", weights)
@@ -242,6 +257,19 @@ def test_damaged_files_in_the_cache_are_reported_and_kept(download_cache, tmp_pa
     with pytest.raises(UserError, match=f"{cached} is damaged or another file"):
         sources.fetch_published("zoo://frcnn_rsb_1x")
     assert cached.is_file()
+
+
+def test_force_downloads_again(server, download_cache, tmp_path):
+    path = tmp_path / "file.pth"
+    path.write_bytes(b"right")
+    url = published(path)
+    server[url] = path
+    cached = Path(sources.fetch_published(url))
+    cached.write_bytes(b"wrong")
+    assert (
+        Path(PathManager.get_local_path(sources.fetch_published(url, force=True))).read_bytes()
+        == b"right"
+    )
 
 
 def test_the_error_without_a_network(download_cache):

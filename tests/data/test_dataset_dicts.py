@@ -329,6 +329,20 @@ def test_an_image_without_annotations_has_no_objects(missing, place, folder, tmp
     assert trained[place % 4]["gt_boxes"] == [] and len(trained[1]["gt_boxes"]) == 2
 
 
+def test_ids_of_categories(folder, tmp_path, stock_values):
+    """Those of the metadata go into the file and into the results, of any type."""
+    expected = stock_values()[1]
+    for kind in (int, str, np.int64):
+        ids = {kind(7): 0, kind(3): 1}
+        name = register(kind.__name__, make_records(folder), thing_dataset_id_to_contiguous_id=ids)
+        found = our_values(make_cfg(name, tmp_path / name))[1]
+        np.testing.assert_equal(found, expected)
+        results = json.loads(
+            (tmp_path / name / "inference/coco_instances_results.json").read_text()
+        )
+        assert {result["category_id"] for result in results} == {3, 7}
+
+
 # ---- what is refused ----
 
 

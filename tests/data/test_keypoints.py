@@ -7,8 +7,10 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools.coco import COCO
@@ -21,6 +23,7 @@ from rsb_d2.config.checks import check_keypoints, log_keypoint_notes
 from rsb_d2.data.keypoints import flip_pairs, unpaired_names
 from rsb_d2.data.mapper import CheckedDatasetMapper
 from rsb_d2.evaluation.coco_evaluation import keypoint_sigmas
+from rsb_d2.predictor import to_coco
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.data.coco_files import annotation
 from tests.helpers.paths import CONFIGS
@@ -272,3 +275,15 @@ def test_default_sigmas():
     assert keypoint_sigmas((), 17)[:2] == pytest.approx([0.026, 0.025])
     assert keypoint_sigmas((), 3) == [0.067] * 3
     assert keypoint_sigmas([0.1, 0.2], 2) == [0.1, 0.2]
+
+
+def test_results_leave_the_detections_as_they_were():
+    """Detectron2's function moves the keypoints by half a pixel, in place."""
+    found = Instances((80, 100), pred_boxes=Boxes(torch.rand(2, 4)), scores=torch.rand(2))
+    found.pred_classes = torch.zeros(2, dtype=torch.int64)
+    found.pred_keypoints = torch.rand(2, 4, 3)
+    before = found.pred_keypoints.clone()
+    results = to_coco(found, 1, [1, 2, 3, 4, 5])
+    assert torch.equal(found.pred_keypoints, before)
+    expected = before[0] - torch.tensor([0.5, 0.5, 0])
+    assert results[0]["keypoints"] == pytest.approx(expected.flatten().tolist())

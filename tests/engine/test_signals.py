@@ -1,6 +1,7 @@
 """Signals and the ends of processes: a checkpoint, an exit status, and no process left behind."""
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -258,3 +259,26 @@ def test_a_signal_to_a_new_forked_process_does_not_reach_the_training(number, ot
             time.sleep(10)
 
     assert run_forked(training) == 128 + other
+
+
+def test_a_pool_that_is_ended_does_not_end_the_training():
+    """As of the pool that reads Cityscapes in each evaluation; twice would end it at once."""
+
+    def training():
+        watch = SignalWatch()
+        watch.start()
+        with watch.exit_at_once():
+            for _ in range(2):
+                pool = multiprocessing.get_context("fork").Pool(2)
+                assert pool.map(abs, [-1, 2]) == [1, 2]
+                workers = list(pool._pool)
+                pool.terminate()
+                pool.join()
+                assert not any(w.is_alive() for w in workers)
+                time.sleep(0.6)  # a second signal of the same would count by now
+        assert watch.received is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert watch.received == signal.SIGTERM
+        watch.stop()
+
+    assert run_forked(training) == 0

@@ -23,7 +23,7 @@ from rsb_d2.config.loading import load_config
 from rsb_d2.data.images import BadImageError
 from rsb_d2.engine.hooks import share_buffers
 from rsb_d2.engine.signals import SignalWatch
-from rsb_d2.engine.train_step import StepTrainer
+from rsb_d2.engine.train_step import StepTrainer, check_accumulation
 from rsb_d2.engine.trainer import prepare_for_training
 from rsb_d2.solver import build_optimizer
 from tests.helpers.data.loaders import make_loader
@@ -231,6 +231,24 @@ def test_two_processes_synchronize_once_a_step_and_equal_one_process(tmp_path):
         step(trainer, i)
     assert found == pytest.approx(weights(trainer), rel=1e-5, abs=1e-6)
     assert found_of_parts == pytest.approx(found, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "batch, steps, world_size, reference, divides",
+    [
+        *((16, 3, 1, 0, False), (16, 8, 4, 0, False), (2, 4, 1, 0, False)),
+        *((16, 4, 4, 0, True), (16, 1, 3, 0, True), (4, 2, 4, 1, True), (7, 7, 1, 0, True)),
+    ],
+)
+def test_batches_that_can_be_divided(batch, steps, world_size, reference, divides):
+    opts = ["SOLVER.IMS_PER_BATCH", str(batch), "SOLVER.ACCUMULATE_STEPS", str(steps)]
+    cfg = load_config("", [*opts, "SOLVER.REFERENCE_WORLD_SIZE", str(reference)])
+    if divides:
+        check_accumulation(cfg, world_size)
+        return
+    expected = f"ACCUMULATE_STEPS is {steps}.* multiple of {steps * world_size}, and is {batch}"
+    with pytest.raises(UserError, match=expected):
+        check_accumulation(cfg, world_size)
 
 
 # --- mixed precision

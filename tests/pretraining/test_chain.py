@@ -158,6 +158,24 @@ def test_pictures_of_training_images(cfg, data, tmp_path, cells):
     assert any(len(found) == 2 for found in shares)
 
 
+@torch.no_grad()
+def test_pictures_of_predictions(cfg, weights, tmp_path, cells):
+    ours = Trainer.build_model(cfg)
+    Checkpointer(ours).load(f"{cfg.OUTPUT_DIR}/model_final.pth")
+    path = str(tmp_path / "a.png")
+    pictures.draw_predictions(cfg, ours, path, num_images=10)
+    model = timm.create_model("resnet18", num_classes=4).eval()
+    model.load_state_dict(weights)
+    batches = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    batch = [image for images in batches for image in images]
+    found = model(normalised(torch.stack([x["image"] for x in batch]))).argmax(1).tolist()
+    assert len(cells) == len(batch) == 10
+    for (_, text, colour), image, label in zip(cells, batch, found):
+        truth, predicted = CLASSES[image["label"]], CLASSES[label]
+        assert text == (truth if truth == predicted else f"{predicted}, is {truth}")
+        assert (colour == pictures._RIGHT) == (truth == predicted)
+
+
 # ---- tools for detectors ----
 
 

@@ -46,6 +46,21 @@ def test_train_net(tmp_path, data):
     assert "Pictures: " in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
 
 
+def test_browse_data_and_report(tmp_path, data, tool):
+    annotations = data / "annotations" / os.fsdecode(b"\xe9\n.json")
+    (data / "annotations" / "train.json").rename(annotations)
+    words = ["--annotations", str(annotations), "--images", f"{data}/train"]
+    output = f"{data}/page.html"
+    status, out, err = tool("browse_data", *words, "--output", output)
+    assert status == 0 and "donn\\udce9es/page.png" in out, err
+    assert "caf\\udce9.jpg" in open(output, encoding="utf-8").read()
+    results = tmp_path / "results.json"
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.9}
+    results.write_text(json.dumps([box]))
+    words += ["--results", str(results), "--output", f"{data}/report.html"]
+    assert tool("report", *words)[0] == 0
+
+
 def test_predict(tmp_path, data, tool):
     (data / "train" / os.fsdecode(b"b\xe9\n.png")).write_bytes(b"no image")
     output = f"{data}/found"

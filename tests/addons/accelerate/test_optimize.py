@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
 from rsb_d2 import UserError, optimize_for_inference
@@ -12,7 +13,9 @@ from tests.helpers.models.optimized import (
     check_detections,
     make_detector,
     make_images,
+    randomise_norms,
 )
+from tests.helpers.small_detector import make_config
 
 
 @pytest.mark.parametrize("kind", ["faster", "mask", "cascade", "retinanet"])
@@ -85,6 +88,13 @@ def test_copies_of_the_result(device):
             again.train()
 
 
+def test_no_detections(device):
+    model = make_detector("mask", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0", device=device)
+    fast = optimize_for_inference(model)
+    instances = fast(make_images((64, 96)))[0]["instances"]
+    assert len(instances) == 0 and instances.pred_masks.shape == (0, 64, 96)
+
+
 def test_non_finite_weights_are_handled_as_in_stock(device):
     model = make_detector("faster", device=device)
     model.roi_heads.box_predictor.bbox_pred.bias[3] = torch.inf
@@ -137,3 +147,17 @@ def test_mistakes():
         optimize_for_inference(nn.Linear(2, 2))
     with pytest.raises(UserError, match="takes a model in torch.float32"):
         optimize_for_inference(model.bfloat16())
+
+
+def test_backbone_without_fpn(device):
+    cfg = make_config("resnet18", device=device)
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res4"]
+    cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64]]
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    with torch.enable_grad():
+        model = build_model(cfg).eval()
+    randomise_norms(model)
+    images = make_images((96, 128))
+    check_detections(model(images), optimize_for_inference(model)(images))

@@ -15,6 +15,7 @@ from torch import nn
 from rsb_d2 import UserError
 from rsb_d2.addons.export import package
 from rsb_d2.addons.export.package import (
+    dataset_names,
     export_package,
 )
 from rsb_d2.addons.workbench.sample.draw import draw_picture
@@ -180,6 +181,16 @@ def test_the_package_is_for_bgr_and_a_resnet_of_detectron2(packages):
     # The published recipe is AdamW's, which Detectron2 does not have.
     assert plain.SOLVER == get_cfg().SOLVER
     assert sorted(os.listdir(exported.folder)) == ["classes.json", "config.yaml", "model_final.pth"]
+
+
+@pytest.mark.parametrize(
+    "names, kept",
+    [("('coco_2017_train',)", False), ("('of_mine_train',)", True), ("()", False)],
+)
+def test_names_of_data_sets_with_other_classes_are_replaced(names, kept):
+    cfg = make_seeded_config("faster", "DATASETS.TRAIN", names)
+    expected = ("of_mine_train",) if kept else ("own",)
+    assert dataset_names(cfg, NAMES, "own") == (expected, expected)
 
 
 # ---- what is folded, and what is rounding ----

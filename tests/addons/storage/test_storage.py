@@ -300,6 +300,18 @@ def test_damaged_copies_and_sources(server, copies):
     assert server.requests[2:] == ["/bad.png"] * 2
 
 
+def test_without_a_cache(server, copies, tmp_path, caplog):
+    remote.set_cache(str(copies), 0)
+    for _ in range(2):
+        assert_is(f"{server.address}/a.png")
+    assert len(server.requests) == 2 and not copies.exists()
+    (tmp_path / "file").write_text("")
+    remote.set_cache(str(tmp_path / "file" / "copies"), 1)  # not writable
+    for _ in range(3):
+        assert_is(f"{server.address}/a.png")
+    assert caplog.text.count("No copies of images are kept") == 1
+
+
 def folder_size(folder):
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 

@@ -144,11 +144,35 @@ def test_only_duplicate_ids_of_two_files_change(tmp_path):
     assert of_images(joined.values()) == of_images([content(), before])
 
 
+@pytest.mark.parametrize("key", ["licenses", "categories"])
+def test_records_of_one_id_that_differ_stop_a_split(tmp_path, key):
+    other = content(names="uvwxyz")
+    other[key][0]["url"] = "other"
+    files = make(tmp_path / "in", train=content(), val=other)
+    with pytest.raises(UserError, match=f"different '{key}' of the id") as error:
+        convert_all(tmp_path, files, split=0.5)
+    assert len(str(error.value).splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert convert_all(tmp_path, files)[0]["val"][key] == other[key]
+
+
 def test_an_image_in_two_files_stops_a_split(tmp_path):
     files = make(tmp_path / "in", train=content(), val=content(names="fgh"))
     with pytest.raises(UserError, match="f.png is in .*train.json and in .*val.json"):
         convert_all(tmp_path, files, split=0.5)
     assert "images that are in two splits" in convert_all(tmp_path, files)[1]
+
+
+def test_clip_changes_what_it_cuts_alone(tmp_path):
+    before = content()
+    before["annotations"][0] |= {"bbox": [90, 20, 30, 40], "segmentation": [], "track_id": 7}
+    files = make(tmp_path / "in", train=before)
+    with pytest.raises(UserError, match="write --clip"):
+        convert_all(tmp_path, files)
+    contents, notes = convert_all(tmp_path, files, clip=True)
+    cut, *others = contents["train"]["annotations"]
+    assert others == before["annotations"][1:]
+    assert cut["bbox"] == [90, 20, 10, 40] and cut["area"] == 400 and cut["track_id"] == 7
+    assert notes == {"objects cut at the edge of the image": 1}
 
 
 def test_a_file_keeps_its_contents_except_for_unusable_annotations(tmp_path):
