@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.config import get_cfg
 from pycocotools.coco import COCO
 
-from rsb_d2 import UserError
+from rsb_d2 import UserError, add_rsb_config
 from rsb_d2.addons.predict import writing
 from rsb_d2.addons.predict.files import find_images
 from rsb_d2.addons.predict.pipeline import (
+    ImageBatches,
     Options,
     chunk_size,
     predict_files,
@@ -25,8 +27,10 @@ from rsb_d2.addons.predict.pipeline import (
 )
 from rsb_d2.addons.predict.processes import Processes
 from rsb_d2.addons.predict.results import RunFolder, format_table
+from rsb_d2.predictor import Preparation
 from tests.helpers import colour_finder
 from tests.helpers.colour_finder import ColourFinder, make_images
+from tests.helpers.damaged_files import jpeg
 from tests.helpers.paths import ROOT
 
 NUMBER = 42
@@ -284,3 +288,16 @@ def test_two_processes_and_two_kills(tmp_path, number):
     for words in said:
         before, peak = words["MiB before and at the peak"]
         assert peak - before < 100
+
+
+def test_a_cut_jpeg(tmp_path):
+    cfg = get_cfg()
+    add_rsb_config(cfg)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg(320, 240)[:-500])
+    for mode in ("auto", "partial"):
+        cfg.INPUT.DAMAGED_IMAGES = mode
+        batches = ImageBatches([str(path)], [0], [0], Preparation(cfg), 1, False)
+        (loaded,) = next(iter(batches))
+        assert ("damaged" in loaded.reason) == (mode == "auto")
+        assert (loaded.prepared is None) == (mode == "auto")
