@@ -16,6 +16,7 @@ from torch import nn
 
 from . import model_zoo
 from .checkpoint import Checkpointer
+from .checkpoint.sources import fetch_hub
 from .config.loading import load_config
 from .data.class_names import ClassNames, find_class_names
 from .data.images import reads_partial_images
@@ -43,7 +44,7 @@ def load_predict_config(
 
     Args:
         config_file (str): path of a YAML file, or a name in the model zoo; ``""`` for the config
-            of ``run``, or of weights named ``zoo://NAME``.
+            of ``run``, or of weights named ``zoo://NAME`` or ``hf://OWNER/NAME``.
         weights (str): as ``MODEL.WEIGHTS``; ``""`` for the weights of the run or the config.
         run (str): ``OUTPUT_DIR`` of a training: its ``config.yaml``, and its best weights or
             otherwise its last ones.
@@ -64,6 +65,9 @@ def load_predict_config(
         config_file, weights = _find_run(run, config_file, weights)
     if not config_file and weights.startswith("zoo://"):
         config_file = weights[len("zoo://") :]
+    if not config_file and weights.startswith("hf://"):
+        # By its commit, so that the weights are of the same one.
+        weights, config_file, _ = fetch_hub(weights)
     if not config_file:
         raise UserError("name a config with --config-file, or the folder of a training with --run")
     if not os.path.isfile(config_file) and os.sep not in config_file:

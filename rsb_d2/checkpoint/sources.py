@@ -1,14 +1,16 @@
-"""Where weights come from: local files, addresses, ``timm://NAME`` and ``zoo://NAME``.
+"""Where weights come from: local files, addresses, ``timm://``, ``zoo://`` and ``hf://``.
 
-``timm://`` are the pretrained weights of timm, from the Hugging Face hub; ``zoo://`` are
-published detectors and backbones, from the servers of OpenMMLab and PyTorch.
+``timm://NAME`` are the pretrained weights of timm, from the Hugging Face hub; ``zoo://NAME`` are
+published detectors and backbones, from the servers of OpenMMLab and PyTorch;
+``hf://OWNER/NAME[@REVISION]`` are detectors of this project on the Hugging Face hub, which
+``rsb-d2 push`` writes.
 """
 
 import contextlib
 import logging
 import os
 import re
-from typing import IO, Tuple
+from typing import IO, NamedTuple, Tuple
 from urllib.parse import urlparse
 
 import timm
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 TIMM = "timm://"
 ZOO = "zoo://"
+HF = "hf://"
 SERVER = "https://download.openmmlab.com/"
 TORCHVISION = "https://download.pytorch.org/models/"
 
@@ -40,6 +43,10 @@ _STOCK = ("detectron2://", "catalog://", "https://dl.fbaipublicfiles.com/detectr
 
 # The files that timm looks for, in this order: a repository has at least one of them.
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+# The files of a detector on the hub; the config names the classes.
+HUB_WEIGHTS = "model.safetensors"
+HUB_CONFIG = "config.yaml"
 
 _FOLDER = f"{SERVER}mmdetection/v2.0/resnet_strikes_back/"
 _MMDETECTION = f"{SERVER}mmdetection/v2.0/"
@@ -89,11 +96,13 @@ def locate(path: str) -> str:
     """Find the file of a path as in ``MODEL.WEIGHTS``, and download it if needed.
 
     Args:
-        path (str): a local path, ``timm://NAME``, ``zoo://NAME``, or any other that Detectron2's
-            ``PathManager`` handles: ``https://…``, ``detectron2://…``; or ``file://…``.
+        path (str): a local path, ``timm://NAME``, ``zoo://NAME``, ``hf://OWNER/NAME[@REVISION]``,
+            or any other that Detectron2's ``PathManager`` handles: ``https://…``,
+            ``detectron2://…``; or ``file://…``.
 
     Returns:
-        str: a local file; for ``timm://`` in Hugging Face's cache, for ``zoo://`` in Detectron2's.
+        str: a local file; for ``timm://`` and ``hf://`` in Hugging Face's cache, for ``zoo://`` in
+        Detectron2's.
 
     Raises:
         UserError: if there is no such file or it cannot be fetched.
@@ -102,6 +111,8 @@ def locate(path: str) -> str:
         return fetch_timm(path[len(TIMM) :])
     if is_published(path):
         return fetch_published(path)
+    if path.startswith(HF):
+        return fetch_hub(path).weights
     try:
         path_or_address = os.path.expanduser(path.removeprefix("file://"))
         local_path = PathManager.get_local_path(escape_address(path_or_address))
@@ -356,23 +367,37 @@ def _download(name: str, repository: str, revision: str | None, force: bool) -> 
 
 
 def _hub_unreachable(name: str, repository: str, error: Exception) -> UserError:
-    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub import hf_hub_url
 
     disk_error = find_disk_error(error)
     if disk_error is not None:
-        return UserError(
-            f"{TIMM}{name}: cannot write to the cache {constants.HF_HUB_CACHE}: "
-            f"{disk_error.strerror}; name another folder in the environment variable HF_HOME"
-        )
-    if constants.HF_HUB_OFFLINE:
-        tried = "HF_HUB_OFFLINE is set, so it was not downloaded"
-    else:
-        reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
-        tried = f"downloading {repository} from {constants.ENDPOINT} failed ({reason})"
+        return UserError(f"{TIMM}{name}: {_cache_not_writable(disk_error)}")
     return UserError(
-        f"{TIMM}{name} is not in the cache {constants.HF_HUB_CACHE}, and {tried}. By hand: "
+        f"{TIMM}{name} is not in the cache {_not_downloaded(repository, error)}. By hand: "
         f"download {hf_hub_url(repository, _FILE_NAMES[0])} where there is a network, copy it "
         "here, and write MODEL.WEIGHTS path/to/model.safetensors"
+    )
+
+
+def _cache_not_writable(error: OSError) -> str:
+    from huggingface_hub import constants
+
+    return (
+        f"cannot write to the cache {constants.HF_HUB_CACHE}: {error.strerror}; name another "
+        "folder in the environment variable HF_HOME"
+    )
+
+
+def _not_downloaded(repository: str, error: Exception) -> str:
+    """The cache, and why a file that is not in it was not downloaded."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return f"{constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set, so it was not downloaded"
+    reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
+    return (
+        f"{constants.HF_HUB_CACHE}, and downloading {repository} from {constants.ENDPOINT} failed "
+        f"({reason})"
     )
 
 
@@ -428,6 +453,110 @@ def _feature_net(name: str) -> torch.nn.Module:
         except UserError as e:
             error = e
     raise error
+
+
+# ---- hf:// ----
+
+
+class HubDetector(NamedTuple):
+    """A detector of the Hugging Face hub in the local cache.
+
+    Args:
+        path (str): ``hf://OWNER/NAME@COMMIT``, which always means the same files.
+        config_file (str): local path of its config.
+        weights (str): local path of its weights, in safetensors.
+    """
+
+    path: str
+    config_file: str
+    weights: str
+
+
+def fetch_hub(path: str) -> HubDetector:
+    """Find a detector in Hugging Face's cache, or download it there.
+
+    A branch or tag is looked up on the hub each time, unless ``HF_HUB_OFFLINE`` is set or the hub
+    cannot be reached: then it means what it meant at the last download. Private repositories need
+    the token of ``hf auth login`` or ``HF_TOKEN``.
+
+    Args:
+        path (str): ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION``; a revision is a branch, a
+            tag or a commit, and ``main`` if it is left out.
+
+    Returns:
+        HubDetector: with both files from the same commit.
+
+    Raises:
+        UserError: if there is no such repository or revision, if it has no detector of this
+            project, if a token is needed, or if the hub cannot be reached.
+    """
+    repository, _, revision = path[len(HF) :].partition("@")
+    check_hub_name(repository, path)
+    config_file = _fetch_hub_file(path, repository, revision or None, HUB_CONFIG)
+    commit = os.path.basename(os.path.dirname(config_file))  # of .../snapshots/COMMIT/config.yaml
+    weights = _fetch_hub_file(path, repository, commit, HUB_WEIGHTS)
+    _digest(weights)
+    return HubDetector(f"{HF}{repository}@{commit}", config_file, weights)
+
+
+def check_hub_name(repository: str, given: str) -> None:
+    """Check the form of a repository's name.
+
+    Args:
+        repository (str): ``OWNER/NAME``.
+        given (str): what the user wrote, for the message.
+
+    Raises:
+        UserError: for another form.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        is_valid = repository.count("/") == 1
+    except HFValidationError:
+        is_valid = False
+    if not is_valid:
+        raise UserError(
+            f"{given} is not the name of a repository on the Hugging Face hub; write "
+            f"{HF if given.startswith(HF) else ''}OWNER/NAME"
+        )
+
+
+def _fetch_hub_file(path: str, repository: str, revision: str | None, file_name: str) -> str:
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import errors as hub
+
+    try:
+        return hf_hub_download(repository, file_name, revision=revision, library_name="rsb_d2")
+    except hub.RevisionNotFoundError as e:
+        raise UserError(f"{path}: {repository} on the hub has no revision {revision}") from e
+    except hub.GatedRepoError as e:
+        raise UserError(
+            f"{path}: the owner of {repository} grants access on request: ask for it at "
+            f"{constants.ENDPOINT}/{repository}, then run `hf auth login` or set HF_TOKEN"
+        ) from e
+    except hub.RepositoryNotFoundError as e:
+        raise UserError(
+            f"{path}: {constants.ENDPOINT} has no repository {repository}, or it is private; for a "
+            "private one, run `hf auth login` or set HF_TOKEN to a token that may read it"
+        ) from e
+    except hub.LocalEntryNotFoundError as e:
+        raise UserError(f"{path} is not in the cache {_not_downloaded(repository, e)}") from e
+    except hub.EntryNotFoundError as e:
+        raise UserError(
+            f"{path}: {repository} has no {file_name} at {revision or 'main'}, so it is not a "
+            "detector that `rsb-d2 push` has written"
+        ) from e
+    except Exception as e:  # HTTP, TLS, proxy, disk: each library below has its own
+        if find_disk_error(e) is not None:
+            raise UserError(f"{path}: {_cache_not_writable(find_disk_error(e))}") from e
+        if getattr(getattr(e, "response", None), "status_code", None) in (401, 403):
+            raise UserError(
+                f"{path}: {constants.ENDPOINT} refuses the token; run `hf auth login` or set "
+                "HF_TOKEN to a token that may read it"
+            ) from e
+        raise UserError(f"{path} is not in the cache {_not_downloaded(repository, e)}") from e
 
 
 # ---- zoo:// ----

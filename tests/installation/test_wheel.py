@@ -6,14 +6,20 @@ import subprocess
 import time
 
 import pytest
+from PIL import Image
 
+from tests.helpers.hub_server import WRITE, hub_server
 from tests.helpers.wheel import build_wheel, install_wheel
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("a wheel")
-    return install_wheel(build_wheel(folder), folder / "an environment")
+def wheel(tmp_path_factory):
+    return build_wheel(tmp_path_factory.mktemp("a wheel"))
+
+
+@pytest.fixture(scope="module")
+def programs(wheel, tmp_path_factory):
+    return install_wheel(wheel, tmp_path_factory.mktemp("installed") / "an environment")
 
 
 @pytest.fixture
@@ -68,6 +74,23 @@ def test_the_demo_until_its_first_checkpoint(programs, environment, tmp_path):
     checkpoint = output / (output / "last_checkpoint").read_text().strip()
     assert checkpoint.stat().st_size > 10e6
     assert sorted(p.name for p in folder.iterdir()) == ["datasets", "log.txt", "output"]
+
+
+@pytest.mark.slow
+def test_a_detector_from_the_hub_in_another_environment(
+    wheel, programs, environment, seeded_run, tmp_path
+):
+    Image.effect_noise((64, 48), 90).convert("RGB").save(tmp_path / "a.png")
+    with hub_server(tmp_path / "cache") as hub:
+        environment |= {"HF_ENDPOINT": hub.address, "HF_TOKEN": WRITE}
+        environment["HF_HOME"] = str(tmp_path / "home")
+        words = (programs / "rsb-d2", "push", seeded_run, "me/shapes")
+        run(*words, folder=tmp_path, environment=environment)
+        environment |= {"HF_TOKEN": "", "HF_HOME": str(tmp_path / "another home")}
+        others = install_wheel(wheel, tmp_path / "another environment")
+        words = (others / "rsb-d2", "predict", "--weights", "hf://me/shapes", "a.png")
+        assert "1 image" in run(*words, folder=tmp_path, environment=environment)
+    assert (tmp_path / "predictions" / "results.json").is_file()
 
 
 def wait_for(path, process, folder):

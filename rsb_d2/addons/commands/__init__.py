@@ -25,6 +25,7 @@ PROGRAMS = {
     "browse": "browse",
     "report": "report",
     "export": "export",
+    "push": "push",
     "sample-data": "sample_data",
     "demo": "demo",
     "install-detectron2": "install_detectron2",

@@ -27,6 +27,7 @@ COMMANDS = {
     "check": "check",
     "sample_data": "sample-data",
     "demo": "demo",
+    "push": "push",
 }
 
 
