@@ -37,7 +37,7 @@ install: .venv/installed
 	$(PY) -m pip install --disable-pip-version-check --no-compile -r requirements.txt
 	$(PY) -m compileall -qq -j 0 .venv/lib || true  # pip uses one core; some files are for other Python versions
 	$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements-datasets.txt
-	$(PY) -m pip install --disable-pip-version-check --no-deps sahi==0.12.8  # its dependencies include a second OpenCV
+	$(PY) -m pip install --disable-pip-version-check --no-deps sahi==0.12.8 trackers==2.6.1  # their dependencies include a second OpenCV
 	$(PY) tools/install_detectron2.py
 	$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -64,8 +64,12 @@ setup(
         "masks": ["shapely>=2.0"],
         "cityscapes": ["cityscapesscripts>=2.2", "shapely>=2.0"],
         # The programs of other people that docs/ecosystem.md is about, in the versions tested.
-        # sahi asks for opencv-python, which overwrites a headless OpenCV: see the Makefile.
-        "test": ["hypothesis>=6", "pytest>=8", "sahi==0.12.8", "supervision==0.31.2"],
+        # sahi and trackers ask for opencv-python, which overwrites a headless OpenCV: see the
+        # Makefile.
+        "test": [
+            *("hypothesis>=6", "pytest>=8"),
+            *("sahi==0.12.8", "supervision==0.31.2", "trackers==2.6.1"),
+        ],
     },
     package_data={"rsb_d2.addons.workbench.report": ["page/*"]},
     cmdclass={"build_py": BuildWithFolders},

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from typing import List, NamedTuple
 
 import yaml
@@ -218,9 +219,15 @@ class Clones:
         content = (caches / "weights.pth").read_bytes()
         name = f"small-{hashlib.sha256(content).hexdigest()[:8]}.pth"
         (caches / "fvcore" / name).write_bytes(content)
+        command = self._root / "bin" / "rsb-d2"
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/bash\nexec python {self._package}/rsb_d2_cli.py "$@"\n')
+        command.chmod(0o755)
+        programs = (str(command.parent), str(warm_python.path().parent))
         return {
             **os.environ,
-            "PATH": os.pathsep.join([str(warm_python.path().parent), os.environ["PATH"]]),
+            "PYSPARK_PYTHON": sys.executable,
+            "PATH": os.pathsep.join([*programs, os.environ["PATH"]]),
             "PYTHONPATH": str(self._package),
             "HF_HUB_CACHE": str(caches / "hub"),
             "HF_HUB_OFFLINE": "1",

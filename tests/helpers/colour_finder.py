@@ -1,7 +1,7 @@
 """A predictor without a network: what it finds in an image follows from its pixels, and quickly.
 
-As a program, started by torchrun, it predicts a folder of images, and kills itself where it is
-told; see tests/addons/predict/test_pipeline.py.
+As a program, it predicts a folder of images, or a shard of it, and kills itself where it is told;
+see tests/addons/predict/test_pipeline.py.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.harness import peak_memory
 from rsb_d2.addons.predict.files import find_images
 from rsb_d2.addons.predict.pipeline import Options, predict_files
-from rsb_d2.addons.predict.processes import join_processes
+from rsb_d2.addons.predict.results import Shard
 from rsb_d2.data.class_names import ClassNames
 from rsb_d2.predictor import Preparation
 
@@ -90,25 +90,23 @@ def main():
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--no-pictures", action="store_true")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--kill", type=int, nargs=2, default=[-1, 0], metavar=("RANK", "CALL"))
+    parser.add_argument("--shard", type=Shard.parse, default=Shard())
+    parser.add_argument("--kill", type=int, default=0, metavar="CALL")
     args = parser.parse_args()
-    with join_processes() as processes:
-        kill_at = args.kill[1] if processes.rank == args.kill[0] else 0
-        predictor = ColourFinder(kill_at)
-        images = processes.first_does(lambda: find_images([args.images], args.output))
-        options = Options(args.batch, args.workers, not args.no_pictures, args.resume)
-        before, start = peak_memory(), time.perf_counter()
-        summary = predict_files(predictor, images, args.output, options, None, processes)
-        said = {
-            "rank": processes.rank,
-            "calls": len(predictor.batches),
-            "images": sum(predictor.batches),
-            "total": summary.num_images,
-            "seconds": round(time.perf_counter() - start, 1),
-            "MiB before and at the peak": [before >> 20, peak_memory() >> 20],
-        }
-        path = Path(f"{args.output}.{processes.rank}.json")
-        path.write_text(json.dumps(said))
+    predictor = ColourFinder(args.kill)
+    images = find_images([args.images], args.output)
+    options = Options(args.batch, args.workers, not args.no_pictures, args.resume, args.shard)
+    before, start = peak_memory(), time.perf_counter()
+    summary = predict_files(predictor, images, args.output, options)
+    said = {
+        "shard": args.shard.name,
+        "calls": len(predictor.batches),
+        "images": sum(predictor.batches),
+        "total": summary.num_images,
+        "seconds": round(time.perf_counter() - start, 1),
+        "MiB before and at the peak": [before >> 20, peak_memory() >> 20],
+    }
+    Path(f"{args.output}.{args.shard.name}.json").write_text(json.dumps(said))
     return 0
 
 

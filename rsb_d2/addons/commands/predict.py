@@ -6,9 +6,10 @@ rsb-d2 predict --config-file frcnn_rsb_1x --weights zoo://frcnn_rsb_1x a.jpg b.j
 rsb-d2 predict --run output/mine 'photos/**/*.jpg' --threshold 0.3 --batch 8 --dtype bfloat16
 rsb-d2 predict --run output/mine clip.mp4 --every 5
     an annotated clip without sound, and detections by frame
-torchrun --nproc_per_node=8 --no-python -- rsb-d2 predict --run output/mine photos --resume
-    on eight GPUs; an interrupted run continues where it stopped (without the --, torchrun treats
-    --run as its own option)
+rsb-d2 predict --run output/mine photos --output many --resume --shard 1/8
+rsb-d2 predict merge many
+    one of eight processes, on any machines that share a folder, and the results of all; with
+    --resume, an interrupted one continues where it stopped
 
 The exit status is 0; 1 if an image, a video, a frame or a folder could not be read, or a picture
 could not be drawn (it is reported, and all others are processed); 2 for a mistake on the command
@@ -46,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-pictures", action="store_true", help="write results only")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="predict the I-th of N parts (1/1)"
+    )
     parser.add_argument(
         "--every", type=int, metavar="N", default=1, help="use every n-th frame of a video (1)"
     )

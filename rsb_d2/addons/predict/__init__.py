@@ -2,3 +2,7 @@
 
 Uses ``addons.storage`` to list tar files.
 """
+
+from .batches import BatchPredictor
+
+__all__ = ["BatchPredictor"]

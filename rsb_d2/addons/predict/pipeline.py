@@ -1,7 +1,7 @@
 """Prediction of any number of images: processes that read, the model, and processes that write.
 
-The batches depend only on the list of images and ``--batch``, so that a resumed run and a run of
-many processes compute the same as an uninterrupted one.
+The batches depend only on the list of images and ``--batch``, so that a resumed run and a run in
+shards compute the same as an uninterrupted one.
 """
 
 import functools
@@ -20,12 +20,11 @@ from ...data.images import BadImageError, image_size, read_image
 from ...errors import UserError, printable
 from ...memory import is_out_of_memory
 from ...predictor import Predictor, Preparation
-from .processes import ALONE, Processes
-from .results import Journal, RunFolder, Summary, images_setting
+from .results import ALL, CLASSES, Journal, RunFolder, Shard, Summary, images_setting
 from .writing import ImageWriter, Task, Writers, become_worker, line_of_skipped, many_open_files
 
-# Number of batches whose images are sorted by shape together. Chunks are also the unit that
-# processes share, so larger ones are shared less evenly.
+# Number of batches whose images are sorted by shape together. Chunks are also the unit of which
+# shards are made, so larger ones are shared less evenly.
 _BATCHES_PER_CHUNK = 8
 # A batch is closed when one more image would make its padded size this many times its pixels.
 _MAX_PADDING = 1.5
@@ -37,10 +36,11 @@ class Options:
 
     Args:
         batch_size (int): of the model.
-        workers (int or None): number of processes that read, and of those that write, for each
-            process with a model; 0 for none; ``None`` to choose it by cores and images.
+        workers (int or None): number of processes that read, and of those that write; 0 for none;
+            ``None`` to choose it by cores and images.
         pictures (bool): write annotated pictures.
         resume (bool): continue the run in the output folder, if there is one.
+        shard (Shard): the part of the images to predict.
 
     Raises:
         UserError: if a number is out of range.
@@ -50,6 +50,7 @@ class Options:
     workers: int | None = None
     pictures: bool = True
     resume: bool = False
+    shard: Shard = ALL
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -66,70 +67,64 @@ def predict_files(
     output_dir: str,
     options: Options,
     settings: Dict[str, Any] | None = None,
-    processes: Processes = ALONE,
 ) -> Summary:
     """Detect objects in images, and write pictures and results.
 
     Args:
         predictor (Predictor): of the model.
         images (list[tuple[str, str]]): of :func:`rsb_d2.addons.predict.files.find_images`, the
-            same in all processes.
+            same in all shards.
         output_dir (str): created if needed; gets ``pictures/NAME.jpg``, ``results.json`` and
-            ``images.json``. The id of an image is its position in ``images``, from 1.
+            ``images.json``, the latter two after :func:`.results.merge_shards` if there are
+            several shards. The id of an image is its position in ``images``, from 1.
         options (Options): batch size, workers, outputs.
         settings (dict or None): of :func:`.results.settings_of`; a run with other settings is not
             continued.
-        processes (Processes): of the run; each predicts a part of the images.
 
     Returns:
-        Summary: of the images of all processes.
+        Summary: of the images of the shard.
 
     Raises:
         UserError: if the folder is not writable, or its run cannot be continued.
     """
-    folder = RunFolder(output_dir)
+    folder = RunFolder(output_dir, options.shard)
     classes = predictor.classes
     settings = {
         **images_setting(images),
         **(settings or {}),
-        "the classes": dict(zip(map(str, classes.ids), classes.names)),
+        CLASSES: dict(zip(map(str, classes.ids), classes.names)),
         "--batch": options.batch_size,
         "pictures": options.pictures,
     }
-    resume, pictures = options.resume, options.pictures
-    begin = processes.first_does(
-        lambda: folder.begin(settings, len(images), resume=resume, pictures=pictures)
-    )
-    if isinstance(begin, dict):
-        return Summary.from_json(begin)
-    predict_share(predictor, images, folder, options, begin, processes)
-    processes.any()  # wait for the others
-    finished = processes.first_does(lambda: folder.finish(settings, len(images), classes))
-    return Summary.from_json(finished)
+    mine = images_of_shard(len(images), options)
+    pending = folder.begin(settings, mine, resume=options.resume, pictures=options.pictures)
+    if isinstance(pending, dict):
+        return Summary.from_json(pending)
+    _predict_pending(predictor, images, folder, options, pending)
+    return folder.finish(settings, mine, classes)
 
 
-def predict_share(
+def images_of_shard(num_images: int, options: Options) -> List[int]:
+    """Return the indices of a shard's images, ascending; all images of a batch are in one shard."""
+    size, (number, count) = chunk_size(options.batch_size), options.shard
+    return [i for i in range(num_images) if i // size % count == number - 1]
+
+
+def _predict_pending(
     predictor: Predictor,
     images: List[Tuple[str, str]],
     folder: RunFolder,
     options: Options,
-    done: bytes,
-    processes: Processes,
+    pending: List[int],
 ) -> None:
-    """Predict the images of one process that are not done, and write their lines and pictures.
-
-    Args:
-        predictor, images, options, processes: as of :func:`predict_files`.
-        folder (RunFolder): of the output.
-        done (bytes): of :meth:`.results.RunFolder.begin`.
-    """
-    chunks = pending_chunks(done, options.batch_size)[processes.rank :: processes.size]
-    size = chunk_size(options.batch_size)
-    total = sum(done[i * size : (i + 1) * size].count(0) for i in chunks)
+    """Predict images, and write their lines and pictures."""
+    done = np.ones(len(images), dtype=bool)
+    done[pending] = False
     workers = options.workers
     if workers is None:
-        workers = _default_workers(total, processes.local_size)
+        workers = _default_workers(len(pending))
     paths = [path for path, _ in images]
+    chunks = pending_chunks(done, options.batch_size)
     batches = ImageBatches(
         paths, chunks, done, predictor.preparation, options.batch_size, options.pictures
     )
@@ -137,11 +132,11 @@ def predict_share(
     write = ImageWriter(classes.names, classes.ids, predictor.input_format, folder.progress)
     with ExitStack() as stack:
         stack.enter_context(many_open_files())
-        journal = stack.enter_context(Journal(folder.progress, processes.rank))
+        journal = stack.enter_context(Journal(folder.progress))
         waiting = 2 * options.batch_size + 4 * workers
         writers = stack.enter_context(Writers(write, workers, waiting))
-        quiet = len(images) < 2 or processes.rank > 0
-        progress = tqdm(total=total, unit="image", disable=quiet, file=sys.stderr)
+        quiet = len(images) < 2
+        progress = tqdm(total=len(pending), unit="image", disable=quiet, file=sys.stderr)
         stack.enter_context(progress)
 
         def skip(path: str, index: int, reason: str) -> None:
@@ -153,7 +148,7 @@ def predict_share(
             for loaded in batch:
                 if loaded.reason and loaded.index not in batch_done:
                     skip(paths[loaded.index], loaded.index, loaded.reason)
-            for loaded, instances in _detect(predictor, batch):
+            for loaded, instances in detect(predictor, batch):
                 if loaded.index in batch_done:
                     continue
                 path, name = images[loaded.index]
@@ -170,15 +165,23 @@ def predict_share(
             journal.add(line)
 
 
-def _default_workers(num_images: int, num_processes: int) -> int:
+def _default_workers(num_images: int) -> int:
     if num_images < 16:  # starting a process would take longer
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(4, cores // num_processes - 1))
+    return max(1, min(4, cores - 1))
 
 
-def _detect(predictor: Predictor, batch: List["Loaded"]) -> List[tuple]:
-    """Return each usable image with its detections, or ``None`` if it needs too much memory."""
+def detect(predictor: Predictor, batch: List["Loaded"]) -> List[tuple]:
+    """Detect objects in a batch.
+
+    Args:
+        predictor (Predictor): of the model.
+        batch (list[Loaded]): images without ``prepared`` are passed over.
+
+    Returns:
+        list[tuple[Loaded, Instances or None]]: ``None`` for an image that needs too much memory.
+    """
     usable = [loaded for loaded in batch if loaded.prepared is not None]
     if not usable:
         return []
@@ -194,7 +197,7 @@ def _detect(predictor: Predictor, batch: List["Loaded"]) -> List[tuple]:
         f"there is too little memory for a batch of {len(usable)} images, which are done one by "
         "one; a smaller --batch is faster"
     )
-    return [found for loaded in usable for found in _detect(predictor, [loaded])]
+    return [found for loaded in usable for found in detect(predictor, [loaded])]
 
 
 @functools.cache
@@ -296,7 +299,7 @@ class ImageBatches(IterableDataset):
             )
             prepared = self._preparation(image)
         except Exception as e:  # unreadable images, and shapes that cannot be resized
-            return Loaded(index, None, None, _reason(e))
+            return Loaded(index, None, None, reason_of(e))
         if not self._keep_pixels:
             return Loaded(index, prepared, None)
         return Loaded(index, prepared, torch.from_numpy(np.require(image, requirements=["C", "W"])))
@@ -324,7 +327,8 @@ def group_by_shape(sizes: List[Tuple[int, int, int]], batch_size: int) -> List[L
     return batches
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why an image cannot be used, in one line."""
     if isinstance(error, BadImageError):
         return error.reason
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

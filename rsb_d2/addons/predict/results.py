@@ -1,8 +1,9 @@
 """The output folder of a run: results of each image as they come, and the files made of them.
 
-Each process appends one JSON line per image to a file of its own in ``progress/``, after the
-image's picture is written. Incomplete lines, which a killed process leaves, do not count. At the
-end ``results.json`` and ``images.json`` are made from the lines of all processes.
+A process appends one JSON line per image to a file in ``progress/``, after the image's picture is
+written. Incomplete lines, which a killed process leaves, do not count. At the end ``results.json``
+and ``images.json`` are made from the lines. Processes that share the images, with ``--shard``, have
+a folder each in ``shards/``, and :func:`merge_shards` makes the files.
 """
 
 import contextlib
@@ -11,12 +12,13 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import IO, Any, Dict, List, Tuple
+from typing import IO, Any, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -35,8 +37,44 @@ _NAME_WIDTH = 44
 # Config sections that a prediction depends on, without the device and the path of the weights.
 _SECTIONS = ("MODEL", "INPUT")
 _LEFT_OUT = ("MODEL.DEVICE", "MODEL.WEIGHTS")
-_WEIGHTS, _IMAGES = "the weights", "the images"
+_WEIGHTS, _IMAGES, CLASSES = "the weights", "the images", "the classes"
 
+
+# The folder of the output for the shards of a run, and the names of their folders.
+SHARDS = "shards"
+_SHARD_NAME = re.compile(r"(\d+)-of-(\d+)")
+
+
+class Shard(NamedTuple):
+    """One of the equal parts of a run, each for one process.
+
+    Args:
+        number (int): of this part, from 1.
+        count (int): number of parts.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Return the shard of an option ``I/N``.
+
+        Raises:
+            UserError: for another form, or if ``I`` is not between 1 and ``N``.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        shard = cls(*map(int, match.groups())) if match else None
+        if shard is None or not 1 <= shard.number <= shard.count:
+            raise UserError(f"--shard is {text}; write I/N, with I between 1 and N, such as 1/8")
+        return shard
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}-of-{self.count}"
+
+
+ALL = Shard()
 
 # ---- settings ----
 
@@ -79,38 +117,43 @@ def images_setting(images: List[Tuple[str, str]]) -> Dict[str, str]:
 
 
 def _check_settings(before: Dict[str, Any], now: Dict[str, Any], folder: str) -> None:
+    difference = _difference(before, now)
+    if difference:
+        raise UserError(
+            f"--resume: the run in {folder} was started with {difference}; use the same, or "
+            "leave --resume out to start again"
+        )
+
+
+def _difference(before: Dict[str, Any], now: Dict[str, Any]) -> str:
     for name in {**now, **before}:
         a, b = before.get(name), now.get(name)
         if a != b:
-            difference = f"{name} {a}, not {b}"
             if name in (_WEIGHTS, _IMAGES):
-                difference = f"other {name.split()[1]} ({a}; these are {b})"
-            raise UserError(
-                f"--resume: the run in {folder} was started with {difference}; use the same, or "
-                "leave --resume out to start again"
-            )
+                return f"other {name.split()[1]} ({a}; these are {b})"
+            return f"{name} {a}, not {b}"
+    return ""
 
 
 # ---- lines ----
 
 
-def _lines_file(folder: str, rank: int | str) -> str:
-    return os.path.join(folder, f"results-{rank}.jsonl")
+def _lines_file(folder: str, number: int | str) -> str:
+    return os.path.join(folder, f"results-{number}.jsonl")
 
 
 class Journal:
     """The lines of one process, appended to its file.
 
     Args:
-        folder (str): of all processes; it must exist.
-        rank (int): of this process.
+        folder (str): of the file; it must exist.
 
     Raises:
         UserError: if the file cannot be written.
     """
 
-    def __init__(self, folder: str, rank: int):
-        self._name = _lines_file(folder, rank)
+    def __init__(self, folder: str):
+        self._name = _lines_file(folder, 0)
         self._synced = time.monotonic()
         try:
             self._file = open(self._name, "a+b")
@@ -151,12 +194,12 @@ class Journal:
 
 
 class Lines:
-    """The lines of all processes by image.
+    """The lines of a run by image.
 
     Only the position of each line is kept in memory, not its contents.
 
     Args:
-        folder (str): of the journals; may be missing.
+        folders (iterable of str): of the journals; may be missing.
         num_images (int): of the run.
 
     Attributes:
@@ -166,12 +209,13 @@ class Lines:
         UserError: if one of the files cannot be read.
     """
 
-    def __init__(self, folder: str, num_images: int):
+    def __init__(self, folders: Iterable[str], num_images: int):
         self.skipped: List[Tuple[str, str]] = []
         self._files: List[Any] = []
         self._file_of = np.full(num_images, -1, dtype=np.int32)
         self._offsets = np.zeros(num_images, dtype=np.int64)
-        for path in sorted(glob.glob(_lines_file(glob.escape(folder), "*"))):
+        names = [_lines_file(glob.escape(folder), "*") for folder in folders]
+        for path in [path for name in names for path in sorted(glob.glob(name))]:
             try:
                 self._files.append(open(path, "rb"))
                 self._find(len(self._files) - 1)
@@ -311,53 +355,57 @@ class RunFolder:
 
     Args:
         folder (str): of all output.
+        shard (Shard): which has ``run.json`` and its lines in ``shards/``.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, shard: Shard = ALL):
         self.folder = folder
         self.pictures = os.path.join(folder, "pictures")
         self.results_file = os.path.join(folder, "results.json")
         self.images_file = os.path.join(folder, "images.json")
-        self.progress = os.path.join(folder, "progress")
-        self._state_file = os.path.join(folder, "run.json")
+        self._is_shard = shard.count > 1
+        self._work = os.path.join(folder, SHARDS, shard.name) if self._is_shard else folder
+        self.progress = os.path.join(self._work, "progress")
+        self._state_file = os.path.join(self._work, "run.json")
 
     def begin(
-        self, settings: Dict[str, Any], num_images: int, *, resume: bool, pictures: bool
-    ) -> bytes | Dict[str, Any]:
+        self, settings: Dict[str, Any], images: Sequence[int], *, resume: bool, pictures: bool
+    ) -> List[int] | Dict[str, Any]:
         """Create the folder, or look up which images of its run are done.
 
         Args:
             settings (dict): of this run.
-            num_images (int): of all processes.
+            images (sequence of int): indices of the images of this process, ascending.
             resume (bool): continue the run in the folder.
             pictures (bool): whether pictures are written.
 
         Returns:
-            bytes or dict: a byte for each image, 1 if it is done; or the summary of a finished run.
+            list[int] or dict: the images that are not done; or the summary of a finished run.
 
         Raises:
             UserError: if the folder is not writable, or its run has other settings.
         """
-        _make_folder(self.folder)
+        _make_folder(self._work)
         state = self._state() if resume else None
         if state is None:
             self._start(settings)
         if pictures:
             _make_folder(self.pictures)
         if state is None:
-            return bytes(num_images)
+            return list(images)
         _check_settings(state["settings"], settings, self.folder)
-        if state["summary"] and os.path.isfile(self.results_file):
-            print(f"the run in {self.folder} is finished", file=sys.stderr)
+        if state["summary"] and (self._is_shard or os.path.isfile(self.results_file)):
+            print(f"the run in {self._work} is finished", file=sys.stderr)
             return state["summary"]
         _make_folder(self.progress)
-        lines = Lines(self.progress, num_images)
+        lines = Lines([self.progress], images[-1] + 1 if images else 0)
         done = lines.done()
         lines.close()
         for path, reason in lines.skipped:
             print(f"skipped {printable(path)}: {reason}", file=sys.stderr)
-        print(f"{sum(done)} of {num_images} images are done", file=sys.stderr)
-        return done
+        pending = [index for index in images if not done[index]]
+        print(f"{len(images) - len(pending)} of {len(images)} images are done", file=sys.stderr)
+        return pending
 
     def _state(self) -> Dict[str, Any] | None:
         try:
@@ -380,7 +428,7 @@ class RunFolder:
         self._move_other_output(settings)
         if os.path.isdir(self.progress):
             print(
-                f"the unfinished run in {self.folder} starts again; --resume would continue it",
+                f"the unfinished run in {self._work} starts again; --resume would continue it",
                 file=sys.stderr,
             )
             shutil.rmtree(self.progress, ignore_errors=True)
@@ -395,69 +443,156 @@ class RunFolder:
             state = None
         if state is None or state["settings"] == settings:
             return
-        outputs = (self.pictures, self.results_file, self.images_file, self.progress)
-        paths = [path for path in (*outputs, self._state_file) if os.path.lexists(path)]
-        moved = move_aside(self.folder, map(os.path.basename, paths))
-        print(f"the output of another run in {self.folder} is now in {moved}", file=sys.stderr)
+        # The pictures of a shard are in a folder with those of the others.
+        shared = () if self._is_shard else (self.pictures, self.results_file, self.images_file)
+        outputs = (*shared, self.progress, self._state_file)
+        paths = [path for path in outputs if os.path.lexists(path)]
+        moved = move_aside(self._work, map(os.path.basename, paths))
+        print(f"the output of another run in {self._work} is now in {moved}", file=sys.stderr)
 
     def _write_state(self, settings: Dict[str, Any], summary: Dict[str, Any] | None) -> None:
         with whole_file(self._state_file) as f:
             f.write(json.dumps({"settings": settings, "summary": summary}, indent=1).encode())
 
     def finish(
-        self, settings: Dict[str, Any], num_images: int, classes: ClassNames
-    ) -> Dict[str, Any]:
-        """Write the COCO files from the lines of all processes.
+        self, settings: Dict[str, Any], images: Sequence[int], classes: ClassNames
+    ) -> Summary:
+        """Write the COCO files from the lines; those of a shard wait for the others.
 
-        Returns:
-            dict: the summary.
+        Args:
+            settings (dict): as for :meth:`begin`.
+            images (sequence of int): as for :meth:`begin`.
+            classes (ClassNames): of the model.
 
         Raises:
-            UserError: if they cannot be written, or images have no line.
+            UserError: if they cannot be written.
         """
-        lines = Lines(self.progress, num_images)
-        missing = num_images - sum(lines.done())
-        if missing:
-            raise UserError(
-                f"{self.progress} has no results of {missing} of the {num_images} images, which "
-                "other processes should have written: it must be one folder that all machines see"
-            )
-        summary = dataclasses.asdict(self._write_results(lines, num_images, classes))
+        lines = Lines([self.progress], images[-1] + 1 if images else 0)
+        if self._is_shard:
+            summary = _summarize(lines, images, classes)
+        else:
+            summary = self.write_results(lines, images, classes)
         lines.close()
-        self._write_state(settings, summary)
-        shutil.rmtree(self.progress, ignore_errors=True)
+        self._write_state(settings, dataclasses.asdict(summary))
+        if not self._is_shard:
+            shutil.rmtree(self.progress, ignore_errors=True)
         return summary
 
-    def _write_results(self, lines: Lines, num_images: int, classes: ClassNames) -> Summary:
-        summary, names = Summary(), dict(zip(classes.ids, classes.names))
-        categories = [{"id": i, "name": name} for i, name in names.items()]
-        counts: Counter = Counter()
+    def write_results(self, lines: Lines, images: Sequence[int], classes: ClassNames) -> Summary:
+        """Write ``results.json`` and ``images.json``.
+
+        Args:
+            lines (Lines): of all images.
+            images (sequence of int): indices of the images.
+            classes (ClassNames): of the model.
+
+        Raises:
+            UserError: if they cannot be written.
+        """
+        categories = [{"id": i, "name": name} for i, name in zip(classes.ids, classes.names)]
         with contextlib.ExitStack() as stack:
-            results = stack.enter_context(whole_file(self.results_file))
-            images = stack.enter_context(whole_file(self.images_file))
-            results.write(b"[")
-            images.write(b'{"info": {}, "images": [')
-            for index in range(num_images):
-                record = lines[index]
-                if "skipped" in record:
-                    summary.num_skipped += 1
-                    continue
-                row = Row(record["image"]["file_name"])
-                append_json(images, record["image"], is_first=not summary.num_images)
-                for result in record["results"]:
-                    append_json(results, result, is_first=not counts)
-                    name = names[result["category_id"]]
-                    counts[name] += 1
-                    row.add(name, result["score"])
-                summary.num_images += 1
-                if "no_picture" in record:
-                    summary.no_picture.append([row.path, record["no_picture"]])
-                if len(summary.rows) < _MAX_ROWS:
-                    summary.rows.append(row)
-            results.write(b"]")
-            images.write(f'], "annotations": [], "categories": {json.dumps(categories)}}}'.encode())
-        summary.counts = dict(counts)
+            files = [
+                stack.enter_context(whole_file(path))
+                for path in (self.results_file, self.images_file)
+            ]
+            files[0].write(b"[")
+            files[1].write(b'{"info": {}, "images": [')
+            summary = _summarize(lines, images, classes, *files)
+            files[0].write(b"]")
+            end = f'], "annotations": [], "categories": {json.dumps(categories)}}}'
+            files[1].write(end.encode())
         return summary
+
+
+def _summarize(
+    lines: Lines,
+    images: Sequence[int],
+    classes: ClassNames,
+    results_file: IO[bytes] | None = None,
+    images_file: IO[bytes] | None = None,
+) -> Summary:
+    """Sum up the lines of some images, and append their entries to the lists in two files."""
+    summary, names = Summary(), dict(zip(classes.ids, classes.names))
+    counts: Counter = Counter()
+    for index in images:
+        record = lines[index]
+        if "skipped" in record:
+            summary.num_skipped += 1
+            continue
+        row = Row(record["image"]["file_name"])
+        if images_file is not None:
+            append_json(images_file, record["image"], is_first=not summary.num_images)
+        for result in record["results"]:
+            if results_file is not None:
+                append_json(results_file, result, is_first=not counts)
+            name = names[result["category_id"]]
+            counts[name] += 1
+            row.add(name, result["score"])
+        summary.num_images += 1
+        if "no_picture" in record:
+            summary.no_picture.append([row.path, record["no_picture"]])
+        if len(summary.rows) < _MAX_ROWS:
+            summary.rows.append(row)
+    summary.counts = dict(counts)
+    return summary
+
+
+def merge_shards(output_dir: str) -> Summary:
+    """Write ``results.json`` and ``images.json`` from the shards of a run, and remove these.
+
+    Args:
+        output_dir (str): the output folder of all shards.
+
+    Returns:
+        Summary: of all images.
+
+    Raises:
+        UserError: if a shard is missing, not finished or of other images or settings, or if the
+            files cannot be written.
+    """
+    work = os.path.join(output_dir, SHARDS)
+    names = os.listdir(work) if os.path.isdir(work) else []
+    shards = [
+        Shard(*map(int, match.groups())) for match in map(_SHARD_NAME.fullmatch, names) if match
+    ]
+    counts = sorted({shard.count for shard in shards})
+    if not counts:
+        raise UserError(f"{output_dir} has no shards; name the --output of `predict --shard I/N`")
+    if len(counts) > 1:
+        raise UserError(
+            f"{work} has shards of runs with {' and '.join(map(str, counts))} shards; remove the "
+            "folders of one of them"
+        )
+    states = {}
+    for number in range(1, counts[0] + 1):
+        folder = RunFolder(output_dir, Shard(number, counts[0]))
+        state = folder._state()
+        if not (state and state["summary"]):
+            raise UserError(
+                f"{output_dir} lacks the results of shard {number}/{counts[0]}; run it with "
+                f"--shard {number}/{counts[0]} --resume"
+            )
+        states[folder.progress] = state
+    settings = next(iter(states.values()))["settings"]
+    for number, state in enumerate(states.values(), 1):
+        difference = _difference(settings, state["settings"])
+        if difference:
+            raise UserError(
+                f"{output_dir}: shard 1/{counts[0]} was run with {difference} of shard "
+                f"{number}/{counts[0]}; run both with the same"
+            )
+    ids = settings[CLASSES]
+    classes = ClassNames(tuple(ids.values()), tuple(map(int, ids)))
+    num_images = sum(
+        s["summary"]["num_images"] + s["summary"]["num_skipped"] for s in states.values()
+    )
+    lines = Lines(states, num_images)
+    whole = RunFolder(output_dir)
+    summary = whole.write_results(lines, range(num_images), classes)
+    lines.close()
+    whole._write_state(settings, dataclasses.asdict(summary))
+    shutil.rmtree(work, ignore_errors=True)
+    return summary
 
 
 def append_json(file: IO[bytes], entry: Dict[str, Any], is_first: bool) -> None:

@@ -1,4 +1,4 @@
-"""Prediction of many images: the same files from any number of processes, killed or not."""
+"""Prediction of many images: the same files from any number of shards, killed or not."""
 
 import errno
 import json
@@ -23,10 +23,8 @@ from rsb_d2.addons.predict.pipeline import (
     Options,
     chunk_size,
     predict_files,
-    predict_share,
 )
-from rsb_d2.addons.predict.processes import Processes
-from rsb_d2.addons.predict.results import RunFolder, format_table
+from rsb_d2.addons.predict.results import Shard, format_table, merge_shards
 from rsb_d2.predictor import Preparation
 from tests.helpers import colour_finder
 from tests.helpers.colour_finder import ColourFinder, make_images
@@ -181,27 +179,76 @@ def test_a_run_with_other_settings_is_not_resumed(images, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_processes_share_the_images(images, expected, tmp_path, batch):
-    """Two processes, one after the other, which are killed; three processes resume."""
-    folder, settings = RunFolder(str(tmp_path)), {"any": 1}
-    options, seen = Options(batch, 0), []
-    for size, kill_at in ((2, 3), (3, 0)):
-        done = folder.begin(settings, NUMBER, resume=True, pictures=True)
-        for rank in range(size):
-            finder = ColourFinder(kill_at)
-            arguments = (finder, images, folder, options, done, Processes(rank, size))
-            if kill_at:
-                assert killed(lambda given=arguments: predict_share(*given))
-                seen.append(kill_at - 1)
-            else:
-                predict_share(*arguments)
-                seen.append(len(finder.batches))
-        if kill_at:
-            with pytest.raises(UserError, match="one folder that all machines see"):
-                folder.finish(settings, NUMBER, ColourFinder().classes)
-    folder.finish(settings, NUMBER, ColourFinder().classes)
-    assert contents(tmp_path) == expected(batch)
-    assert max(seen[2:]) - min(seen[2:]) <= chunk_size(batch)
+def test_shards_have_the_files_of_one_process(images, expected, tmp_path, batch, capsys):
+    """Three processes, of which one is killed and resumed, and one is run twice."""
+    out, seen = str(tmp_path / "out"), []
+
+    def run(number, kill_at=0):
+        finder = ColourFinder(kill_at)
+        options = Options(batch, 0, resume=True, shard=Shard(number, 3))
+        summary = predict_files(finder, images, out, options)
+        seen.append(sum(finder.batches))
+        return summary
+
+    total = run(3).num_images
+    assert killed(lambda: run(2, 2))
+    with pytest.raises(UserError, match="lacks the results of shard 1/3; run it with --shard 1/3"):
+        merge_shards(out)
+    total += run(1).num_images
+    with pytest.raises(UserError, match="lacks the results of shard 2/3; run it with --shard 2/3"):
+        merge_shards(out)
+    assert not (tmp_path / "out" / "results.json").exists()
+    total += run(2).num_images
+    capsys.readouterr()
+    assert run(2).num_images == total - run(3).num_images - run(1).num_images  # finished
+    assert "is finished" in capsys.readouterr().err
+    summary = merge_shards(out)
+    assert contents(out) == expected(batch)
+    assert (summary.num_images, summary.num_skipped) == (
+        NUMBER - BAD,
+        BAD,
+    ) and total == NUMBER - BAD
+    assert max(seen[:3]) - min(seen[:3]) <= chunk_size(batch) + BAD
+    # As after a run of one process.
+    idle = ColourFinder()
+    assert predict_files(idle, images, out, Options(batch, 0, resume=True)) == summary
+    assert idle.batches == []
+    with pytest.raises(UserError, match="has no shards; name the --output"):
+        merge_shards(out)
+
+
+def test_shards_of_different_runs_are_not_merged(images, tmp_path):
+    def run(number, count, threshold, images=images[:6]):
+        options = Options(1, 0, pictures=False, shard=Shard(number, count))
+        predict_files(ColourFinder(), images, str(tmp_path), options, {"--threshold": threshold})
+
+    run(1, 2, 0.5)
+    run(2, 2, 0.3)
+    with pytest.raises(UserError, match="shard 1/2 was run with --threshold 0.5, not 0.3 of shard"):
+        merge_shards(str(tmp_path))
+    run(2, 2, 0.5, images[:7])
+    with pytest.raises(UserError, match="shard 1/2 was run with other images"):
+        merge_shards(str(tmp_path))
+    run(1, 3, 0.5)
+    with pytest.raises(UserError, match="shards of runs with 2 and 3 shards; remove"):
+        merge_shards(str(tmp_path))
+
+
+def test_more_shards_than_images(images, tmp_path):
+    for number in range(1, 5):
+        predict_files(
+            *(ColourFinder(), images[:3], str(tmp_path / "out")),
+            Options(1, 0, shard=Shard(number, 4)),
+        )
+    merge_shards(str(tmp_path / "out"))
+    predict_files(ColourFinder(), images[:3], str(tmp_path / "one"), Options(1, 0))
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("text", ["3/2", "0/2", "1/0", "1", "1/2/3", "-1/2", "a/b", ""])
+def test_a_wrong_shard_is_one_line(text):
+    with pytest.raises(UserError, match=f"^--shard is {text}; write I/N, with I between 1 and N"):
+        Shard.parse(text)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -260,26 +307,28 @@ def test_too_little_memory(images, expected, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [int(os.environ.get("PREDICTED_IMAGES", 1000))])
-def test_two_processes_and_two_kills(tmp_path, number):
+def test_two_shards_at_once_and_two_kills(tmp_path, number):
     """Each image once, the same files as from one process, and memory that does not grow."""
     folder = make_images(tmp_path / "images", number)
-    once = [sys.executable, colour_finder.__file__, str(folder)]
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-    def run(output, *arguments, launcher=()):
-        words = [once[0], *launcher, once[1], once[2], str(tmp_path / output), *arguments]
-        return subprocess.run(words, env=environment, cwd=tmp_path, timeout=3600)
+    def start(output, *arguments):
+        words = [sys.executable, colour_finder.__file__, str(folder), str(tmp_path / output)]
+        options = ["--batch", "4", "--workers", "1", "--resume"]
+        return subprocess.Popen([*words, *options, *arguments], env=environment, cwd=tmp_path)
 
-    options = ["--batch", "4", "--workers", "1", "--resume"]
-    share = number // 8  # batches of a process
-    for kill in (["0", str(share // 3)], ["1", str(share // 4)]):
-        assert run("two", *options, "--kill", *kill, launcher=two).returncode != 0
-        assert not (tmp_path / "two" / "results.json").exists()
-    assert run("two", *options, launcher=two).returncode == 0
-    said = [json.loads((tmp_path / f"two.{rank}.json").read_text()) for rank in (0, 1)]
-    assert run("one", *options).returncode == 0
-    said.append(json.loads((tmp_path / "one.0.json").read_text()))
+    def statuses(*processes):
+        return [process.wait(timeout=3600) for process in processes]
+
+    shards = [["--shard", "1/2"], ["--shard", "2/2"]]
+    for kill in (number // 24, number // 32):
+        processes = [start("two", *shard, "--kill", str(kill)) for shard in shards]
+        assert statuses(*processes) == [-signal.SIGKILL] * 2
+    assert statuses(*(start("two", *shard) for shard in shards)) == [0, 0]
+    merge_shards(str(tmp_path / "two"))
+    assert statuses(start("one")) == [0]
+    names = ("two.1-of-2", "two.2-of-2", "one.1-of-1")
+    said = [json.loads((tmp_path / f"{name}.json").read_text()) for name in names]
     print(*said, sep="\n")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     ids = [r["id"] for r in json.loads((tmp_path / "two" / "images.json").read_text())["images"]]
