@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 from ..errors import UserError, first
 from .dataset_dicts import standardize
-from .images import BadImageError, read_image, reads_partial_images
+from .images import BadImageError, is_image_name, read_image, reads_partial_images
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,10 @@ def _decode_all(cfg: CfgNode, records: Sequence[dict]) -> Damaged:
 
     def decode(index: int) -> None:
         record = standardize(records[index])
-        path, size = record["file_name"], None
-        if "://" in path and mode in ("auto", "error"):
-            return  # downloading them would take minutes; the evaluation reports them
+        path, size = record.get("file_name", ""), None
+        # Another mapper may read other files, and downloads take minutes.
+        if mode in ("auto", "error") and ("://" in path or not is_image_name(path)):
+            return
         if "width" in record and "height" in record:
             size = record["width"], record["height"]
         try:
@@ -147,5 +148,9 @@ def without_damaged(
     reasons = find_damaged(cfg, name, records).reasons
     if not reasons:
         return chosen
-    kept = [i for i, record in enumerate(chosen) if os.fspath(record["file_name"]) not in reasons]
+    kept = [
+        i
+        for i, record in enumerate(chosen)
+        if os.fspath(record.get("file_name", "")) not in reasons
+    ]
     return chosen.select(kept) if hasattr(chosen, "select") else [chosen[i] for i in kept]
