@@ -1,13 +1,12 @@
 """The four functions of ``detectron2.model_zoo``, for this project's configs and weights."""
 
 import builtins
-import csv
 import logging
 import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import List, NamedTuple
 
 import timm
 import torch
@@ -218,15 +217,13 @@ class RsbWeights(NamedTuple):
     Args:
         weights (str): for ``MODEL.WEIGHTS``.
         architecture (str): for ``MODEL.TIMM.NAME``.
-        recipe (str): as timm's tag says it: ``"a1"``.
-        top1 (float or None): ImageNet accuracy in percent, where timm has its table of results.
+        recipe (str): as in timm's tag: ``"a1"``.
         params_m (float): parameters of the complete classification model, in millions.
     """
 
     weights: str
     architecture: str
     recipe: str
-    top1: float | None
     params_m: float
 
 
@@ -289,21 +286,14 @@ def rsb_weights() -> Table:
     Returns:
         Table: of :class:`RsbWeights`, in timm's order.
     """
-    top1 = _top1_of_timm()
     rows = []
     for name in list_pretrained():
         if not is_rsb(name):
             continue
         architecture, _, tag = name.partition(".")
-        rows.append(
-            RsbWeights(
-                f"timm://{name}",
-                architecture,
-                tag.removesuffix("_in1k"),
-                top1.get(name),
-                round(_num_parameters(architecture) / 1e6, 1),
-            )
-        )
+        params_m = round(_num_parameters(architecture) / 1e6, 1)
+        recipe = tag.removesuffix("_in1k")
+        rows.append(RsbWeights(f"timm://{name}", architecture, recipe, params_m))
     return Table(rows)
 
 
@@ -312,12 +302,3 @@ def _num_parameters(architecture: str) -> int:
     with torch.device("meta"):
         model = timm.create_model(architecture)
     return sum(p.numel() for p in model.parameters())
-
-
-def _top1_of_timm() -> Dict[str, float]:
-    """timm's own results by the names of the weights; they are in its repository, not its wheel."""
-    path = Path(timm.__file__).parents[1] / "results" / "results-imagenet.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as f:
-        return {row["model"]: float(row["top1"]) for row in csv.DictReader(f)}
