@@ -1,6 +1,6 @@
-"""Optional parts on top of the core; each has a docstring that says what it is for.
+"""Optional parts on top of the core; each has a docstring that gives its purpose.
 
-Importing this package imports none of them: it registers what the core may call.
+Importing this package imports none of them: it registers the objects that the core may call.
 """
 
 from ..extensions import ACCELERATION, LOGGERS, STORAGES

@@ -136,7 +136,7 @@ class Package(NamedTuple):
     """A package of Python.
 
     Args:
-        module (str): what is imported.
+        module (str): its name for ``import``.
         install (str): the command that installs it.
     """
 
@@ -147,7 +147,7 @@ class Package(NamedTuple):
         return importlib.util.find_spec(self.module) is None
 
 
-# It asks for opencv-python, which overwrites any other OpenCV; what else it imports is here.
+# It asks for opencv-python, which overwrites any other OpenCV; its other imports are here.
 LVIS = Package("lvis", "pip install --no-deps lvis")
 CITYSCAPES = Package("cityscapesscripts", "pip install cityscapesscripts")
 SHAPELY = Package("shapely", "pip install shapely")
@@ -169,7 +169,7 @@ def provide_cityscapes() -> None:
     spec = importlib.util.find_spec(CITYSCAPES.module)
     name, first = "", _FOLDER_OF_META.partition(".")[0]
     if first not in sys.modules and importlib.util.find_spec(first) is not None:
-        importlib.import_module(first)  # somebody's own package of that name stays what it is
+        importlib.import_module(first)  # another package of that name is not replaced
     for part in _FOLDER_OF_META.split("."):
         name = f"{name}.{part}".lstrip(".")
         folder = types.ModuleType(name)

@@ -74,14 +74,7 @@ class CheckedCocoJson:
 
 
 def export_splits(folder: str) -> Dict[str, str]:
-    """Return the folders of an export of Roboflow in COCO's format by split, as far as they exist.
-
-    Args:
-        folder (str): the unzipped export.
-
-    Returns:
-        dict[str, str]: by ``"train"``, ``"val"`` and ``"test"``.
-    """
+    """Return the folders of an unzipped Roboflow export by ``"train"``, ``"val"``, ``"test"``."""
     names = {"train": "train", "val": "valid", "test": "test"}
     parts = {split: os.path.join(folder, name) for split, name in names.items()}
     files = {s: absolute(os.path.join(part, ROBOFLOW_FILE)) for s, part in parts.items()}
@@ -149,8 +142,8 @@ def _read_copy(check: "_Check", *args: Any) -> Tuple[str, CocoRecords]:
 class _Check:
     """Checks each annotation of a file once.
 
-    Nearly all are as they should be, which :meth:`_find_good` sees in their columns. The others are
-    odd: they go through all rules, some thousands at a time.
+    Nearly all are of the usual form, which :meth:`_find_good` detects in their columns. The others
+    go through all rules, some thousands at a time.
     """
 
     def __init__(
@@ -201,7 +194,7 @@ class _Check:
     def _without_groups(
         self, categories: List[Dict[str, Any]], others: List[str]
     ) -> List[Dict[str, Any]]:
-        """Leave out categories that only group others: without an annotation in any split.
+        """Omit categories that only group others: without an annotation in any split.
 
         Roboflow's exports have a category 0, named like the project, which is the supercategory of
         all others. If the project is named like its class, both have one name.

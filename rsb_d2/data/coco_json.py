@@ -136,15 +136,11 @@ class CocoJsonDataset:
         self.check()
         checked = self.checked
         set_coco_metadata(self.name, checked.category_names, checked.category_ids)
-        # A list of its own, as its records can be given other keys.
+        # A separate list, because its records may get other keys.
         return checked.records.select(slice(None))
 
     def check(self) -> None:
-        """Check the files, unless they are as they were at the last check; set the metadata.
-
-        Raises:
-            UserError: if they cannot be used.
-        """
+        """Check the files, unless they have not changed since the last check; set the metadata."""
         try:
             check_as = (self.with_masks, tuple(self.others), *_size_and_time(self.json_file))
             if check_as == self._checked_as:
@@ -173,7 +169,7 @@ class CocoJsonDataset:
         metadata.set(evaluator_type="coco", image_root=self.image_root)
         if self.checked is None:
             return
-        # An evaluator that came before the check has set this to a conversion of its own.
+        # An evaluator that came before the check has set this to its own conversion.
         if not hasattr(metadata, "json_file"):
             metadata.json_file = self.checked.json_file
         metadata.thing_classes = self.checked.category_names
@@ -183,15 +179,10 @@ class CocoJsonDataset:
         metadata.set(**self._keypoint_metadata)
 
     def set_keypoints(self, pairs: Sequence[Sequence[str]]) -> None:
-        """Set the metadata that Detectron2 asks for where keypoints are trained; needs the check.
+        """Set the metadata that Detectron2 needs to train keypoints; needs the check.
 
-        Args:
-            pairs (sequence of pairs): ``DATASETS.KEYPOINT_FLIP_PAIRS``; empty for those that the
-                names of the keypoints tell.
-
-        Raises:
-            UserError: if the categories do not have one list of keypoints, or if the pairs do not
-                fit it.
+        ``pairs`` is ``DATASETS.KEYPOINT_FLIP_PAIRS``; if empty, the names of the keypoints define
+        the pairs.
         """
         checked, metadata = self.checked, MetadataCatalog.get(self.name)
         rows = zip(checked.category_names, checked.keypoints, checked.skeletons)
@@ -235,12 +226,6 @@ def coco_json_entries(entries: Sequence[Any]) -> List[Tuple[str, str, str]]:
     ``[name, folder]`` is an unzipped export of Roboflow, which has ``train``, ``valid`` and
     ``test``, each with ``_annotations.coco.json`` and the images: it becomes ``name_train``,
     ``name_val`` and ``name_test``, as far as they exist.
-
-    Args:
-        entries (sequence): the value of the key.
-
-    Raises:
-        UserError: if an entry has the wrong shape, or a folder has no such files.
     """
     found = []
     for entry in entries:

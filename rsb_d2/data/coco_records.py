@@ -81,11 +81,7 @@ class AnnotationFile:
         return len(self.sizes)
 
     def records(self, key: str) -> List[Dict[str, Any]]:
-        """Return the objects of ``images`` or ``categories``.
-
-        Raises:
-            UserError: if the key is missing, or is not a list of objects.
-        """
+        """Return the objects of ``images`` or ``categories``; anything else is an error."""
         return _list_of_objects(self.content, key)
 
     def annotations(self, indices: Iterable[int] | None = None) -> Iterator[Annotation]:
@@ -211,10 +207,7 @@ def _find_starts(content: Any, first: int, sizes: np.ndarray) -> np.ndarray:
 
 
 class Source:
-    """The bytes of an annotation file, read from the file when they are asked for.
-
-    Args:
-        path (str): anything that Detectron2's ``PathManager`` opens.
+    """The bytes of an annotation file, read from the file on demand.
 
     Attributes:
         version (tuple[int, int]): size of the file in bytes, and its time in nanoseconds.
@@ -300,10 +293,9 @@ _decode_fields = msgspec.json.Decoder(_Fields).decode
 
 
 def _usual_annotations(lowest: float, highest: float) -> msgspec.json.Decoder:
-    """Return a decoder of annotations that most rules leave as they are.
+    """Return a decoder of annotations that most rules do not change.
 
-    Args:
-        lowest, highest (float): limits of the coordinates of polygons.
+    ``lowest`` and ``highest`` are limits of the coordinates of polygons.
     """
     integer = Annotated[int, Meta(ge=-(2**62), le=2**62)]  # fits into NumPy's
     coordinate = Annotated[float, Meta(ge=lowest, le=highest)]
@@ -492,19 +484,16 @@ class RecordTable:
 
 
 class CocoRecords(Sequence):
-    """A list of Detectron2's dicts, each of which is made when it is asked for.
+    """A list of Detectron2's dicts, each of which is made on demand.
 
-    An item is a dict of its own each time. Setting its keys is remembered, as Detectron2's
-    ``load_proposals_into_dataset`` does it; a change deeper inside, such as in one of its
+    An item is a new dict each time. Setting its keys is remembered, as
+    ``load_proposals_into_dataset`` needs; a change deeper inside, such as in one of its
     annotations, is not: use ``list(records)`` for that.
 
     Args:
         table (RecordTable): of all images.
         image_root (str): image folder.
-        chosen (ndarray or None): int64, the places of the records in the table; None for all.
-
-    Attributes:
-        table, chosen: as given.
+        chosen (ndarray or None): int64, the positions of the records in the table; None for all.
     """
 
     def __init__(self, table: RecordTable, image_root: str, chosen: np.ndarray | None = None):
@@ -552,13 +541,9 @@ class CocoRecords(Sequence):
         return f"{type(self).__name__}({len(self)} images in {self._image_root})"
 
     def select(self, chosen: Any) -> "CocoRecords":
-        """Some of the records.
+        """Return some of the records, with the keys that were set so far.
 
-        Args:
-            chosen (ndarray or slice): bool, one for each record, or places among them.
-
-        Returns:
-            CocoRecords: of the same table, with the keys that were set so far.
+        ``chosen`` is a slice, a mask with one bool for each record, or positions among them.
         """
         selected = CocoRecords(self.table, self._image_root, self.chosen[chosen])
         selected._changed = dict(self._changed)
@@ -602,11 +587,7 @@ class CocoRecords(Sequence):
 
 
 class JoinedRecords(Sequence):
-    """The records of several data sets, one after the other.
-
-    Args:
-        parts (list[CocoRecords]): of each.
-    """
+    """The records of several data sets, one after the other."""
 
     def __init__(self, parts: List[CocoRecords]):
         self._parts = parts
@@ -658,12 +639,7 @@ class _Record(dict):
 def to_object(annotation: Annotation, class_of_id: Dict[int, int]) -> Dict[str, Any] | None:
     """Convert an annotation as ``load_coco_json`` does.
 
-    Args:
-        annotation (dict): in COCO's format; not changed.
-        class_of_id (dict[int, int]): from category ids to class indices.
-
-    Returns:
-        dict: or None for one whose polygons all have fewer than three points.
+    None if all its polygons have fewer than three points.
     """
     found = {key: annotation[key] for key in _KEYS if key in annotation}
     mask = annotation.get("segmentation")

@@ -2,8 +2,8 @@
 
 Detectron2's documentation of dataset dicts
 (https://detectron2.readthedocs.io/en/latest/tutorials/datasets.html) leaves the types of most
-fields open, and its functions differ in what they take: NumPy's scalars and arrays, paths and
-missing fields pass in training and fail in the evaluation, or the other way around.
+fields open, and its functions differ in the types that they accept: NumPy's scalars and arrays,
+paths and missing fields pass in training and fail in the evaluation, or the other way around.
 """
 
 import os
@@ -25,18 +25,13 @@ _PATHS = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
 
 
 def load_dicts(name: str) -> List[Dict[str, Any]] | Dataset:
-    """The dataset dicts of a registered data set.
+    """Return the standardized dataset dicts of a registered data set (:func:`standardize`).
 
-    Args:
-        name (str): registered name.
-
-    Returns:
-        list[dict] or Dataset: standardized (:func:`standardize`), but for the items of a
-        ``torch.utils.data.Dataset``, which are made when they are asked for.
+    The items of a ``torch.utils.data.Dataset`` are made when they are used.
 
     Raises:
-        UserError: if the registered function returns something else than a sized collection of
-            dicts, or an empty one.
+        UserError: if the registered function returns anything but a sized collection of dicts, or
+            an empty one.
     """
     records = DatasetCatalog.get(name)
     if not hasattr(records, "__len__") or isinstance(records, _NOT_RECORDS):
@@ -104,7 +99,7 @@ def plain(value: Any) -> Any:
 
 
 def whole_number(value: Any) -> Any:
-    """A whole number of any type as an ``int``; anything else stays as it is."""
+    """Return an integer of any type as an ``int``, and anything else unchanged."""
     value = plain(value)
     if isinstance(value, str) and value.isdecimal():
         return int(value)

@@ -62,12 +62,7 @@ _coco_logger = logging.getLogger("detectron2.data.datasets.coco")
 def registered(name: str, where: str = "") -> Callable[[], Any]:
     """Return the function that loads a data set, without calling it.
 
-    Args:
-        name (str): of the data set.
-        where (str): begins the error, as the key that the name comes from.
-
-    Raises:
-        UserError: if there is no such data set; it names the likeliest of those that there are.
+    ``where`` begins the error for an unknown name, such as the config key that it is from.
     """
     if name in DatasetCatalog:
         return DatasetCatalog[name]
@@ -92,20 +87,17 @@ def detection_records(
     min_keypoints: int = 0,
     proposal_files: Sequence | None = None,
 ) -> Sequence:
-    """The records of data sets, as ``get_detection_dataset_dicts`` returns them.
+    """Return the records of data sets, as ``get_detection_dataset_dicts`` returns them.
 
-    Data sets that a script has registered otherwise than in COCO's format, and those with proposals
-    from files, are lists in memory; so are all others that they are used with. Data sets that are
-    ``torch.utils.data.Dataset`` are used as they are, all images of them, as there.
+    Data sets that a script has registered in another format than COCO's, and those with proposals
+    from files, are lists in memory; so are all others that they are used with. A
+    ``torch.utils.data.Dataset`` is used unchanged, with all its images.
 
     Args:
         names (sequence of str): registered names; a single one may be a str.
-        filter_empty (bool): leave out images that have no annotation, or crowds only.
-        min_keypoints (int): leave out images with less visible keypoints.
+        filter_empty (bool): omit images without annotations, or with crowds only.
+        min_keypoints (int): omit images with fewer visible keypoints.
         proposal_files (sequence of str or None): with proposals of each data set.
-
-    Returns:
-        Sequence[dict]: in Detectron2's dataset format.
 
     Raises:
         UserError: if there is no such data set, if a registered function does not return a list of
@@ -191,14 +183,7 @@ def _common_class_names(names: Sequence) -> List[str] | None:
 
 
 def open_records(name: str) -> CocoRecords | None:
-    """Open a data set whose annotation file this project reads.
-
-    Args:
-        name (str): registered name.
-
-    Returns:
-        CocoRecords: or None for any other data set, which its own function reads.
-    """
+    """Open a data set whose annotation file this project reads; None for any other data set."""
     load = registered(name)
     found = _arguments_of_stock(load)
     if found is None:
@@ -273,12 +258,8 @@ def _fill_columns(file: AnnotationFile, images: List[Dict], category_ids: Iterab
 def set_coco_metadata(name: str, category_names: List[str], category_ids: List[int]) -> None:
     """Set the metadata that ``load_coco_json`` sets, and warn as it does of ids with gaps.
 
-    There is no warning of COCO's own ids; Detectron2 recognizes COCO by the name of the data set.
-
-    Args:
-        name (str): of the data set.
-        category_names (list[str]): in the order of their ids.
-        category_ids (list[int]): ascending.
+    There is no warning for COCO's own ids; Detectron2 recognizes COCO by the name of the data set.
+    The names are in the order of the ids, which ascend.
     """
     metadata = MetadataCatalog.get(name)
     metadata.thing_classes = list(category_names)
@@ -323,13 +304,8 @@ def class_table(
 ) -> str:
     """Lay out one value of each class in the form of Detectron2's tables.
 
-    Args:
-        names (iterable of str): of the classes; shown as they are, also "1.50" and "True", which
-            ``tabulate`` takes for values otherwise.
-        values (iterable of str): one of each class.
-        header (str): names the values.
-        align (str): of the names, ``"left"`` or ``"center"``.
-        total (str or None): value of the last row.
+    Names are shown literally, also "1.50" and "True", which ``tabulate`` would convert. ``align``
+    is ``"left"`` or ``"center"``; ``total`` is the value of the last row.
     """
     cells: List[str | None] = [x for pair in zip(map(printable, names), values) for x in pair]
     if not cells:
@@ -347,15 +323,9 @@ def class_table(
 
 
 def repeat_factors(records: Any, threshold: float, sqrt: bool = True) -> torch.Tensor:
-    """As ``RepeatFactorTrainingSampler.repeat_factors_from_category_frequency``.
+    """As ``RepeatFactorTrainingSampler.repeat_factors_from_category_frequency``, for N images.
 
-    Args:
-        records (CocoRecords or JoinedRecords): of N images.
-        threshold (float): share of the images below which those of a class are repeated.
-        sqrt (bool): as of Detectron2's main: whether of the ratio its square root is taken.
-
-    Returns:
-        Tensor: (N,), float32.
+    ``sqrt`` is whether the square root of the ratio is used, as in Detectron2's main branch.
     """
     classes, image = records.classes(with_crowds=True)
     pairs = np.unique(np.stack([image, classes]), axis=1)
@@ -376,18 +346,10 @@ def repeat_factors(records: Any, threshold: float, sqrt: bool = True) -> torch.T
 def convert_to_coco_file(name: str, path: str, *, with_masks: bool = False) -> None:
     """Write a data set as Detectron2's ``convert_to_coco_json`` does.
 
-    In addition, fields may have any type that :func:`.dataset_dicts.standardize` takes, the
-    size of an image may be missing, an image without ``image_id`` is numbered by its place, the
-    dicts of the data set are not changed, and a file that is there is replaced.
-
-    Args:
-        name (str): registered name.
-        path (str): of the file to write; its folder is made where it is missing.
-        with_masks (bool): whether each object needs a mask.
-
-    Raises:
-        UserError: if the data set cannot be converted or evaluated, or if the file cannot be
-            written.
+    In addition, fields may have any type that :func:`.dataset_dicts.standardize` accepts, the size
+    of an image may be missing, an image without ``image_id`` is numbered by its position, the dicts
+    of the data set are not changed, and an existing file is replaced. ``with_masks`` requires a
+    mask for each object.
     """
     metadata = MetadataCatalog.get(name)
     classes = metadata.get("thing_classes")

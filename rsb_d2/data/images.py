@@ -43,7 +43,7 @@ _16_BIT_FORMATS = ("PNG", "PPM")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 _START = "cannot use the image "
-# Kinds that Pillow registers, but has no decoder of its own for.
+# Kinds that Pillow registers without having a decoder.
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
 
@@ -74,11 +74,7 @@ class BadImageError(UserError):
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file in a folder is taken for an image: by its ending, unless it is hidden.
-
-    Args:
-        name (str): of the file, or its path.
-    """
+    """Whether a file in a folder counts as an image: by its ending, unless it is hidden."""
     Image.init()
     name = os.path.basename(name)
     kind = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
@@ -154,18 +150,9 @@ def _as_array(image: Image.Image, image_format: str | None) -> np.ndarray:
 
 
 def read_rgb(path: str, open_file: Callable[[], BinaryIO] | None = None) -> Image.Image:
-    """Read an image as :func:`read_image` does, for transforms that take one of Pillow.
+    """Read an image as :func:`read_image` does, as an upright RGB image of Pillow.
 
-    Args:
-        path (str): anything that Detectron2's ``PathManager`` opens.
-        open_file (callable or None): opens it instead, where it is a part of an archive or a
-            table; ``path`` is then its name in messages.
-
-    Returns:
-        Image: RGB, upright by its EXIF orientation.
-
-    Raises:
-        BadImageError: as of :func:`read_image`.
+    ``open_file`` opens a part of an archive or a table; ``path`` is then its name in messages.
     """
     try:
         with storage_open(path) if open_file is None else open_file() as f:
@@ -175,17 +162,7 @@ def read_rgb(path: str, open_file: Callable[[], BinaryIO] | None = None) -> Imag
 
 
 def image_size(path: str) -> Tuple[int, int]:
-    """Read the size of an image, as :func:`read_image` returns it, from its header.
-
-    Args:
-        path (str): as of :func:`read_image`.
-
-    Returns:
-        tuple[int, int]: width and height, in pixels.
-
-    Raises:
-        BadImageError: if the file is not there or has no header of an image.
-    """
+    """Read the width and height of an image, as :func:`read_image` returns it, from its header."""
     try:
         with storage_open(path) as f:
             if not f.read(1):
@@ -284,7 +261,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "there is too little memory for it"
     text = str(error) or "no reason given"
-    # Pillow's OSErrors say what is wrong, as "image file is truncated".
+    # Pillow's OSErrors give the reason, as "image file is truncated".
     return f"it is damaged ({text if isinstance(error, OSError) else f'{_name(error)}, {text}'})"
 
 
@@ -326,14 +303,7 @@ class BadImages:
         return uncounted
 
     def count(self, found: Sequence[Dict[str, str]]) -> None:
-        """Log and count the bad images of all processes.
-
-        Args:
-            found (sequence of dict[str, str]): the result of :meth:`take` of each process.
-
-        Raises:
-            UserError: if they are too many.
-        """
+        """Log and count the bad images of all processes, from their results of :meth:`take`."""
         reasons = {path: reason for of_one in found for path, reason in of_one.items()}
         for path in sorted(reasons.keys() - self.reasons.keys()):
             self.reasons[path] = reasons[path]

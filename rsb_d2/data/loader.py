@@ -323,7 +323,7 @@ class TrainLoader:
         self.bad_images.count([self.bad_images.take()])  # logs them, if that is still to be done
         why = ": ".join(bad_images[-1]) if bad_images else "the mapper returned None"
         raise UserError(
-            f"{_MAX_DRAWN} images, drawn in the place of one another, cannot be used; the last "
+            f"{_MAX_DRAWN} images, drawn to replace one another, cannot be used; the last "
             f"one: {' '.join(why.split())}"
         )
 
@@ -483,18 +483,10 @@ def epoch_size(cfg: CfgNode, num_records: int) -> int:
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = None) -> TrainLoader:
-    """Build the training loader of a config, of the same keys as Detectron2's.
+    """Build the training loader of a config, from the same keys as Detectron2's.
 
-    Args:
-        cfg (CfgNode): its ``DATASETS``, ``DATALOADER``, ``INPUT``, ``SOLVER.IMS_PER_BATCH`` and
-            ``SEED``; a negative seed takes a random one, the same in all processes.
-        mapper (callable or None): instead of :class:`rsb_d2.data.mapper.CheckedDatasetMapper`.
-
-    Returns:
-        TrainLoader
-
-    Raises:
-        UserError: as :class:`TrainLoader`, and for an unknown sampler.
+    A negative ``SEED`` is replaced by a random one, the same in all processes. ``mapper`` replaces
+    :class:`rsb_d2.data.images.CheckedDatasetMapper`.
     """
     records = annotated_records(cfg, "TRAIN")
     return TrainLoader(
@@ -515,16 +507,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict] | None = Non
 def build_inference_loader(
     records: Sequence[dict], mapper: Callable[[dict], dict], num_workers: int
 ) -> WorkerLoader:
-    """Build the loader of Detectron2's ``build_detection_test_loader``, as a ``WorkerLoader``.
-
-    Args:
-        records (sequence of dict): in Detectron2's dataset format, of all processes.
-        mapper (callable): from a record to the input of the model.
-        num_workers (int): processes that load for this one; 0 loads in this one.
-
-    Returns:
-        WorkerLoader: of this process's share of the images, in lists of one.
-    """
+    """Build Detectron2's test loader of this process's share of the images, in lists of one."""
     if isinstance(records, list):
         records = DatasetFromList(records, copy=False)
     return WorkerLoader(
@@ -541,12 +524,7 @@ def _same(item: Any) -> Any:
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list]:
-    """Build the loader of an evaluation: this process's share of the images, each once.
-
-    Args:
-        cfg (CfgNode): with this project's keys.
-        dataset_name (str): a registered data set.
-    """
+    """Build the loader of an evaluation: this process's share of the images, each once."""
     mapper = CheckedDatasetMapper(cfg, is_train=False)
     records = evaluated_records(cfg, dataset_name)
     records = without_damaged(cfg, dataset_name, records)

@@ -50,17 +50,14 @@ class CheckedDatasetMapper(DatasetMapper):
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
         """Read an image and transform it and its annotations.
 
-        Args:
-            dataset_dict (dict): one image, in Detectron2's format; not changed.
-
         Returns:
             dict: for a detector: ``image``, a uint8 tensor (3, H, W), and in training
             ``instances``.
 
         Raises:
-            BadImageError: if the image cannot be used (:func:`read_image` says when), if nothing
-                is left of it when it is resized, or if an annotation cannot be used: a box that is
-                not finite, a class below 0, a polygon of less than three points, a mask of another
+            BadImageError: if the image cannot be used (see :func:`read_image`), if nothing is left
+                of it when it is resized, or if an annotation cannot be used: a box that is not
+                finite, a class below 0, a polygon of less than three points, a mask of another
                 size.
         """
         dataset_dict = standardize(copy.deepcopy(dataset_dict))
@@ -156,14 +153,9 @@ if "seg_pad_value" in inspect.signature(T.FixedSizeCrop.__init__).parameters:
 def build_augmentation(cfg: CfgNode, is_train: bool) -> List[T.Augmentation]:
     """Build the augmentations that resize, crop and flip images.
 
-    Args:
-        cfg (CfgNode): its ``INPUT``. With ``INPUT.LSJ.ENABLED``, training images are jittered in
-            scale as those of Detectron2's ``new_baselines``, and ``INPUT.MIN_SIZE_TRAIN``,
-            ``.MAX_SIZE_TRAIN`` and ``.MIN_SIZE_TRAIN_SAMPLING`` are not read.
-        is_train (bool): for training.
-
-    Returns:
-        list[Augmentation]
+    With ``INPUT.LSJ.ENABLED``, training images are jittered in scale as in Detectron2's
+    ``new_baselines``, and ``INPUT.MIN_SIZE_TRAIN``, ``.MAX_SIZE_TRAIN`` and
+    ``.MIN_SIZE_TRAIN_SAMPLING`` are not read.
     """
     if not (is_train and uses_large_scale_jitter(cfg)):
         return utils.build_augmentation(cfg, is_train)

@@ -14,15 +14,10 @@ _MAX_CHARACTERS = 7
 
 
 def is_polygon(polygon: Any, size: List[int]) -> bool:
-    """Whether this is one polygon of a mask of an image of this size.
+    """Whether a value is a polygon of a mask in an image of this size, (height, width) in pixels.
 
-    Args:
-        polygon (Any): a list ``[x, y, ...]`` of three points or more, in pixels, none of them
-            further from the image than its longer side, is one.
-        size (list[int]): height and width of the image, in pixels.
-
-    Returns:
-        bool
+    It is a list ``[x, y, ...]`` of three points or more, in pixels, none of them further from the
+    image than its longer side.
     """
     if not isinstance(polygon, (list, tuple, np.ndarray)) or len(polygon) < 6 or len(polygon) % 2:
         return False
@@ -51,16 +46,10 @@ def is_finite(value: Any) -> bool:
 
 
 def is_rle(rle: Any, size: List[int], *, may_be_empty: bool = False) -> bool:
-    """Whether this is a run-length encoded mask of an image of this size.
+    """Whether a value is a run-length encoded mask of an image of this size, (height, width).
 
-    Args:
-        rle (Any): a dict with ``size``, ``[height, width]``, and ``counts``, a list of lengths in
-            pixels or COCO's compressed string of them, is one.
-        size (list[int]): height and width of the image, in pixels.
-        may_be_empty (bool): whether one without a pixel is one, too.
-
-    Returns:
-        bool
+    It is a dict with ``size``, ``[height, width]``, and ``counts``, a list of lengths in pixels or
+    COCO's compressed string of them. ``may_be_empty`` accepts a mask without a pixel.
     """
     if not isinstance(rle, dict) or not isinstance(rle.get("size"), (list, tuple)):
         return False

@@ -26,10 +26,9 @@ def random_state_kept(with_gpu: bool = True) -> Iterator[None]:
 
 
 def seed_cpu(*seed: int) -> None:
-    """Seed Python, NumPy and torch's CPU generator; the GPU's is left as it is.
+    """Seed Python, NumPy and torch's CPU generator, not the GPU's.
 
-    Args:
-        seed (int): numbers from 0 on, mixed as by ``numpy.random.SeedSequence``.
+    The numbers, from 0 on, are mixed as by ``numpy.random.SeedSequence``.
     """
     words = np.random.SeedSequence(seed).generate_state(3)
     random.seed(int(words[0]))
@@ -38,11 +37,10 @@ def seed_cpu(*seed: int) -> None:
 
 
 def random_state() -> Dict[str, Any]:
-    """The random state of this process, as :func:`set_random_state` takes it.
+    """Return the random state of this process, for :func:`set_random_state`.
 
-    Returns:
-        dict[str, Any]: of Python, NumPy, torch's CPU generator, and of each GPU that this
-        process sees and uses, in types that ``torch.load(weights_only=True)`` reads.
+    It is that of Python, NumPy, torch's CPU generator, and of each GPU that this process sees and
+    uses, in types that ``torch.load(weights_only=True)`` reads.
     """
     name, keys, *rest = np.random.get_state()
     uses_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()

@@ -25,11 +25,7 @@ SETTINGS: Dict[str, Callable[[], None]] = {}
 
 
 class WorkerLoader(DataLoader):
-    """A ``DataLoader`` whose workers leave signals to the training, and end when it does.
-
-    Args:
-        args, kwargs: of ``DataLoader``, without ``worker_init_fn``.
-    """
+    """A ``DataLoader`` whose workers leave signals to the training, and end when it does."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         start = functools.partial(_start_worker, list(SETTINGS.values()))
@@ -74,10 +70,9 @@ def _start_worker(settings: List[Callable[[], None]], worker_id: int) -> None:
 
 
 def end_with_parent(by_signal: bool = False) -> None:
-    """End this process when the one that it serves has ended, whatever ended it.
+    """End this process when the one that it serves has ended for any reason.
 
-    Args:
-        by_signal (bool): SIGTERM is blocked, and is obeyed if it comes from that process.
+    With ``by_signal``, SIGTERM is blocked, and obeyed only if it is from that process.
     """
     threading.Thread(target=_watch, args=(by_signal,), daemon=True).start()
 

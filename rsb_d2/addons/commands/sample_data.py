@@ -20,7 +20,7 @@ OPTIONS = ("folder", "num_train", "num_val", "image_size", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", nargs="?", choices=KINDS, help="what to make (default: both)")
+    parser.add_argument("kind", nargs="?", choices=KINDS, help="the data to make (default: both)")
     options = parser.add_argument_group("options of one kind")
     options.add_argument("--folder", type=expanduser, help="folder to write to")
     options.add_argument("--num-train", type=int, help="number of training images")

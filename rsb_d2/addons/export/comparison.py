@@ -144,10 +144,10 @@ def _pair(
 def compare_outputs(
     expected: Outputs, found: Outputs, score_threshold: float, max_detections: int
 ) -> Difference:
-    """Compare what two models found in one image.
+    """Compare the detections of two models in one image.
 
     Args:
-        expected (dict): what a detector of Detectron2 returns for an image, of the model.
+        expected (dict): output of a Detectron2 detector for an image.
         found (dict): of the package.
         score_threshold (float): below which the two leave out detections.
         max_detections (int): of which the two keep the best.

@@ -45,7 +45,7 @@ class Exported:
 
     Args:
         path (str): the file.
-        files (list[str]): it, and what belongs to it.
+        files (list[str]): it, and the files that belong to it.
         contract (dict[str, str]): its metadata.
         sizes (list[tuple[int, int]]): height and width of the images it was compared on.
         difference (Difference): from the PyTorch model.
@@ -66,7 +66,7 @@ def export_detector(
     images: List[np.ndarray],
     size: Tuple[int, int] | None = None,
 ) -> Exported:
-    """Write a detector to a file, unless the file does not compute what the detector does.
+    """Write a detector to a file, and check that the file computes the same.
 
     Args:
         cfg (CfgNode): of the model.
@@ -230,7 +230,7 @@ def input_contract(
 
 
 def pad_color(cfg: CfgNode) -> Tuple[int, ...]:
-    """The color that normalising makes nearly 0, which is what Detectron2 pads with.
+    """The color that is nearly 0 after normalization, with which Detectron2 pads.
 
     Args:
         cfg (CfgNode): of the model.

@@ -279,7 +279,7 @@ def _to_openvino(
 
 
 class _quiet(warnings.catch_warnings):
-    """Hides that tracing is deprecated, and that it fixes what is in fact the same every time."""
+    """Hide the warnings that tracing is deprecated, and that it fixes values that never change."""
 
     def __enter__(self):
         super().__enter__()

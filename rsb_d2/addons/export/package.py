@@ -101,7 +101,7 @@ def export_package(
     folder: str,
     images: List[np.ndarray],
 ) -> Package:
-    """Write a detector for Detectron2, unless Detectron2 does not detect what the detector does.
+    """Write a detector for Detectron2, and check that Detectron2 detects the same.
 
     The folder gets ``config.yaml`` with only Detectron2's own keys, ``model_final.pth`` for its
     ResNet, FPN and heads, taking BGR, and ``classes.json``.
@@ -117,7 +117,7 @@ def export_package(
         Package
 
     Raises:
-        UserError: if Detectron2 has not what the model is made of, if the folder cannot be
+        UserError: if Detectron2 lacks a part of the model, if the folder cannot be
             written, if the two differ, or if nothing is detected, so that nothing can be
             compared. There is no folder then.
     """
@@ -244,11 +244,11 @@ def _write(path: str, text: str) -> None:
         f.write(text)
 
 
-# ---- what can be exported ----
+# ---- models that can be exported ----
 
 
 def check_is_plain(cfg: CfgNode, model: nn.Module) -> None:
-    """Check that stock code of Detectron2 computes what a detector does.
+    """Check that stock code of Detectron2 computes the same as a detector.
 
     Args:
         cfg (CfgNode): of the model.
@@ -367,7 +367,7 @@ def plain_config(cfg: CfgNode, weights: str, datasets: Tuple[Tuple[str, ...], ..
 def dataset_names(
     cfg: CfgNode, classes: ClassNames, own_name: str
 ) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
-    """The names under which Detectron2 and what builds on it look for the names of the classes.
+    """The names under which Detectron2 and its users look for the names of the classes.
 
     Args:
         cfg (CfgNode): its ``DATASETS.TRAIN`` and ``.TEST`` are kept, unless Detectron2 knows one of
@@ -393,7 +393,7 @@ def _has_other_classes(name: str, classes: ClassNames) -> bool:
 
 
 def dump_differences(plain: CfgNode) -> str:
-    """A config as YAML, without what is Detectron2's default anyway.
+    """A config as YAML, without the values that are Detectron2's defaults.
 
     So it is read by other versions of Detectron2, which have a few keys more or less.
 

@@ -110,7 +110,7 @@ def traceable_padding() -> Iterator[None]:
     """Let Detectron2's ``ImageList.from_tensors`` be traced without a division of integers.
 
     It rounds a side up by ``(side + 31) // 32 * 32``. OpenVINO multiplies by 1 / 32 and lets the
-    two products cancel out, so that what is padded is no multiple of 32.
+    two products cancel out, so that the padded size is not a multiple of 32.
     """
     stock = ImageList.from_tensors
 
@@ -171,7 +171,7 @@ def make_dataflow(model: nn.Module) -> nn.Module:
         model (nn.Module): as for :func:`rsb_d2.addons.export.make_traceable`.
 
     Returns:
-        nn.Module: its ``forward`` takes and returns what that of ``make_traceable`` does.
+        nn.Module: its ``forward`` has the inputs and outputs of ``make_traceable``.
 
     Raises:
         UserError: for heads or anchors other than Detectron2's own and OpenMMLab's.
@@ -384,7 +384,7 @@ def _detections(
 
 @contextmanager
 def traceable_nms() -> Iterator[None]:
-    """Let tracing record what Detectron2's ``batched_nms`` computes untraced."""
+    """Let tracing record the computation of Detectron2's ``batched_nms`` without tracing."""
     # Detectron2 compares the number of boxes with 40,000, which tracing would record as a constant.
     with (
         mock.patch("torchvision.ops.boxes.batched_nms", batched_nms),

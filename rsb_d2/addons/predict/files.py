@@ -42,7 +42,7 @@ def find_inputs(inputs: List[str], output_dir: str = "") -> Inputs:
         output_dir (str): skipped if it is in one of the folders.
 
     Returns:
-        Inputs: images, videos, and what is not predicted.
+        Inputs: images, videos, and files that are skipped.
 
     Raises:
         UserError: if one of the inputs does not exist or contains no image or video.

@@ -33,7 +33,7 @@ _BYTES = {"SGD": 12, "AdamW": 16, "LAMB": 16}
 
 
 def check(config_file: str, opts: List[str]) -> Dict[str, Any]:
-    """Report what a training with a config would do.
+    """Report the data, schedule and weights of a training before it starts.
 
     Args:
         config_file (str): YAML file of a detector.

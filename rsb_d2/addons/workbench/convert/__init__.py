@@ -38,7 +38,7 @@ from .shapes import fit_objects
 from .voc import read_voc
 from .yolo import find_data_yaml, read_yolo, write_yolo
 
-_TOLERANCE = 0.01  # in pixels, of what is read again; files have more digits
+_TOLERANCE = 0.01  # in pixels, of the written files; files have more digits
 _BACKGROUND = object()
 
 FORMATS = ("yolo", "voc", "labelme", "coco")

@@ -56,7 +56,7 @@ def read_labelme(path: str, images: str, output: str, problems: Problems) -> Dat
     """
     root = path if os.path.isdir(path) else os.path.dirname(path) or "."
     files = files_in(path, (".json",)) if os.path.isdir(path) else [path]
-    finder = ImageFinder(root, images, beside=())
+    finder = ImageFinder(root, images, siblings=())
     notes: Counter = Counter()
     claims: Dict[str, str] = {}
     pictures: List[Picture] = []
@@ -127,9 +127,9 @@ def _read_picture(
         path, size = finder.find(file, name, problems)
         if path is None:
             return None
-    said = (content.get("imageWidth"), content.get("imageHeight"))
-    if all(type(n) in (int, float) and n > 0 for n in said) and said != size:
-        problems.add(file, finder.other_size(path, said, size))
+    stated = (content.get("imageWidth"), content.get("imageHeight"))
+    if all(type(n) in (int, float) and n > 0 for n in stated) and stated != size:
+        problems.add(file, finder.other_size(path, stated, size))
         return None
     return Picture(path, size, source=file, embedded=embedded)
 

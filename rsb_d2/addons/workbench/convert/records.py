@@ -125,7 +125,7 @@ class Problems:
         self._count = 0
 
     def add(self, where: str, what: str) -> None:
-        """Add a mistake: file and line or object, and what is wrong there."""
+        """Add a mistake: file and line or object, and the problem."""
         self._count += 1
         if len(self._first) < 3:
             self._first.append((where, what))
@@ -251,15 +251,15 @@ class ImageFinder:
 
     Args:
         root (str): folder of the data set.
-        images (str): folder of the images; ``""`` for the folder of the label file and ``beside``.
-        beside (sequence of str): names of folders next to the folder of a label file, or next to a
-            folder above it in the data set: they may have the same subfolders.
+        images (str): folder of the images; ``""`` for that of the label file and ``siblings``.
+        siblings (sequence of str): names of folders next to the folder of a label file, or next to
+            a folder above it in the data set: they may have the same subfolders.
     """
 
-    def __init__(self, root: str, images: str, beside: Sequence[str] = ()):
+    def __init__(self, root: str, images: str, siblings: Sequence[str] = ()):
         self._root = root
         self._images = images
-        self._beside = beside
+        self._siblings = siblings
         self._listings: Dict[str, Dict[str, List[str]]] = {}
 
     def find(self, file: str, name: str, problems: Problems) -> Tuple[str | None, Size]:
@@ -326,10 +326,10 @@ class ImageFinder:
             splits.setdefault(name or "train", []).append(picture)
         return splits
 
-    def other_size(self, image: str, said: Size, size: Size) -> str:
+    def other_size(self, image: str, stated: Size, size: Size) -> str:
         """Return the message for an image that has another size than its label file states."""
-        reason = f"says {said[0]} x {said[1]} pixels, but {image} has {size[0]} x {size[1]}"
-        if said == size[::-1]:
+        reason = f"says {stated[0]} x {stated[1]} pixels, but {image} has {size[0]} x {size[1]}"
+        if stated == size[::-1]:
             reason += "; if its EXIF orientation turns it, label the upright image"
         return reason
 
@@ -349,7 +349,7 @@ class ImageFinder:
         above, rest = own, ""
         while True:
             above, name = os.path.split(above)
-            for other in self._beside:
+            for other in self._siblings:
                 mirrored.append(os.path.normpath(os.path.join(above, other, rest)))
                 flat.append(os.path.normpath(os.path.join(above, other)))
             rest = os.path.join(name, rest)

@@ -95,10 +95,10 @@ def _fit(thing: Object, picture: Picture, data: DataSet, clip: bool, keep: bool)
             thing.polygons = [p for p in polygons if len(p) >= 6]
             thing.box = box_of(thing.polygons) if thing.polygons else (0, 0, 0, 0)
     if thing.polygons and thing.rle is None:
-        whole = [p for p in thing.polygons if polygon_area(p) > 0]
-        data.notes["polygons of no area left out"] += len(thing.polygons) - len(whole)
-        thing.polygons = whole
-        thing.box = thing.box if whole else (0, 0, 0, 0)
+        kept = [p for p in thing.polygons if polygon_area(p) > 0]
+        data.notes["polygons of no area left out"] += len(thing.polygons) - len(kept)
+        thing.polygons = kept
+        thing.box = thing.box if kept else (0, 0, 0, 0)
     return ""
 
 

@@ -53,7 +53,7 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
     files = files_in(path, (".xml",)) if os.path.isdir(path) else [path]
     if not files:
         raise UserError(f"{path} has no XML files in it")
-    finder = ImageFinder(root, images, beside=("JPEGImages", "images"))
+    finder = ImageFinder(root, images, siblings=("JPEGImages", "images"))
     notes: Counter = Counter()
     claims: Dict[str, str] = {}
     pictures: List[Picture] = []
@@ -103,9 +103,9 @@ def _read_file(
     image, size = finder.find(file, (root.findtext("filename") or "").strip(), problems)
     if image is None:
         return None
-    said = tuple(_integer(root.findtext(f"size/{key}")) for key in ("width", "height"))
-    if all(said) and said != size:  # some tools write 0
-        problems.add(file, finder.other_size(image, said, size))
+    stated = tuple(_integer(root.findtext(f"size/{key}")) for key in ("width", "height"))
+    if all(stated) and stated != size:  # some tools write 0
+        problems.add(file, finder.other_size(image, stated, size))
         return None
     elements = root.findall("object")
     picture = Picture(image, size, source=file, num_read=len(elements))

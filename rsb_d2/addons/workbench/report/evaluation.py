@@ -1,4 +1,4 @@
-"""The evaluation of a page: figures of hotcoco, and what is wrong with each single detection.
+"""The evaluation of a page: figures of hotcoco, and the kind of error of each detection.
 
 AP, recall, TIDE's costs (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection
 Errors", arXiv 2008.08115), the confusion matrix, calibration and the match of detections with

@@ -113,7 +113,7 @@ def describe_images(
         source (Source): the data set.
         chosen (sequence of int): indices of images. The last are left out if the page becomes too
             large.
-        describe (callable): returns what is to be shown of an image, such as its objects.
+        describe (callable): returns the content to show for an image, such as its objects.
 
     Returns:
         list[dict]: ``file``, ``w``, ``h``, ``src`` (a data URI or None), and the description.

@@ -104,7 +104,7 @@ def report(
 
 
 def _tasks(source: Source, results: Results, wanted: str | None) -> tuple:
-    """Return what to evaluate, and notes about the rest."""
+    """Return the results to evaluate, and notes about the rest."""
     tasks, notes = list(results.tasks), []
     without = int((~source.has_mask).sum())
     reasons = {

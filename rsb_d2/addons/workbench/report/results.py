@@ -30,8 +30,8 @@ class Results:
         image (ndarray): (N,) index into ``Source.images``.
         label (ndarray): (N,) index into ``Source.class_names``.
         score (ndarray): (N,).
-        tasks (list[str]): ``"bbox"``, ``"segm"``: what can be evaluated.
-        warnings (list[str]): what is unusual about the results.
+        tasks (list[str]): ``"bbox"``, ``"segm"``: those that can be evaluated.
+        warnings (list[str]): unusual properties of the results.
 
     Raises:
         UserError: if they are results of another data set, or of other classes.
