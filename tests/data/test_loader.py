@@ -215,7 +215,7 @@ def test_a_worker_that_dies_of_the_signal_that_ends_the_training_costs_no_batch(
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_images_that_are_all_bad_are_an_error(num_workers):
     loader = make_loader(make_bad(*range(23)), num_workers=num_workers)
-    with pytest.raises(UserError, match="10 images, drawn in the place of one another") as e:
+    with pytest.raises(UserError, match="10 images, drawn to replace one another") as e:
         next(iter(loader))
     assert "\n" not in str(e.value)
 
