@@ -23,11 +23,9 @@ class LazyRegistry:
         self._paths: Dict[str, str] = {}
 
     def register(self, name: str, path: str) -> None:
-        """Register an object; a later registration under the same name replaces it.
+        """Register a dotted path such as ``"rsb_d2.addons.accelerate.optimize"`` under a name.
 
-        Args:
-            name (str): the name that :meth:`get` takes.
-            path (str): dotted path of the object: ``"rsb_d2.addons.accelerate.optimize"``.
+        A later registration under the same name replaces it.
         """
         self._paths[name] = path
 

@@ -66,9 +66,7 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
 def errors_of_writing(path: str, key: str = "") -> Iterator[None]:
     """Turn an ``OSError`` of a block that only writes into a :class:`UserError`.
 
-    Args:
-        path (str): named in the message.
-        key (str): the beginning of the message, such as ``"--output: "``.
+    ``key`` begins the message, such as ``"--output: "``.
     """
     try:
         yield

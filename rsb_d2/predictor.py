@@ -246,10 +246,7 @@ class Predictor:
         return cls(cfg, ACCELERATION.get("optimize_for_inference")(model, DTYPES[dtype]), classes)
 
     def prepare(self, image: np.ndarray) -> Dict[str, Any]:
-        """Resize an image as for evaluation.
-
-        Args:
-            image (ndarray): uint8 of shape (H, W, 3), channels as in ``INPUT.FORMAT``.
+        """Resize an image as for evaluation: uint8 (H, W, 3), channels as in ``INPUT.FORMAT``.
 
         Returns:
             dict: one image of the list that a Detectron2 model takes.

@@ -24,9 +24,7 @@ _waiting: List[Tuple[Registry, Any]] = []
 def register(registry: Registry, *, waits: bool = False) -> Callable[[Any], Any]:
     """Make a decorator that registers a function or class under its name and ``rsb_d2.NAME``.
 
-    Args:
-        registry (Registry): a registry of Detectron2.
-        waits (bool): leave the first name free until :func:`register_waiting`.
+    ``waits`` leaves the first name free until :func:`register_waiting`.
     """
 
     def decorate(entry: Any) -> Any:
@@ -59,12 +57,7 @@ def _register_first_name(registry: Registry, entry: Any) -> None:
 
 
 def reachable_name(registry: Registry, name: str) -> str:
-    """Return the name under which an entry of this project is registered, if possible the first.
-
-    Args:
-        registry (Registry): a registry of Detectron2.
-        name (str): first name of the entry.
-    """
+    """Return the name under which an entry of this project is registered, if possible the first."""
     return name if known_name(registry, name) == name else f"{PREFIX}{name}"
 
 
@@ -72,10 +65,6 @@ def known_name(registry: Registry, name: str) -> str:
     """Return the first name of an entry of this project; other entries keep their names.
 
     The first name of this project, if another project has registered it, is marked as such.
-
-    Args:
-        registry (Registry): a registry of Detectron2.
-        name (str): a name in a config.
     """
     first = name.removeprefix(PREFIX)
     entry = _entries.get((registry._name, first))

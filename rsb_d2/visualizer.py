@@ -16,10 +16,6 @@ class PlainVisualizer(Visualizer):
     """Detectron2's visualizer with literal text, and with exactly the colors of the classes.
 
     Images with many objects get no labels. :func:`resized` makes the input.
-
-    Args:
-        image (ndarray): RGB, (H, W, 3), uint8.
-        metadata (Metadata): ``thing_classes``, ``thing_colors`` and so on.
     """
 
     def __init__(self, image: np.ndarray, metadata: Any):

@@ -318,13 +318,10 @@ def save_torch(path: str, content: Any) -> None:
 
 
 def save_weights(path: str, weights: StateDict, **entries: Any) -> None:
-    """Write a state dict; the bytes depend only on the names and the tensors.
+    """Write a state dict, in the order of the names; the bytes depend only on names and tensors.
 
-    Args:
-        path (str): ends in ``.pth`` or ``.safetensors``.
-        weights (dict[str, Tensor]): written in the order of the names.
-        entries: more entries of a ``.pth`` file, whose state dict is then its ``"model"``; without
-            any, the file is the state dict. Not written to safetensors.
+    ``path`` ends in ``.pth`` or ``.safetensors``. With ``entries``, a ``.pth`` file has the state
+    dict as its ``"model"``, next to these; safetensors has no such entries.
     """
     check_ending(path)
     # Copies, as saving a view would save all that it views.

@@ -93,16 +93,10 @@ def has_run(output_dir: str) -> bool:
 
 
 class _Found(NamedTuple):
-    """The result of the last search.
+    """The result of the last search; the tensors are mapped from the file."""
 
-    Args:
-        candidates (list): path, inode, size and time of the files that were considered.
-        path (str): the one to resume from.
-        content (dict[str, Any]): its content; the tensors are mapped from the file.
-    """
-
-    candidates: List[Tuple[Any, ...]]
-    path: str
+    candidates: List[Tuple[Any, ...]]  # path, inode, size and time of the considered files
+    path: str  # of the one to resume from
     content: Dict[str, Any]
 
 

@@ -25,16 +25,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Make the config of a run, and set up logging and the output folder.
 
     Everything that can be checked without training is checked before anything is written, so a
-    mistake leaves an earlier run's output as it was.
+    mistake leaves an earlier run's output unchanged.
 
     Args:
         args (Namespace): from ``detectron2.engine.default_argument_parser()``.
 
     Returns:
         CfgNode: frozen.
-
-    Raises:
-        UserError: for a mistake in the config, its files or its data.
     """
     args = argparse.Namespace(**vars(args))
     args.config_file = os.path.expanduser(args.config_file)  # which Detectron2 reads, too

@@ -24,28 +24,17 @@ from .trainer import Trainer
 def run(args: argparse.Namespace) -> Any:
     """Run :func:`main` in as many processes as the command line asks for.
 
-    Args:
-        args (Namespace): of ``detectron2.engine.default_argument_parser()``.
-
-    Raises:
-        SystemExit: for a mistake of the user, with a message of one line.
+    A mistake of the user ends it with ``SystemExit`` and a message of one line.
     """
     with _errors_in_one_line(args):
         return launch(main, args)
 
 
 def main(args: argparse.Namespace) -> Dict[str, Any]:
-    """Train, or evaluate with ``--eval-only``, in this process.
+    """Train, or evaluate with ``--eval-only``, in this process; return the results by task.
 
-    Args:
-        args (Namespace): of ``detectron2.engine.default_argument_parser()``; ``config_file`` is
-            a file or a name in the model zoo.
-
-    Returns:
-        dict: the results of the evaluation, by task.
-
-    Raises:
-        SystemExit: for a mistake of the user, with a message of one line.
+    ``args.config_file`` is a file or a name in the model zoo. A mistake of the user ends it with
+    ``SystemExit`` and a message of one line.
     """
     with _errors_in_one_line(args):
         args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
@@ -68,18 +57,7 @@ def _errors_in_one_line(args: argparse.Namespace) -> Iterator[None]:
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> Dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS``, or the last checkpoint of a run.
-
-    Args:
-        cfg (CfgNode): of :func:`rsb_d2.config.setup.setup`.
-        resume (bool): take the last checkpoint in ``OUTPUT_DIR``, if there is one.
-
-    Returns:
-        dict: the results, by task.
-
-    Raises:
-        UserError: if the weights are not those of a complete model of this config.
-    """
+    """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of the run."""
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
     checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -40,14 +40,10 @@ class OpenMMLabCascadeROIHeads(CascadeROIHeads):
 
     @configurable
     def __init__(self, *, stage_loss_weights: Sequence[float], **kwargs):
-        """
-        Args:
-            stage_loss_weights (sequence of float): for each stage, the factor of its losses.
-            kwargs: arguments of :class:`CascadeROIHeads`; ``mask_head`` is an ``nn.ModuleList``
-                with a head for each stage.
-
-        Raises:
-            UserError: if the number of weights is not the number of stages.
+        """Args:
+        stage_loss_weights (sequence of float): for each stage, the factor of its losses.
+        kwargs: arguments of :class:`CascadeROIHeads`; ``mask_head`` is an ``nn.ModuleList``
+            with a head for each stage.
         """
         super().__init__(**kwargs)
         if len(stage_loss_weights) != self.num_cascade_stages:
@@ -184,13 +180,7 @@ class LastLevelP6P7WithoutReLU(LastLevelP6P7):
     """
 
     def forward(self, c5: torch.Tensor) -> List[torch.Tensor]:
-        """
-        Args:
-            c5 (Tensor): (N, C, H, W).
-
-        Returns:
-            list[Tensor]: p6 at half and p7 at a quarter of its resolution.
-        """
+        """Return p6 at half and p7 at a quarter of the resolution of ``c5`` (N, C, H, W)."""
         p6 = self.p6(c5)
         return [p6, self.p7(p6)]
 
@@ -210,17 +200,7 @@ class RetinaNetClippedBeforeNMS(RetinaNet):
         box_delta: List[torch.Tensor],
         image_size: Tuple[int, int],
     ) -> Instances:
-        """Detect as the stock method.
-
-        Args:
-            anchors (list[Boxes]): per level, H * W * A boxes.
-            box_cls (list[Tensor]): per level, scores of shape (H * W * A, K).
-            box_delta (list[Tensor]): per level, deltas of shape (H * W * A, 4).
-            image_size (tuple[int, int]): height and width without padding.
-
-        Returns:
-            Instances: of one image, best first.
-        """
+        """Detect in one image as the stock method, with the same arguments."""
         pred = self._decode_multi_level_predictions(
             anchors,
             box_cls,
@@ -277,10 +257,6 @@ class TorchvisionAnchorGenerator(DefaultAnchorGenerator):
     ) -> torch.Tensor:
         """Make the anchors of one position, centered at (0, 0).
 
-        Args:
-            sizes (sequence of float): square roots of areas, in pixels.
-            aspect_ratios (sequence of float): height / width.
-
         Returns:
             Tensor: (len(aspect_ratios) * len(sizes), 4), x0, y0, x1, y1 in pixels.
         """
@@ -320,17 +296,7 @@ class TorchvisionOutputLayers(FastRCNNOutputLayers):
     def inference(
         self, predictions: Tuple[torch.Tensor, torch.Tensor], proposals: List[Instances]
     ) -> Tuple[List[Instances], List[torch.Tensor]]:
-        """Detect as the stock method.
-
-        Args:
-            predictions (tuple[Tensor, Tensor]): logits of shape (R, K + 1) and deltas of shape
-                (R, 4 * K) of the R proposals of all images.
-            proposals (list[Instances]): of each image.
-
-        Returns:
-            list[Instances], list[Tensor]: of each image the detections, best first, and the
-            indices of their proposals.
-        """
+        """Detect as the stock method, with the same arguments and results."""
         image_sizes = [x.image_size for x in proposals]
         all_boxes = self.predict_boxes(predictions, proposals)
         all_scores = []

@@ -178,11 +178,9 @@ class TimmLastStage(nn.Module):
     """
 
     def __init__(self, name: str, norm: str = "BN", norm_eval: bool = True, freeze: bool = False):
-        """
-        Args:
+        """Args:
             name (str): timm's name of the model, with or without a tag.
-            norm (str): ``"FrozenBN"``, ``"BN"`` or ``"SyncBN"``, see :func:`apply_norm_policy`.
-            norm_eval (bool): as of :class:`rsb_d2.TimmBackbone`.
+            norm, norm_eval: as of :class:`rsb_d2.TimmBackbone`.
             freeze (bool): no parameter trains.
 
         Raises:
@@ -209,13 +207,7 @@ class TimmLastStage(nn.Module):
         self.train(self.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            x (Tensor): (N, in_channels, H, W), of res4.
-
-        Returns:
-            Tensor: (N, out_channels, H / 2, W / 2), rounded up.
-        """
+        """Compute res5, (N, out_channels, H / 2, W / 2) rounded up, of res4, (N, C, H, W)."""
         return self.body(x)
 
     def train(self, mode: bool = True) -> "TimmLastStage":
@@ -293,11 +285,7 @@ def _check_arguments(
 def check_model_name(name: str) -> None:
     """Check that timm can build a model of this name without asking a server for it.
 
-    Args:
-        name (str): an architecture, ``"resnet50"``, or one with a tag, ``"resnet50.a1_in1k"``.
-
-    Raises:
-        UserError: if timm knows no such architecture or tag; it names the closest ones.
+    The name may have a tag: ``"resnet50"``, ``"resnet50.a1_in1k"``.
     """
     architecture, _, tag = name.partition(".")
     if not is_model(architecture):
