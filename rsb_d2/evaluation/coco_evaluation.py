@@ -56,7 +56,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
 
     def _eval_predictions(self, predictions, img_ids=None):
         if self._output_dir:
-            write_dataset_name(self._output_dir, self._metadata.name)
+            write_dataset_name(self._output_dir, self._metadata.name, self._skipped)
         results = list(itertools.chain(*(p["instances"] for p in predictions)))
         tasks = sorted(self._tasks or self._tasks_from_predictions(results))
         self._use_dataset_ids(results)

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.config_file or args.dataset:
         rsb_d2.register_all()
+    from ...evaluation.results import read_skipped
     from ..workbench.report.html_page import check_output
     from ..workbench.report.report import report
     from ..workbench.report.results import read_results
@@ -67,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
     records = read_results(args.results)
     with_masks = any("segmentation" in record for record in records)
     source, _ = open_dataset(args, "TEST", with_masks=with_masks, results_file=args.results)
+    skipped = read_skipped(args.results)
+    if skipped:
+        source = source.without_images(skipped)
     page = report(
         source,
         args.results,

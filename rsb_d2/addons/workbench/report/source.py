@@ -8,7 +8,7 @@ import logging
 import mmap
 import os
 import re
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Collection, Dict, Iterator, List, Sequence, Tuple
 
 import hotcoco
 import numpy as np
@@ -80,6 +80,20 @@ class Source:
     def annotations(self, image: int) -> List[Dict[str, Any]]:
         """Return the annotations of an image, given by its index, in COCO's format."""
         return self.coco.load_anns(self.coco.get_ann_ids(img_ids=[self.images[image]["id"]]))
+
+    def without_images(self, ids: Collection[Any]) -> "Source":
+        """Return the data set without the images of these ids, and a warning that says so."""
+        annotations = [a for a in self.coco.anns.values() if a["image_id"] not in ids]
+        content = {
+            "images": [image for image in self.images if image["id"] not in ids],
+            "annotations": annotations,
+            "categories": list(self.coco.cats.values()),
+        }
+        number = len(self.images) - len(content["images"])
+        note = f"{number} of {len(self.images)} images are left out, as in the evaluation."
+        warnings = [*self.warnings, note]
+        files = self.json_file, self.image_root
+        return Source(self.name, hotcoco.COCO(content), *files, warnings)
 
 
 def has_mask(annotation: Dict[str, Any]) -> bool:

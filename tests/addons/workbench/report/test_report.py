@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from rsb_d2.addons.workbench.report.evaluation import FIGURES
 from rsb_d2.addons.workbench.sample import make_sample_data
+from rsb_d2.evaluation.results import write_dataset_name
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.detections import make_detections, read_data
 from tests.helpers.paths import ROOT
@@ -105,6 +106,28 @@ def test_figures_equal_those_of_pycocotools(page, folder, task):
     assert data["tasks"][task]["apByIou"] == by_iou
     curve = precision[0].mean(axis=1)
     assert data["tasks"][task]["curves"]["all"][0] == pytest.approx(curve, abs=1e-4)
+
+
+def test_images_that_the_evaluation_skipped_are_left_out(report, folder):
+    (folder / "skipped").mkdir()
+    shutil.copy(folder / "masks.json", folder / "skipped" / "results.json")
+    write_dataset_name(str(folder / "skipped"), "rsb_sample_val", [3, 4])
+    results = json.loads((folder / "masks.json").read_text())
+    results = [r for r in results if r["image_id"] not in (3, 4)]
+    (folder / "skipped" / "results.json").write_text(json.dumps(results))
+    status, _, _ = report("--results", "skipped/results.json", "--output", "skipped.html")
+    found = read_data(folder / "skipped.html")
+    assert status == 0 and found["counts"]["images"] == 14
+    assert "2 of 16 images are left out, as in the evaluation." in found["notes"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(folder / SAMPLE / "annotations/val.json"))
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.params.imgIds = [i for i in truth.getImgIds() if i not in (3, 4)]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    expected = [None if figure < 0 else figure for figure in evaluation.stats]
+    assert found["tasks"]["bbox"]["figures"] == pytest.approx(expected)
 
 
 def test_page_adds_up(page):
