@@ -326,7 +326,7 @@ class _Check:
     def copy_path(self) -> str:
         """The path of the corrected copy, which depends on the content of the file."""
         digest = hashlib.sha256(f"{_VERSION} {self._with_masks} {self._groups}".encode())
-        digest.update(self._file.source.file_content())
+        digest.update(self._file.source.map())
         stem = os.path.splitext(os.path.basename(self._json_file))[0]
         name = f"{stem[:40]}-{digest.hexdigest()[:16]}.json"
         return os.path.join(get_cache_dir(), "rsb_d2", "coco_json", name)
@@ -482,7 +482,9 @@ def _can_be_a_name(file_name: str) -> bool:
 
 
 def _leaves_folder(file_name: str) -> bool:
-    return os.path.isabs(file_name) or os.path.normpath(file_name).split(os.sep)[0] == os.pardir
+    if os.path.isabs(file_name):
+        return True
+    return os.pardir in file_name and os.path.normpath(file_name).split(os.sep)[0] == os.pardir
 
 
 def check_image_files(images: List[Dict[str, Any]], image_root: str) -> int:

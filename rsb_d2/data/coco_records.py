@@ -29,6 +29,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from ..errors import UserError
 from ..files import path_manager
+from .masks import is_polygon
 from .opening import image_path
 
 # Flags of an annotation.
@@ -77,7 +78,7 @@ class AnnotationFile:
             self._read_with_json()
 
     def __len__(self) -> int:
-        """The number of annotations."""
+        """The number of annotations, M."""
         return len(self.sizes)
 
     def records(self, key: str) -> List[Dict[str, Any]]:
@@ -96,39 +97,34 @@ class AnnotationFile:
             except ValueError as e:
                 raise NotPlain(str(e)) from None
 
-    def decode(self, decoder: msgspec.json.Decoder) -> Iterator[Tuple[int, Any]]:
-        """Decode all annotations as another type, some hundreds at a time.
-
-        Args:
-            decoder (Decoder): of a list.
+    def decode(self, decoder: msgspec.json.Decoder) -> Iterator[Tuple[int, List[Any]]]:
+        """Decode all annotations with a decoder of lists, up to some hundreds at a time.
 
         Yields:
             tuple[int, list]: the index of the first one of some neighbors, and their values.
-            Annotations that the type does not fit are left out.
+            Annotations that the decoder refuses are left out.
 
         Raises:
             NotPlain: if the text of one is not UTF-8.
         """
-        for first in range(0, len(self), _CHUNK):
-            last = min(first + _CHUNK, len(self))
+        ranges = [(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)][::-1]
+        while ranges:
+            first, last = ranges.pop()
             try:
                 yield first, decoder.decode(b"[%b]" % self._text(first, last))
             except msgspec.MsgspecError:
-                for i in range(first, last):
-                    try:
-                        yield i, decoder.decode(b"[%b]" % self._text(i, i + 1))
-                    except msgspec.MsgspecError:
-                        pass
+                middle = (first + last) // 2
+                if middle > first:
+                    ranges += [(middle, last), (first, middle)]
 
     def _text(self, first: int, last: int) -> bytes:
         """Return the JSON of some neighbors, separated by commas."""
         start = self.starts[first]
         text = self.source.text(start, self.starts[last - 1] + self.sizes[last - 1] - start)
-        if not text.isascii():  # msgspec does not look into the texts that it skips
-            try:
-                text.decode()
-            except UnicodeDecodeError as e:
-                raise NotPlain(str(e)) from None
+        try:
+            text.isascii() or text.decode()  # msgspec does not check strings that it skips
+        except UnicodeDecodeError as e:
+            raise NotPlain(str(e)) from None
         return text
 
     def _find_annotations(self) -> None:
@@ -167,7 +163,7 @@ class AnnotationFile:
         texts = [json.dumps(annotation).encode() for annotation in annotations]
         self.sizes = np.array([len(text) for text in texts], dtype=np.int32)
         self.starts = np.cumsum([0, *(self.sizes + 1)])[:-1]
-        self.source.keep(b",".join(texts))
+        self.source.in_memory = b",".join(texts)
 
 
 class _Layout(msgspec.Struct, gc=False):
@@ -211,12 +207,14 @@ class Source:
 
     Attributes:
         version (tuple[int, int]): size of the file in bytes, and its time in nanoseconds.
+        in_memory (bytes or None): JSON of the annotations by ``json``, used instead of the file.
 
     Raises:
         UserError: if the file cannot be read; the message does not name it.
     """
 
     def __init__(self, path: str):
+        self.in_memory: bytes | None = None
         try:
             self.path = path_manager(path).get_local_path(path)
             self._open()
@@ -225,39 +223,30 @@ class Source:
             raise UserError("there is no such annotation file") from None
         except OSError as e:
             raise UserError(f"cannot be read: {e}") from None
-        self._in_memory: bytes | None = None
-
-    def keep(self, content: bytes) -> None:
-        """Use these bytes, written by ``json``, instead of the file from now on."""
-        self._in_memory = content
 
     def map(self) -> Any:
-        """Return all bytes, as a ``mmap`` or ``bytes``."""
-        return self.file_content() if self._in_memory is None else self._in_memory
-
-    def file_content(self) -> Any:
         """Return the content of the file, as a ``mmap`` or ``bytes``."""
         if not self.version[0]:
             return b""  # which cannot be mapped
         return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def text(self, start: int, size: int) -> bytes:
-        """Return bytes at a place; :meth:`check_version` first."""
-        if self._in_memory is not None:
-            return self._in_memory[start : start + size]
+        """Return the JSON of some annotations; :meth:`check_version` first."""
+        if self.in_memory is not None:
+            return self.in_memory[start : start + size]
         return os.pread(self._file.fileno(), size, start)
 
     def loads(self, text: bytes) -> Annotation:
         """Decode the JSON of an annotation."""
-        return (orjson if self._in_memory is None else json).loads(text)
+        return (orjson if self.in_memory is None else json).loads(text)
 
     def loads_fields(self, text: bytes) -> Annotation:
         """Decode the JSON of an annotation, at least the keys of Detectron2's records."""
-        return json.loads(text) if self._in_memory is not None else _decode_fields(text)
+        return _decode_fields(text) if self.in_memory is None else json.loads(text)
 
     def check_version(self) -> None:
         """Stop if the file was written to since it was read."""
-        if self._in_memory is None and self._find_version() != self.version:
+        if self.in_memory is None and self._find_version() != self.version:
             raise UserError(f"{self.path} has changed since it was read: start again")
 
     def _open(self) -> None:
@@ -273,7 +262,7 @@ class Source:
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         vars(self).update(state)
-        if self._in_memory is None:
+        if self.in_memory is None:
             self._open()
         self.check_version()
 
@@ -409,15 +398,12 @@ class Columns:
                     self.num_keypoints[i] = len(annotation.keypoints)
                     self.num_visible[i] = _num_visible(annotation.keypoints)
             self.is_set[where] = True
-            for i in np.flatnonzero(is_small[places] & ~is_rle):
-                side = sides[places[i]]
-                if masks[i] and not all(
-                    -side <= min(polygon) and max(polygon) <= 2 * side for polygon in masks[i]
-                ):
-                    self.is_set[first + i] = False
-            for i, mask in enumerate(masks, first):
+            for i, mask in enumerate(masks):
                 if type(mask) is list and any([len(polygon) % 2 for polygon in mask]):
-                    self.is_set[i] = False
+                    self.is_set[first + i] = False
+            for i in np.flatnonzero(is_small[places] & self.has_mask[where] & ~is_rle):
+                if not all(is_polygon(polygon, self.sizes[places[i]]) for polygon in masks[i]):
+                    self.is_set[first + i] = False
 
 
 def _num_visible(keypoints: Sequence) -> int:
@@ -536,9 +522,6 @@ class CocoRecords(Sequence):
 
     def __radd__(self, other: Any) -> List[Dict[str, Any]]:
         return [*other, *self]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} images in {self._image_root})"
 
     def select(self, chosen: Any) -> "CocoRecords":
         """Return some of the records, with the keys that were set so far.
