@@ -168,7 +168,10 @@ def tell_format(path: str) -> str:
         known = {".yaml": "yolo", ".yml": "yolo", ".xml": "voc", ".json": _format_of_json(path)}
         if known.get(ending):
             return known[ending]
-        raise UserError(f"{path} has an unknown format; name one with --from")
+        raise UserError(
+            f"{path} has an unknown format; name one with --from, or export the data in COCO's "
+            "format, as CVAT, Label Studio, VIA and Datumaro can"
+        )
     if export_splits(path):
         return "coco"
     found = []
