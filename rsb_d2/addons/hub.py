@@ -1,4 +1,4 @@
-"""Detectors on the Hugging Face hub: ``push`` writes what ``hf://OWNER/NAME`` reads."""
+"""Detectors on the Hugging Face hub: ``push`` writes the files that ``hf://OWNER/NAME`` reads."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def _upload(folder: str, name: str, private: bool | None, revision: str) -> str:
 
 
 def portable(cfg: CfgNode, classes: ClassNames) -> CfgNode:
-    """Return a config with the class names, and without what only the machine of a training has.
+    """Return a config with the class names, and without values that only hold where it was trained.
 
     Args:
         cfg (CfgNode): of a run; not changed.

@@ -476,7 +476,7 @@ def fetch_hub(path: str) -> HubDetector:
     """Find a detector in Hugging Face's cache, or download it there.
 
     A branch or tag is looked up on the hub each time, unless ``HF_HUB_OFFLINE`` is set or the hub
-    cannot be reached: then it means what it meant at the last download. Private repositories need
+    cannot be reached: then the version of the last download is used. Private repositories need
     the token of ``hf auth login`` or ``HF_TOKEN``.
 
     Args:
@@ -504,7 +504,7 @@ def check_hub_name(repository: str, given: str) -> None:
 
     Args:
         repository (str): ``OWNER/NAME``.
-        given (str): what the user wrote, for the message.
+        given (str): the user's path, for the message.
 
     Raises:
         UserError: for another form.

@@ -247,7 +247,7 @@ def _defaults() -> CN:
     # Images with one label each, to register under names of your own: [[name, folder], ...]; the
     # folder has one folder per class, named like the class.
     cfg.DATASETS.IMAGE_FOLDER = []
-    # The same of what timm's create_dataset reads: [[name, timm's name, root, split], ...], as
+    # The same for sources of timm's create_dataset: [[name, timm's name, root, split], ...], as
     # ["pets", "hfds/timm/oxford-iiit-pet", "", "train"] or, for a tar file or a folder of them,
     # ["archive", "", "datasets/train.tar", ""], or WebDataset's shards, ["web", "wds/", "datasets",
     # "train-{0000..0015}.tar"]. Images are read by index, so that order, resuming and several

@@ -1,6 +1,6 @@
 """Images of test sets that cannot be decoded, found before a training starts.
 
-``INPUT.DAMAGED_IMAGES`` says what happens to them: see ``rsb_d2/config/defaults.py``.
+``INPUT.DAMAGED_IMAGES`` decides how they are handled: see ``rsb_d2/config/defaults.py``.
 """
 
 import logging

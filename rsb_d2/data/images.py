@@ -284,7 +284,7 @@ class BadImages:
     Attributes:
         reasons (dict[str, str]): by path, why each is bad.
         counted_by_loader (bool): whether each batch is counted when it is loaded, in a collective
-            of its own; a trainer turns that off, and has them counted along with its losses.
+            call; a trainer turns that off, and counts them along with its losses.
     """
 
     def __init__(self, max_num: int):

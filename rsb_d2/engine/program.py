@@ -1,4 +1,4 @@
-"""Train or evaluate what a config describes: the program of train_net.py and ``rsb-d2 train``."""
+"""Train or evaluate the model of a config: the program of train_net.py and ``rsb-d2 train``."""
 
 import argparse
 import sys

@@ -189,7 +189,7 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
         return x if _is_folded(conv, self) else super().forward(x)
 
 
-# ---- finding what can be folded ----
+# ---- finding layers to fold ----
 
 
 class ConvAndNorm(NamedTuple):

@@ -177,7 +177,7 @@ def detect(predictor: Predictor, batch: List["Loaded"]) -> List[tuple]:
 
     Args:
         predictor (Predictor): of the model.
-        batch (list[Loaded]): images without ``prepared`` are passed over.
+        batch (list[Loaded]): images without ``prepared`` are skipped.
 
     Returns:
         list[tuple[Loaded, Instances or None]]: ``None`` for an image that needs too much memory.

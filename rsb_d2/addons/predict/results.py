@@ -587,10 +587,10 @@ def merge_shards(output_dir: str) -> Summary:
         s["summary"]["num_images"] + s["summary"]["num_skipped"] for s in states.values()
     )
     lines = Lines(states, num_images)
-    whole = RunFolder(output_dir)
-    summary = whole.write_results(lines, range(num_images), classes)
+    complete = RunFolder(output_dir)
+    summary = complete.write_results(lines, range(num_images), classes)
     lines.close()
-    whole._write_state(settings, dataclasses.asdict(summary))
+    complete._write_state(settings, dataclasses.asdict(summary))
     shutil.rmtree(work, ignore_errors=True)
     return summary
 
