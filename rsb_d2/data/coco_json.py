@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, Dict, List, Tuple
 
 from detectron2.config import CfgNode
@@ -84,17 +85,11 @@ def register_coco_json(cfg: CfgNode, *, eval_only: bool = False) -> None:
         dataset.check()
     _check_same_categories(train + test)
     _check_num_classes(cfg, train + test)
-    # Another data set may have the objects; one with only background is then not a mistake.
-    if len(train) == len(cfg.DATASETS.TRAIN):
-        _check_something_to_train_on(train)
-    _check_something_to_evaluate(test)
-    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
-        _check_masks_are_polygons(train)
+    _check_objects(cfg, train, test)
     if cfg.MODEL.KEYPOINT_ON:
         for dataset in train + test:
             dataset.set_keypoints(cfg.DATASETS.KEYPOINT_FLIP_PAIRS)
-        _check_keypoints_are_visible(train)
-        _check_sides(cfg, train)
+        _check_keypoints(cfg, train)
 
 
 class CocoJsonDataset:
@@ -201,21 +196,6 @@ class CocoJsonDataset:
                 delattr(metadata, key)
         metadata.set(**self._keypoint_metadata)
 
-    @property
-    def num_objects(self) -> int:
-        """int: the annotations that can be learned or found: all but crowds; needs the check."""
-        return int(self.checked.records.num_objects().sum())
-
-    @property
-    def num_rle_objects(self) -> int:
-        """int: those of them whose mask is an RLE, not polygons; needs the check."""
-        return int(self.checked.records.num_rle_objects().sum())
-
-    @property
-    def num_visible_keypoints(self) -> int:
-        """int: of all objects; needs the check."""
-        return int(self.checked.records.visible_keypoints().sum())
-
 
 # ---- entries ----
 
@@ -291,23 +271,21 @@ def _size_and_time(path: str) -> Tuple[int, int]:
 
 def _check_same_categories(datasets: List[CocoJsonDataset]) -> None:
     for other in datasets[1:]:
-        first = datasets[0]
-        names, other_names = first.checked.category_names, other.checked.category_names
-        if names == other_names:
-            continue
+        pair = datasets[0], other
+        names, other_names = (dataset.checked.category_names for dataset in pair)
         at = next(
-            (i for i, (a, b) in enumerate(zip(names, other_names)) if a != b),
-            min(len(names), len(other_names)),
+            (i for i, ns in enumerate(zip_longest(names, other_names)) if len({*ns}) > 1), None
+        )
+        if at is None:
+            continue
+        found = (
+            f"{repr(ns[at]) if at < len(ns) else 'missing'} in {d.name} ({len(ns)} in all)"
+            for d, ns in zip(pair, (names, other_names))
         )
         raise UserError(
-            f"{first.name} and {other.name} must have the same categories, in the order of their "
-            f"ids; category {at} is {_name_at(names, at)} in {first.name} ({len(names)} in all), "
-            f"{_name_at(other_names, at)} in {other.name} ({len(other_names)} in all)"
+            f"{datasets[0].name} and {other.name} must have the same categories, in the order of "
+            f"their ids; category {at} is {', '.join(found)}"
         )
-
-
-def _name_at(names: List[str], index: int) -> str:
-    return repr(names[index]) if index < len(names) else "missing"
 
 
 def _check_num_classes(cfg: CfgNode, datasets: List[CocoJsonDataset]) -> None:
@@ -323,42 +301,36 @@ def _check_num_classes(cfg: CfgNode, datasets: List[CocoJsonDataset]) -> None:
         )
 
 
-def _check_something_to_train_on(train: List[CocoJsonDataset]) -> None:
-    if train and not any(d.num_objects for d in train):
+def _check_objects(cfg: CfgNode, train: List[CocoJsonDataset], test: List[CocoJsonDataset]) -> None:
+    has_objects = {d.name: d.checked.records.num_objects().any() for d in train + test}
+    names = [dataset.name for dataset in train]
+    # Another data set may have the objects; one with only background is then not a mistake.
+    if names and len(names) == len(cfg.DATASETS.TRAIN) and not any(map(has_objects.get, names)):
         raise UserError(
-            f"DATASETS.TRAIN: there is no usable annotation in {first(d.name for d in train)}, "
-            "so there is nothing to learn (crowds do not count); check the annotation file"
+            f"DATASETS.TRAIN: there is no usable annotation in {first(names)}, so there is nothing "
+            "to learn (crowds do not count); check the annotation file"
         )
-
-
-def _check_something_to_evaluate(test: List[CocoJsonDataset]) -> None:
     for dataset in test:
-        if not dataset.num_objects:
+        if not has_objects[dataset.name]:
             raise UserError(
                 f"DATASETS.TEST: {dataset.name} has no usable annotation, so AP cannot be computed "
                 "(crowds do not count); check the annotation file, or take it out of DATASETS.TEST"
             )
-
-
-def _check_masks_are_polygons(train: List[CocoJsonDataset]) -> None:
-    for dataset in train:
-        if dataset.num_rle_objects:
+    for dataset in train if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" else ():
+        if num_rle := dataset.checked.records.num_rle_objects().sum():
             raise UserError(
-                f"{dataset.name} has {dataset.num_rle_objects} masks in RLE, which "
-                "INPUT.MASK_FORMAT polygon cannot train on; write INPUT.MASK_FORMAT bitmask"
+                f"{dataset.name} has {num_rle} masks in RLE, which INPUT.MASK_FORMAT polygon "
+                "cannot train on; write INPUT.MASK_FORMAT bitmask"
             )
 
 
-def _check_keypoints_are_visible(train: List[CocoJsonDataset]) -> None:
-    if train and not any(d.num_visible_keypoints for d in train):
+def _check_keypoints(cfg: CfgNode, train: List[CocoJsonDataset]) -> None:
+    if train and not any(d.checked.records.visible_keypoints().any() for d in train):
         raise UserError(
             f"MODEL.KEYPOINT_ON: no object in {first(d.name for d in train)} has a keypoint whose "
             "visibility is above 0, so there is nothing to learn; check the 'keypoints' of the "
             "annotations, [x, y, visibility, ...]"
         )
-
-
-def _check_sides(cfg: CfgNode, train: List[CocoJsonDataset]) -> None:
     if cfg.INPUT.RANDOM_FLIP != "horizontal" or cfg.DATASETS.KEYPOINT_FLIP_PAIRS:
         return
     for dataset in train:

@@ -6,9 +6,9 @@ process needs memory for a small part of the file, which forked workers share, a
 the machine share the pages of the file.
 
 msgspec finds and decodes annotations, those of a usual form without a dict of each. A file of
-COCO's size (426 MB, 118,000 images, 826,000 polygons) takes 2.9 CPU seconds with all checks, up to
-the first batch. hotcoco 1.3 takes 3.6 s for loading, health check and one look at each record, to
-which the checks below would be added, and 726 MiB in each process, this file 110. hotcoco also
+COCO's size (426 MB, 118,000 images, 826,000 polygons) takes 3.1 CPU seconds with all checks, up to
+the first batch. hotcoco 1.3 takes 3.3 s for loading, health check and one look at each record, to
+which the checks below would be added, and 728 MiB in each process, this file 100. hotcoco also
 accepts mistakes that the check must find (a missing ``id``, ``file_name`` or ``bbox``,
 ``"image_id": 1.0``, ``"iscrowd": 2``), has no check of polygons, RLEs and keypoints, and turns
 integers into fractions.
