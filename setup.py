@@ -33,6 +33,20 @@ class BuildWithFolders(build_py):
                 shutil.copytree(HERE / name, target, ignore=shutil.ignore_patterns("__*", "test_*"))
 
 
+# By what a user wants to do.
+EXTRAS = {
+    "export": ["onnx>=1.16", "onnxruntime>=1.18"],
+    "openvino": ["onnx>=1.16", "openvino>=2026.4"],
+    "int8": ["onnx>=1.16", "openvino>=2026.4", "nncf>=3.4"],
+    # Names the frames of a video that FFmpeg has repaired, too.
+    "video": ["av>=14"],
+    # Names in LOGGERS.
+    "wandb": ["wandb>=0.31"],
+    "mlflow": ["mlflow>=3"],
+    "hub": [],  # huggingface_hub is required in any case
+    "ray": ["ray[data]>=2.60"],
+}
+
 setup(
     name="rsb_d2",
     version=read_version(),
@@ -57,10 +71,8 @@ setup(
     py_modules=["rsb_d2_cli"],
     entry_points={"console_scripts": ["rsb-d2 = rsb_d2_cli:main"]},
     extras_require={
-        "export": ["onnx>=1.16", "onnxruntime>=1.18"],
-        "openvino": ["onnx>=1.16", "openvino>=2026.4"],
-        # Names the frames of a video that FFmpeg has mended, too.
-        "video": ["av>=14"],
+        **EXTRAS,
+        "all": sorted({requirement for group in EXTRAS.values() for requirement in group}),
         "masks": ["shapely>=2.0"],
         "cityscapes": ["cityscapesscripts>=2.2", "shapely>=2.0"],
         # The programs of other people that docs/ecosystem.md is about, in the versions tested.

@@ -20,17 +20,19 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from rsb_d2.addons.commands import make_parser
 from rsb_d2.config.loading import load_config
 from rsb_d2.data import register_coco_json
+from rsb_d2.model_zoo.model_zoo import find_config
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.clone import PAGES, Clones, find_blocks, split_commands
 from tests.helpers.paths import ROOT
-from tests.helpers.runs.programs import parse_tool
+from tests.helpers.runs.programs import COMMANDS, parse_tool
 
 # Regular expressions of the commands that are not run, with the reason.
 NOT_RUN = {
     r"make |source |pip install |python -m pytest ": "changes the installation, or runs the tests",
     r"#!/bin/bash\n#SBATCH": "needs a cluster",
     r"for i in .*CUDA_VISIBLE_DEVICES": "needs several GPUs",
-    r"torchrun |python train_net\.py .*--num-gpus (?!1 )": "needs several GPUs",
+    r"torchrun |(python train_net\.py|rsb-d2 train) .*--num-gpus (?!1 )": "needs several GPUs",
+    r"rsb-d2 demo": "takes long; tests/installation/test_wheel.py",
     r"python train_net\.py .*SOLVER\.MAX_ITER \d{5}": "takes days",
     r"python train_net\.py .*LOGGERS": "needs wandb and mlflow; tests/addons/test_loggers.py",
     r"rsb-d2 (push|predict --weights hf:)": "needs the hub; tests/addons/test_hub.py",
@@ -123,16 +125,19 @@ def parse(command, monkeypatch):
 
 
 def config_of(words):
-    args = default_argument_parser().parse_args(words[words.index("train_net.py") + 1 :])
-    return load_config(args.config_file, args.opts)
+    program = words.index("train_net.py" if "train_net.py" in words else "train")
+    args = default_argument_parser().parse_args(words[program + 1 :])
+    return load_config(find_config(args.config_file), args.opts)
 
 
 def written_by(command):
     words = shlex.split(command, comments=True)
     program = Path(words[1]).name
+    if words[0] == "rsb-d2":
+        program = next((f"{tool}.py" for tool, name in COMMANDS.items() if name == words[1]), "")
     if program == "convert_weights.py":
         return [Path(words[3])]
-    if program == "train_net.py" and "--eval-only" not in words:
+    if program == "train_net.py" and "--eval-only" not in words or words[:2] == ["rsb-d2", "train"]:
         folder = Path(config_of(words).OUTPUT_DIR)
         names = ("config.yaml", "metrics.json", "curves.png", "model_final.pth")
         return [folder / name for name in names]
