@@ -120,6 +120,29 @@ def test_a_mistake_of_train_is_one_line(tmp_path, monkeypatch, capsys):
     assert str(e.value).startswith("rsb-d2 eval: error: ") and "MODEL.NONE" in str(e.value)
 
 
+@pytest.mark.slow
+def test_two_processes_train(sample_data, tmp_path):
+    sets = [
+        [split, str(sample_data / "annotations" / f"{split}.json"), str(sample_data / split)]
+        for split in ("train", "val")
+    ]
+    opts = ["DATASETS.COCO_JSON", str(sets), "DATASETS.TRAIN", "('train',)", "DATASETS.TEST", "()"]
+    opts += ["MODEL.TIMM.NAME", "resnet10t", "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
+    opts += ["MODEL.FPN.OUT_CHANNELS", "32", "INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.STEPS", "()"]
+    opts += ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "0"]
+    opts += ["DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", "out", "TEST.EVAL_PERIOD", "0"]
+    words = ["train", "--config-file", "frcnn_rsb_sample", "--num-gpus", "2", *opts]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", rsb_d2_cli.__file__, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     "words, expected",

@@ -32,7 +32,7 @@ NOT_RUN = {
     r"#!/bin/bash\n#SBATCH": "needs a cluster",
     r"for i in .*CUDA_VISIBLE_DEVICES": "needs several GPUs",
     r"torchrun |(python train_net\.py|rsb-d2 train) .*--num-gpus (?!1 )": "needs several GPUs",
-    r"rsb-d2 demo": "takes long; tests/installation/test_wheel.py",
+    r"rsb-d2 (demo|install-detectron2)": "tests/installation/test_wheel.py runs these",
     r"python train_net\.py .*SOLVER\.MAX_ITER \d{5}": "takes days",
     r"python train_net\.py .*LOGGERS": "needs wandb and mlflow; tests/addons/test_loggers.py",
     r"rsb-d2 (push|predict --weights hf:)": "needs the hub; tests/addons/test_hub.py",

@@ -1,6 +1,7 @@
 """docs/quickstart.ipynb runs from top to bottom, with a smaller model and few images."""
 
 import contextlib
+import itertools
 import json
 import re
 import shlex
@@ -28,29 +29,40 @@ def find_cells():
     return ["".join(cell["source"]) for cell in cells]
 
 
-def as_python(cell):
-    """Return a cell as Jupyter runs it: ``!command`` and ``%%writefile`` become Python."""
+def parts_of(cell):
+    """Yield the parts of a cell in order: its shell commands, files to write, and Python."""
     for old, new in REPLACED.items():
         cell = cell.replace(old, new)
     file = re.match(r"%%writefile (\S+)\n", cell)
     if file:
-        config = merge(yaml.safe_load(cell[file.end() :]), SECONDS)
-        return f"open({file[1]!r}, 'w').write({yaml.safe_dump(config)!r})"
-    return re.sub(
-        r"^!(.*)$", lambda m: f"subprocess.run({m[1]!r}, shell=True, check=True)", cell, flags=re.M
-    )
+        yield file[1], cell[file.end() :]
+        return
+    for is_command, lines in itertools.groupby(cell.split("\n"), lambda x: x.startswith("!")):
+        if is_command:
+            yield from (("!", line[1:]) for line in lines)
+        else:
+            yield "python", "\n".join(lines)
 
 
 @pytest.mark.slow
 def test_every_cell(tmp_path_factory):
-    cells = [as_python(cell) for cell in find_cells() if not cell.startswith("!pip install")]
-    program = "\n".join(["import subprocess", *cells])
+    program = ""
     with contextlib.ExitStack() as stack:
         clones = Clones(tmp_path_factory.mktemp("notebook"), stack)
-        done = clones.run(PAGE, f"python -c {shlex.quote(program)}")
-        assert done.returncode == 0, done.stdout + done.stderr
         folder = clones.folder(PAGE)
+        for kind, text in [part for cell in find_cells() for part in parts_of(cell)]:
+            if kind not in ("!", "python"):
+                config = merge(yaml.safe_load(text), SECONDS)
+                (folder / kind).write_text(yaml.safe_dump(config))
+                continue
+            if kind == "python":
+                program += f"{text}\n"
+                text = f"python -c {shlex.quote(program)}"
+            elif re.match("pip install|rsb-d2 install-detectron2", text):
+                continue
+            done = clones.run(PAGE, text)
+            assert done.returncode == 0, done.stdout + done.stderr
     assert "Boxes(" in done.stdout
     assert (folder / "output" / "shapes" / "model_final.pth").is_file()
     assert len(list((folder / "predictions" / "pictures").iterdir())) == 2
-    assert json.loads((folder / "predictions" / "results.json").read_text()) is not None
+    assert (folder / "predictions" / "results.json").is_file()
