@@ -1,6 +1,5 @@
 """docs/quickstart.ipynb runs from top to bottom, with a smaller model and few images."""
 
-import contextlib
 import itertools
 import json
 import re
@@ -47,21 +46,20 @@ def parts_of(cell):
 @pytest.mark.slow
 def test_every_cell(tmp_path_factory):
     program = ""
-    with contextlib.ExitStack() as stack:
-        clones = Clones(tmp_path_factory.mktemp("notebook"), stack)
-        folder = clones.folder(PAGE)
-        for kind, text in [part for cell in find_cells() for part in parts_of(cell)]:
-            if kind not in ("!", "python"):
-                config = merge(yaml.safe_load(text), SECONDS)
-                (folder / kind).write_text(yaml.safe_dump(config))
-                continue
-            if kind == "python":
-                program += f"{text}\n"
-                text = f"python -c {shlex.quote(program)}"
-            elif re.match("pip install|rsb-d2 install-detectron2", text):
-                continue
-            done = clones.run(PAGE, text)
-            assert done.returncode == 0, done.stdout + done.stderr
+    clones = Clones(tmp_path_factory.mktemp("notebook"))
+    folder = clones.folder(PAGE)
+    for kind, text in [part for cell in find_cells() for part in parts_of(cell)]:
+        if kind not in ("!", "python"):
+            config = merge(yaml.safe_load(text), SECONDS)
+            (folder / kind).write_text(yaml.safe_dump(config))
+            continue
+        if kind == "python":
+            program += f"{text}\n"
+            text = f"python -c {shlex.quote(program)}"
+        elif re.match("pip install|rsb-d2 install-detectron2", text):
+            continue
+        done = clones.run(PAGE, text)
+        assert done.returncode == 0, done.stdout + done.stderr
     assert "Boxes(" in done.stdout
     assert (folder / "output" / "shapes" / "model_final.pth").is_file()
     assert len(list((folder / "predictions" / "pictures").iterdir())) == 2
