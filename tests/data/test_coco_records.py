@@ -1,5 +1,6 @@
 """Records of annotation files equal those of ``load_coco_json``, and are read when asked for."""
 
+import itertools
 import json
 import logging
 import os
@@ -284,7 +285,23 @@ def with_keys_twice(text):
     return '{"annotations": [{"id": 5}], "images": [], ' + text[1:]
 
 
-@pytest.mark.parametrize("change", [with_nan, in_lines, with_braces, with_keys_twice])
+def with_different_separators(text):
+    parts = text.split('}, {"id"')
+    gaps = itertools.cycle(['},{"id"', '} ,\n {"id"', '}, {"id"'])
+    return parts[0] + "".join(gap + part for gap, part in zip(gaps, parts[1:]))
+
+
+def with_large_numbers(text):
+    return text.replace('"nobody"', "[1e999, " + "9" * 30 + "]")
+
+
+CHANGES = [
+    *(with_nan, in_lines, with_braces, with_keys_twice),
+    *(with_different_separators, with_large_numbers),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_any_json_is_read_as_detectron2_reads_it(change, write):
     files = write(make_content())
     text = change(open(files[0]).read())
@@ -293,6 +310,42 @@ def test_any_json_is_read_as_detectron2_reads_it(change, write):
     assert checked.json_file == files[0] and checked.messages == []
     assert checked.records == load_coco_json(*files, "same")
     assert pickle.loads(pickle.dumps(checked.records)) == checked.records
+
+
+def test_bytes_that_are_not_utf_8_are_refused_where_nothing_reads_them(write):
+    files = write(make_content())
+    with open(files[0], "rb") as f:
+        text = f.read()
+    with open(files[0], "wb") as f:
+        f.write(text.replace(b'"nobody"', b'"\xff"', 1))
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        check_coco_json(*files, with_masks=False)
+
+
+@pytest.mark.parametrize("side", [10, 100, 1000])
+@pytest.mark.parametrize("beyond", [1, -1])
+def test_reach_of_polygons_is_that_of_their_image(side, beyond, write):
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": size // 2, "width": size}
+            for i, size in enumerate([10, 100, 1000])
+        ],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    limit = -side if beyond < 0 else 2 * side
+    image = [10, 100, 1000].index(side)
+    for i, x in enumerate([limit, limit + beyond]):
+        mask = [[0, 0, x, 0, x, 5], [1, 1, 2, 1, 2, 2]]
+        content["annotations"].append(
+            dict(id=i + 1, image_id=image, category_id=1, iscrowd=0, area=5, bbox=[0, 0, 5, 5])
+            | {"segmentation": mask}
+        )
+    files = write(content)
+    checked = check_coco_json(*files, with_masks=True)
+    assert "1 masks without their polygons that cannot be used" in checked.messages[-1][1]
+    masks = [len(a["segmentation"]) for a in checked.records[image]["annotations"]]
+    assert masks == [2, 1]
 
 
 JUNK = [None, 0, 1, -1, 2.5, float("nan"), float("inf"), "", "7", [], [1], {}, True, 10**5, 10**30]
