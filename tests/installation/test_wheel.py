@@ -1,15 +1,54 @@
 """The wheel in an environment without a checkout, from another folder, with spaces in all paths."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import sysconfig
 import time
+import venv
+from email.parser import Parser
 
 import pytest
 from PIL import Image
 
+import rsb_d2
 from tests.helpers.hub_server import WRITE, hub_server
-from tests.helpers.wheel import build_wheel, install_wheel
+from tests.helpers.paths import ROOT
+
+FILES = ("setup.py", "rsb_d2_cli.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+
+
+def build_wheel(folder):
+    """Build the wheel from a copy of the checkout in an empty folder; return its path."""
+    source = folder / "source"
+    for name in ("rsb_d2", "configs", "packaging"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "-w", str(folder), str(source)], check=True, capture_output=True)
+    (wheel,) = folder.glob("rsb_d2-*.whl")
+    return wheel
+
+
+def install_wheel(wheel, folder):
+    """Install a wheel into a new environment, which finds other packages in the current one.
+
+    Returns:
+        Path: the folder of the environment's programs.
+    """
+    venv.create(folder, symlinks=True, with_pip=False)
+    programs = folder / "bin"
+    # --python before the path of other packages, which also has an editable rsb_d2.
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "-q"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Files *.pth of a folder that is named here, such as the one of an editable rsb_d2, have no
+    # effect.
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return programs
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +73,41 @@ def run(*command, folder, environment):
     return result.stdout
 
 
+MODELS = """
+import os, torch, rsb_d2
+print(rsb_d2.__file__)
+print(rsb_d2.model_zoo.get_config_file("frcnn_rsb_1x.yaml"))
+assert not os.listdir(".")
+model = rsb_d2.model_zoo.get("frcnn_rsb_1x.yaml", device="cpu").eval()
+with torch.no_grad():
+    assert model([{"image": torch.zeros(3, 64, 96)}])[0]["instances"].image_size == (64, 96)
+for row in rsb_d2.model_zoo.list():
+    rsb_d2.model_zoo.get_config(row.name)
+"""
+
+
 @pytest.mark.slow
 def test_what_the_wheel_holds(programs, environment, tmp_path):
     folder = tmp_path / "a folder"
     folder.mkdir()
-    where = "import rsb_d2; print(rsb_d2.__file__)"
-    found = run(
-        programs / "python", "-W", "ignore", "-c", where, folder=folder, environment=environment
-    )
-    assert found.startswith(str(programs.parent))
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    words = (programs / "python", "-W", "ignore", "-c", MODELS)
+    found = run(*words, folder=folder, environment=environment).splitlines()
+    assert len(found) == 2 and all(path.startswith(str(programs.parent)) for path in found)
     assert "rsb-d2" in run(programs / "rsb-d2", "--help", folder=folder, environment=environment)
     # The installer and its patch: Detectron2 is there, so that nothing is installed.
     words = (programs / "rsb-d2", "install-detectron2")
     assert "nothing to do" in run(*words, folder=folder, environment=environment)
-    assert list(programs.parent.glob("lib/*/site-packages/rsb_d2/**/detectron2-0.6.patch"))
+    (site,) = programs.parent.glob("lib/python*/site-packages")
+    assert list(site.glob("rsb_d2/**/detectron2-0.6.patch"))
+    shipped = {p.name for p in (site / "rsb_d2" / "model_zoo" / "configs").iterdir()}
+    assert shipped == {p.name for p in (ROOT / "configs").iterdir()}
+    about = site / f"rsb_d2-{rsb_d2.__version__}.dist-info"
+    metadata = Parser().parsestr((about / "METADATA").read_text(), headersonly=True)
+    assert metadata["License"] == "Apache-2.0"
+    assert "Paper, https://arxiv.org/abs/2110.00476" in metadata.get_all("Project-URL")
+    (license,) = about.rglob("LICENSE")
+    assert license.read_text() == (ROOT / "LICENSE").read_text()
 
 
 @pytest.mark.slow
