@@ -18,7 +18,7 @@ import logging
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Dict, Iterable, Iterator, List, Set, Tuple
 
 import msgspec
@@ -56,21 +56,23 @@ class CheckedCocoJson:
 
     Args:
         json_file (str): the file to read: the user's, or a corrected copy of it.
-        category_names (list[str]): in the order of their ids.
-        category_ids (list[int]): ascending.
-        keypoints (list[Any]): ``keypoints`` of each category, or None.
-        skeletons (list[Any]): ``skeleton`` of each category, or None.
+        categories (list[dict]): in the order of their ids.
         records (CocoRecords): of all images.
         messages (list[tuple[int, str]]): messages to log, with the logger's levels.
     """
 
     json_file: str
-    category_names: List[str]
-    category_ids: List[int]
-    keypoints: List[Any]
-    skeletons: List[Any]
+    categories: List[Dict[str, Any]]
     records: CocoRecords
-    messages: List[Tuple[int, str]] = field(default_factory=list)
+    messages: List[Tuple[int, str]]
+
+    @property
+    def category_names(self) -> List[str]:
+        return [category["name"] for category in self.categories]
+
+    @property
+    def category_ids(self) -> List[int]:
+        return [category["id"] for category in self.categories]
 
 
 def export_splits(folder: str) -> Dict[str, str]:
@@ -181,15 +183,8 @@ class _Check:
 
     def result(self) -> CheckedCocoJson:
         """Return the result, whose records are valid unless :attr:`changes_file`."""
-        return CheckedCocoJson(
-            json_file=self._json_file,
-            category_names=[category["name"] for category in self._categories],
-            category_ids=[category["id"] for category in self._categories],
-            keypoints=[category.get("keypoints") for category in self._categories],
-            skeletons=[category.get("skeleton") for category in self._categories],
-            records=CocoRecords(RecordTable(self._columns), self._image_root),
-            messages=self._messages(),
-        )
+        records = CocoRecords(RecordTable(self._columns), self._image_root)
+        return CheckedCocoJson(self._json_file, self._categories, records, self._messages())
 
     def _without_groups(
         self, categories: List[Dict[str, Any]], others: List[str]
@@ -300,23 +295,30 @@ class _Check:
     # ---- messages ----
 
     def _messages(self) -> List[Tuple[int, str]]:
-        messages = []
+        found = []
         if self._groups:
             text = f"left out categories that only group others: {first(self._groups)}"
-            messages.append((logging.INFO, f"{self._json_file}: {text}"))
+            found.append((logging.INFO, text))
         if alike := alike_names(category["name"] for category in self._categories):
             text = f"categories differ only in upper and lower case: {first(alike)}"
-            messages.append((logging.WARNING, f"{self._json_file}: {text}"))
-        if any(self._dropped.values()):
-            text = describe_dropped(self._dropped, len(self._file))
-            messages.append((logging.WARNING, f"{self._json_file}: {text}"))
+            found.append((logging.WARNING, text))
+        dropped = {reason: ids for reason, ids in self._dropped.items() if ids}
+        if dropped:
+            reasons = (f"{len(ids)} {why} ({first_ids(ids)})" for why, ids in dropped.items())
+            count = f"{sum(map(len, dropped.values()))} of {len(self._file)}"
+            text = f"dropped {count} annotations: {'; '.join(reasons)}"
+            found.append((logging.WARNING, text))
         if self._beyond:
-            text = describe_beyond(self._beyond, self._num_kept)
-            messages.append((logging.WARNING, f"{self._json_file}: {text}"))
-        return messages
+            is_most = len(self._beyond) > self._num_kept / 2
+            text = (
+                f"{len(self._beyond)} of {self._num_kept} boxes reach beyond their image "
+                f"({first_ids(self._beyond)}); training clips them, evaluation does not"
+            ) + ("; is 'bbox' [x, y, width, height]?" if is_most else "")
+            found.append((logging.WARNING, text))
+        return [(level, f"{self._json_file}: {text}") for level, text in found]
 
     def describe_copy(self, path: str) -> Tuple[int, str]:
-        """The message about a corrected copy."""
+        """Return the message about a corrected copy."""
         counts = ", ".join(f"{count} {what}" for what, count in self._changed.items())
         text = f"{self._json_file}: training and evaluation read {path}: {counts or 'the rest'}"
         return logging.INFO, text
@@ -666,23 +668,6 @@ def _area(annotation: Dict[str, Any]) -> float:
     if isinstance(segmentation["counts"], list):
         return sum(segmentation["counts"][1::2])
     return int(mask_util.area(segmentation))
-
-
-def describe_dropped(dropped: Dict[str, List[int]], num_annotations: int) -> str:
-    """The warning about annotations that are dropped: how many, why, and their ids."""
-    reasons = "; ".join(
-        f"{len(ids)} {why} ({first_ids(ids)})" for why, ids in dropped.items() if ids
-    )
-    return f"dropped {sum(map(len, dropped.values()))} of {num_annotations} annotations: {reasons}"
-
-
-def describe_beyond(ids: List[int], num_kept: int) -> str:
-    """The warning about boxes that are kept although part of them is not in the image."""
-    hint = "; is 'bbox' [x, y, width, height]?" if len(ids) > num_kept / 2 else ""
-    return (
-        f"{len(ids)} of {num_kept} boxes reach beyond their image ({first_ids(ids)}); "
-        f"training clips them, evaluation does not{hint}"
-    )
 
 
 def boxes_beyond_image(annotations: Annotations, sizes: Sizes) -> List[int]:

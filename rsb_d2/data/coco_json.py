@@ -180,9 +180,8 @@ class CocoJsonDataset:
         the pairs.
         """
         checked, metadata = self.checked, MetadataCatalog.get(self.name)
-        rows = zip(checked.category_names, checked.keypoints, checked.skeletons)
         try:
-            found = common_keypoints([dict(name=n, keypoints=k, skeleton=s) for n, k, s in rows])
+            found = common_keypoints(checked.categories)
         except UserError as e:
             raise UserError(f"data set {self.name}: {self.json_file}: {e}") from None
         check_flip_pairs(pairs, found.names)
