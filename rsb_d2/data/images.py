@@ -89,6 +89,7 @@ def read_image(
     size: Tuple[int, int] | None = None,
     *,
     partial: bool = False,
+    content: bytes | None = None,
 ) -> np.ndarray:
     """Read an image, upright by its EXIF orientation.
 
@@ -101,6 +102,8 @@ def read_image(
         size (tuple[int, int] or None): the width and height, in pixels, that it must have.
         partial (bool): read a JPEG that is cut at its end as far as it goes; the rest is gray, or
             in a progressive one coarse.
+        content (bytes or None): of the file, which is not opened then; ``path`` is its name in
+            messages.
 
     Returns:
         ndarray: (H, W, C), uint8, 0 ... 255; float for ``"YUV-BT.601"``.
@@ -111,6 +114,8 @@ def read_image(
             a channel, or has another size.
     """
     try:
+        if content is not None:
+            return _as_array(_open(io.BytesIO(content), size), image_format)
         try:
             return _read(path, image_format, size)
         except (OSError, _Unusable) as e:
@@ -121,8 +126,9 @@ def read_image(
         error = BadImageError(path, _reason(e))
     if partial:
         try:
-            with storage_open(path) as f:
-                content = f.read()
+            if content is None:
+                with storage_open(path) as f:
+                    content = f.read()
             if content.startswith(_JPEG_START):
                 return _as_array(_open(io.BytesIO(content + _JPEG_END), size), image_format)
         except Exception:  # the first error says more

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from rsb_d2 import Checkpointer, UserError
+from rsb_d2.addons import hub as hub_module
 from rsb_d2.addons.hub import push
 from rsb_d2.checkpoint import locate
 from rsb_d2.predictor import Predictor, load_detector, load_predict_config
@@ -26,12 +27,23 @@ def hub(tmp_path, monkeypatch):
         yield server
 
 
+@pytest.fixture(scope="module")
+def loaded(seeded_run):
+    return load_detector(load_predict_config(run=str(seeded_run)))
+
+
+@pytest.fixture
+def push_quickly(monkeypatch, loaded):
+    """Do not load the same weights again in each test."""
+    monkeypatch.setattr(hub_module, "load_detector", lambda cfg: loaded)
+
+
 def files(hub, branch="main", name=NAME):
     repository = hub.repositories[name]
     return repository["commits"][repository["branches"][branch]]
 
 
-def test_a_pushed_detector_computes_the_same(hub, seeded_run, monkeypatch):
+def test_a_pushed_detector_computes_the_same(hub, seeded_run, loaded, monkeypatch):
     address = push(str(seeded_run), NAME)
     assert address.startswith(f"{hub.address}/{NAME}/commit/")
     monkeypatch.setenv("HF_TOKEN", "")
@@ -39,7 +51,7 @@ def test_a_pushed_detector_computes_the_same(hub, seeded_run, monkeypatch):
     commit = hub.repositories[NAME]["branches"]["main"]
     assert cfg.MODEL.WEIGHTS == f"hf://{NAME}@{commit}"
     model, classes = load_detector(cfg)
-    expected, _ = load_detector(load_predict_config(run=str(seeded_run)))
+    expected, _ = loaded
     weights = model.state_dict()
     assert all(torch.equal(weights[n], w) for n, w in expected.state_dict().items())
     assert (list(classes.names), list(classes.ids)) == (CLASSES, IDS)
@@ -51,7 +63,7 @@ def test_a_pushed_detector_computes_the_same(hub, seeded_run, monkeypatch):
     assert len(found) > 0 and torch.equal(found.scores, other.scores)
 
 
-def test_weights_of_the_hub_for_another_config(hub, seeded_run):
+def test_weights_of_the_hub_for_another_config(hub, push_quickly, seeded_run):
     push(str(seeded_run), NAME)
     other = make_seeded_config("faster", "MODEL.ROI_HEADS.NUM_CLASSES", "3")
     checkpointer = Checkpointer(build_model(other))
@@ -59,7 +71,7 @@ def test_weights_of_the_hub_for_another_config(hub, seeded_run):
     assert checkpointer.report.classes == (6, 3)
 
 
-def test_nothing_of_this_machine_is_uploaded(hub, seeded_run, tmp_path):
+def test_nothing_of_this_machine_is_uploaded(hub, push_quickly, seeded_run, tmp_path):
     run = tmp_path / "a run"
     cfg = make_seeded_config(
         *("faster", "OUTPUT_DIR", str(run), "LOGGERS", "('wandb',)"),
@@ -77,7 +89,7 @@ def test_nothing_of_this_machine_is_uploaded(hub, seeded_run, tmp_path):
     assert "trained on | own |" in files(hub)["README.md"].decode()
 
 
-def test_the_card_has_the_metrics_of_the_uploaded_weights(hub, seeded_run, tmp_path):
+def test_the_card_has_the_metrics_of_the_uploaded_weights(hub, push_quickly, seeded_run, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     cfg = make_seeded_config(
@@ -103,7 +115,7 @@ def test_the_card_has_the_metrics_of_the_uploaded_weights(hub, seeded_run, tmp_p
     assert "| val | bbox | 7.8 |" in files(hub)["README.md"].decode()
 
 
-def test_revisions(hub, seeded_run, monkeypatch, tmp_path):
+def test_revisions(hub, push_quickly, seeded_run, monkeypatch, tmp_path):
     push(str(seeded_run), NAME)
     push(str(seeded_run), NAME, revision="v2", license="mit")
     path = locate(f"hf://{NAME}@v2")
@@ -119,7 +131,7 @@ def test_revisions(hub, seeded_run, monkeypatch, tmp_path):
     assert hub.requests == requests
 
 
-def test_private_repositories_need_a_token(hub, seeded_run, monkeypatch):
+def test_private_repositories_need_a_token(hub, push_quickly, seeded_run, monkeypatch):
     push(str(seeded_run), NAME, private=True)
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(UserError, match="has no repository me/shapes, or it is private.*HF_TOKEN"):

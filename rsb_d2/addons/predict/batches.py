@@ -1,14 +1,12 @@
 """Prediction of batches of a table, as the engines of a cluster call it: Ray Data, Spark, Daft."""
 
-import io
 import os
 from typing import Any, Dict, List
 
 import numpy as np
-from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.structures import Instances
 
-from ...data.images import read_image, read_rgb
+from ...data.images import read_image
 from ...errors import UserError, first
 from ...predictor import Predictor, load_predict_config
 from .pipeline import Loaded, detect, group_by_shape, reason_of
@@ -114,12 +112,13 @@ class BatchPredictor:
 
     def _read(self, index: int, value: Any) -> Loaded:
         input_format = self._predictor.input_format
+        partial = self._predictor.preparation.partial
         try:
             if self._column == "path":
-                image = read_image(os.fspath(value), input_format)
+                image = read_image(os.fspath(value), input_format, partial=partial)
             elif self._column == "bytes":
-                rgb = read_rgb("", lambda: io.BytesIO(value))
-                image = convert_PIL_to_numpy(rgb, input_format)
+                content = bytes(memoryview(value))
+                image = read_image("", input_format, partial=partial, content=content)
             else:
                 image = _check_image(value)
                 image = image if input_format == "RGB" else image[:, :, ::-1]

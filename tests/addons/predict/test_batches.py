@@ -90,6 +90,22 @@ def test_bytes_and_arrays(mask_run, images, expected):
     assert rows["error"][4] == "not RGB of uint8 (H, W, 3) but float64 (4, 5)"
 
 
+def test_damaged_images_are_read_as_far_as_the_config_says(mask_run, images, tmp_path):
+    whole = next(p for p in images if open(p, "rb").read() and "8.jpg" not in p)
+    content = open(whole, "rb").read()[:-20]
+    (tmp_path / "cut.jpg").write_bytes(content)
+    config = tmp_path / "partial.yaml"
+    config.write_text(f"_BASE_: {mask_run}/config.yaml\nINPUT:\n  DAMAGED_IMAGES: partial\n")
+    weights = str(mask_run / "model_final.pth")
+    values = {"path": str(tmp_path / "cut.jpg"), "bytes": content}
+    for column, value in values.items():
+        batch = {column: np.array([value, None], dtype=object)}
+        rows = BatchPredictor(weights, str(mask_run / "config.yaml"), column)(batch)
+        assert "damaged" in rows["error"][0] and rows["error"][1]
+        rows = BatchPredictor(weights, str(config), column)(batch)
+        assert rows["error"][0] == "" and rows["height"][0] > 0 and rows["error"][1]
+
+
 def test_several_images_at_once(mask_run, images, expected):
     rows = BatchPredictor(str(mask_run), threshold=0.3, batch_size=4)({"path": np.array(images)})
     scores = [r["score"] for path in images if path in expected for r in expected[path][1]]
