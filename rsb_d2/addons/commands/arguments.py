@@ -17,7 +17,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="a YAML file, or a name in the model zoo",
     )
     parser.add_argument(
-        "--weights", type=expanduser, default="", metavar="FILE", help="a file, zoo://NAME, ..."
+        "--weights", type=expanduser, default="", metavar="FILE", help="a file, zoo://, hf://, ..."
     )
 
 
