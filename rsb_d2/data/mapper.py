@@ -65,7 +65,13 @@ class CheckedDatasetMapper(DatasetMapper):
         size = None
         if "width" in dataset_dict and "height" in dataset_dict:
             size = dataset_dict["width"], dataset_dict["height"]
-        image = read_image(path, self.image_format, size, partial=self._partial)
+        try:
+            image = read_image(path, self.image_format, size, partial=self._partial)
+        except BadImageError as e:
+            if self.is_train:
+                raise
+            hint = "write INPUT.DAMAGED_IMAGES skip to evaluate without such images"
+            raise BadImageError(path, f"{e.reason}; {hint}") from None
         utils.check_image_size(dataset_dict, image)  # fills in the size where there is none
         sem_seg = None
         if "sem_seg_file_name" in dataset_dict:
