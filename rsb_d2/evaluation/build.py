@@ -30,12 +30,13 @@ from ..data.builtin import PANOPTIC, check_packages, cityscapes_modules
 from ..data.damaged import check_damaged, find_damaged
 from ..data.datasets import registered
 from ..data.loader import evaluated_records
+from ..data.predictions import write_dataset_name
 from ..data.random_state import random_state_kept
 from ..errors import UserError
 from ..extensions import EVALUATORS
 from ..solver.ema import AveragedWeights, evaluate_with_average
 from .coco_evaluation import COCOEvaluator, ensure_json_file
-from .results import prediction_folder, write_dataset_name
+from .results import prediction_folder
 
 EVALUATOR_TYPES = (
     *("coco", "coco_panoptic_seg", "sem_seg", "lvis", "pascal_voc"),

@@ -19,9 +19,9 @@ from pycocotools.cocoeval import Params
 
 from ..data.dataset_dicts import plain, whole_number
 from ..data.datasets import class_table, convert_to_coco_file
+from ..data.predictions import write_dataset_name
 from ..errors import UserError
 from ..memory import garbage_collection_paused
-from .results import write_dataset_name
 
 logger = logging.getLogger(__name__)
 

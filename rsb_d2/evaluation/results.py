@@ -1,15 +1,13 @@
 """The results of an evaluation: names of metrics, and folders of predictions."""
 
-import json
 import os
-from typing import Any, Collection, Dict, List, NamedTuple, Sequence
+from typing import List, NamedTuple, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..data.builtin import PANOPTIC
 from ..extensions import EVALUATORS
-from ..files import whole_file
 from ..solver.ema import EMA_KEY, EMA_PREFIX
 
 _COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -125,10 +123,6 @@ def _of_sem_seg(metadata) -> List[str]:
     return [f"sem_seg/{name}" for name in ("mIoU", "fwIoU", "mACC", "pACC", *of_classes)]
 
 
-# The file that names the data set of a folder of predictions.
-_DATASET_FILE = "dataset.json"
-
-
 def prediction_folder(cfg: CfgNode, dataset_name: str, kind: str = "inference") -> str:
     """Return the folder for the predictions on a data set: ``OUTPUT_DIR/inference``.
 
@@ -140,34 +134,3 @@ def prediction_folder(cfg: CfgNode, dataset_name: str, kind: str = "inference") 
         return folder
     # A name with slashes stays one folder.
     return os.path.join(folder, dataset_name.replace("%", "%25").replace("/", "%2F"))
-
-
-def write_dataset_name(folder: str, dataset_name: str, skipped: Collection[Any] = ()) -> None:
-    """Write the name of the data set into a folder of predictions, which is created if missing.
-
-    ``skipped`` are the ids of images that the evaluation leaves out.
-    """
-    os.makedirs(folder, exist_ok=True)
-    content = {"dataset": dataset_name, **({"skipped": list(skipped)} if skipped else {})}
-    with whole_file(os.path.join(folder, _DATASET_FILE)) as f:
-        f.write((json.dumps(content) + "\n").encode())
-
-
-def read_dataset_name(results_file: str) -> str:
-    """Return the name of the data set of a file of predictions; ``""`` if it is not known."""
-    return str(_read_dataset(results_file).get("dataset", ""))
-
-
-def read_skipped(results_file: str) -> List[Any]:
-    """Return the ids of the images that the evaluation of a file of predictions leaves out."""
-    return list(_read_dataset(results_file).get("skipped", []))
-
-
-def _read_dataset(results_file: str) -> Dict[str, Any]:
-    path = os.path.join(os.path.dirname(results_file), _DATASET_FILE)
-    try:
-        with open(path, encoding="utf-8") as f:
-            content = json.load(f)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

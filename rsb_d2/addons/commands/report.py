@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.config_file or args.dataset:
         rsb_d2.register_all()
-    from ...evaluation.results import read_skipped
+    from ...data.predictions import read_skipped
     from ..workbench.report.html_page import check_output
     from ..workbench.report.report import report
     from ..workbench.report.results import read_results

@@ -15,6 +15,7 @@ import numpy as np
 
 from ....data.coco_check import check_coco_json
 from ....data.opening import is_image_folder
+from ....data.predictions import read_dataset_name
 from ....errors import UserError, printable
 from ....extensions import TASKS
 from ....files import absolute, path_manager
@@ -273,8 +274,6 @@ def _load_config(config_file: str, opts: Sequence[str]) -> "CfgNode":
 
 
 def _choose_dataset(given: str | None, names: Sequence[str], split: str, results_file: str) -> str:
-    from ....evaluation.results import read_dataset_name
-
     evaluated = read_dataset_name(results_file) if results_file else ""
     if given and evaluated and given != evaluated:
         raise UserError(

@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from rsb_d2.addons.workbench.report.evaluation import FIGURES
 from rsb_d2.addons.workbench.sample import make_sample_data
-from rsb_d2.evaluation.results import write_dataset_name
+from rsb_d2.data.predictions import write_dataset_name
 from tests.helpers.catalogs import catalogs_kept
 from tests.helpers.detections import make_detections, read_data
 from tests.helpers.paths import ROOT
