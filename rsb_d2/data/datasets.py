@@ -243,6 +243,8 @@ def _fill_columns(file: AnnotationFile, images: List[Dict], category_ids: Iterab
     for index, annotation in zip(unusual.tolist(), file.annotations(unusual.tolist())):
         if annotation.get("ignore", 0) != 0 or len(annotation.get("bbox", "none")) == 0:
             raise NotPlain("it has an annotation with 'ignore' or without a box")
+        if not all(isinstance(annotation[key], int) for key in ("id", "image_id")):
+            raise NotPlain("the ids of its annotations are not integers")
         if to_object(annotation, columns.class_of_id) is None:
             num_left_out += 1
             columns.ids[index], columns.is_set[index] = annotation["id"], False

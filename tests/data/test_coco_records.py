@@ -146,6 +146,10 @@ NOT_PLAIN = {
     "unknown image": lambda c: c["annotations"][0].update(image_id=-1),
     "unknown category": lambda c: c["annotations"][0].update(category_id=-1),
     "an id twice": lambda c: c["annotations"][0].update(id=c["annotations"][1]["id"]),
+    "a text as id": lambda c: c["annotations"][0].update(id="7"),
+    "a fraction as image id": lambda c: c["annotations"][0].update(
+        image_id=float(c["annotations"][0]["image_id"])
+    ),
     "an image twice": lambda c: c["images"].append(dict(c["images"][0])),
     "ignored": lambda c: c["annotations"][0].update(ignore=1),
     "without a box": lambda c: c["annotations"][0].update(bbox=[]),
