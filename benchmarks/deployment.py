@@ -14,6 +14,7 @@ import torch
 from rsb_d2.addons.accelerate import optimize_for_inference
 from rsb_d2.addons.export.export import input_contract
 from rsb_d2.addons.export.files import ONNX, OPENVINO, format_of, run_model
+from rsb_d2.addons.export.traceable import make_traceable
 from rsb_d2.data.class_names import ClassNames
 from rsb_d2.errors import UserError
 from rsb_d2.memory import reuse_freed_memory
@@ -56,7 +57,7 @@ def prepare(args: argparse.Namespace, name: str) -> Prepared:
 def _export(model: torch.nn.Module, kind: Any, image: Any, args: argparse.Namespace) -> Any:
     size = args.image_size if args.fixed else None
     contract = input_contract(our_config(), ClassNames((), ()), size)
-    contents = kind.write(kind.wrap(model), image, contract, args.fixed)
+    contents = kind.write(make_traceable(model, size), image, contract, args.fixed)
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, f"model{ending}") for ending in kind.endings]
         for path, content in zip(paths, contents):

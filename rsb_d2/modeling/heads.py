@@ -123,12 +123,38 @@ def _sort(values: torch.Tensor, num: int) -> Tuple[torch.Tensor, torch.Tensor]:
     return values[:, :num], index[:, :num]
 
 
+def best(values: torch.Tensor, num: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """The best values of each row, ordered as by a stable sort, without sorting all values.
+
+    Args:
+        values (Tensor): (N, M).
+        num (int): how many of each row; all if there are fewer.
+
+    Returns:
+        Tensor, Tensor: values and indices, (N, min(num, M)), best first; of equal values those
+        with the lowest index; on a GPU any of them, as in Detectron2's own sort.
+    """
+    is_cpu = values.device.type == "cpu"
+    if not is_cpu or values.shape[1] <= num or not values.isfinite().all():
+        values, index = values.sort(dim=1, descending=True, stable=is_cpu)
+        return values[:, :num], index[:, :num]
+    thresholds = values.topk(num, dim=1, sorted=False).values.amin(dim=1)
+    indices = []
+    for row, threshold in zip(values, thresholds):
+        index = (row >= threshold).nonzero()[:, 0]
+        indices.append(index[row[index].argsort(descending=True, stable=True)[:num]])
+    index = torch.stack(indices)
+    return values.gather(1, index), index
+
+
 class FastRPN(RPN):
     """``RPN`` that selects the best anchors of each level before it decodes them.
 
     The proposals equal those of the stock class. On a GPU this starts a third of the kernels, and
     waits for the GPU twice and once per image instead of five times per image.
     """
+
+    best: Best = staticmethod(_sort)  # or :func:`best`, which is faster
 
     @classmethod
     def from_stock(cls, rpn: RPN) -> "FastRPN":
@@ -169,7 +195,7 @@ class FastRPN(RPN):
             pred_objectness_logits,
             pred_anchor_deltas,
             self.pre_nms_topk[self.training],
-            _sort,
+            self.best,
         )
         return self._select(*candidates, image_sizes)
 

@@ -234,7 +234,7 @@ class OpenMMLabRetinaNet(RetinaNetClippedBeforeNMS):
 
 
 # torchvision's RoIHeads.postprocess_detections: shorter sides, in pixels, are no detections.
-_MIN_SIDE = 1e-2
+MIN_SIDE = 1e-2
 
 
 @register(ANCHOR_GENERATOR_REGISTRY)
@@ -306,7 +306,7 @@ class TorchvisionOutputLayers(FastRCNNOutputLayers):
             clipped = Boxes(boxes.reshape(-1, 4))
             clipped.clip(size)
             sides = clipped.tensor[:, 2:] - clipped.tensor[:, :2]
-            is_thin = (sides < _MIN_SIDE).any(dim=1).view(len(boxes), boxes.shape[1] // 4)
+            is_thin = (sides < MIN_SIDE).any(dim=1).view(len(boxes), boxes.shape[1] // 4)
             foreground = scores[:, :-1].masked_fill(is_thin, 0.0)
             all_scores.append(torch.cat([foreground, scores[:, -1:]], dim=1))
         return fast_rcnn_inference(

@@ -10,7 +10,6 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 
 from rsb_d2 import Checkpointer, UserError, model_zoo
-from rsb_d2.addons.export import make_dataflow
 from rsb_d2.checkpoint.formats import from_torchvision, recognize, torchvision_differences
 from rsb_d2.checkpoint.sources import URLS
 
@@ -223,11 +222,3 @@ def test_addresses_are_those_of_torchvision():
         metrics = enum.COCO_V1.meta["_metrics"]["COCO-val2017"]
         assert published[name].box_ap == metrics["box_map"]
         assert published[name].mask_ap == metrics.get("mask_map")
-
-
-@pytest.mark.parametrize("name", ["frcnn_torchvision_v2", "retinanet_torchvision"])
-def test_torch_export_refuses_their_anchors(name):
-    cfg = model_zoo.get_config(name)
-    cfg.MODEL.DEVICE = "cpu"
-    with pytest.raises(UserError, match="TorchvisionAnchorGenerator cannot be exported"):
-        make_dataflow(build_model(cfg))

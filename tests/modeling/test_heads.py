@@ -9,8 +9,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.structures import Boxes
 from torchvision.ops import nms
 
-from rsb_d2.addons.accelerate.heads import best
-from rsb_d2.modeling.heads import FastRPN, clip, shift_groups
+from rsb_d2.modeling.heads import FastRPN, best, clip, shift_groups
 from tests.helpers.installed import IS_MAIN
 from tests.helpers.small_detector import make_config
 

@@ -1,44 +1,35 @@
-"""CUDA graphs: the kernels of a function, recorded once per input size and then replayed."""
+"""A detector on a GPU: the graph of fixed shapes for each padded size, with one wait per batch."""
 
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
+from detectron2.layers import paste_masks_in_image
+from detectron2.structures import Boxes, Instances
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from .heads import MAX_SIZES, InferenceRPN
+from ...modeling.heads import clip
+from .static import StaticDetector, static_detector
 
+# COCO has about 40 sizes with a shorter side of 800 pixels, padded to 32.
+_MAX_SIZES = 64
 # The first calls prepare handles and workspaces, before the kernels are recorded.
 _WARM_UP_CALLS = 2
 
-# From a function without arguments to an equivalent one, and the outputs that it writes to.
-Record = Callable[[Callable[[], Any]], Tuple[Callable[[], Any], Any]]
+Outputs = Dict[str, torch.Tensor]
+# From a function without arguments to one that writes into the same outputs, and these.
+Record = Callable[[Callable[[], Outputs]], Tuple[Callable[[], Any], Outputs]]
 
 
-class CudaGraphs:
-    """Records the kernels of functions, whose intermediate results share their memory.
+def cuda_graphs(device: torch.device) -> Record:
+    """A function that records the kernels of others on a GPU, which must not wait for it.
 
-    They must be replayed one after the other, and the output of one must be used before one that
-    was recorded earlier is replayed again.
+    Intermediate results of all recordings share their memory: they must be replayed one after the
+    other, and the output of one must be used before one that was recorded earlier is replayed.
     """
+    pool = torch.cuda.graph_pool_handle()
 
-    def __init__(self, device: torch.device):
-        """
-        Args:
-            device (torch.device): a GPU.
-        """
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, function: Callable[[], Any]) -> Tuple[Callable[[], Any], Any]:
-        """
-        Args:
-            function (callable): of no arguments; it must not wait for the GPU.
-
-        Returns:
-            callable, object: replays the kernels, and the outputs that they write to.
-        """
-        with torch.cuda.device(self._device):
+    def record(function: Callable[[], Outputs]) -> Tuple[Callable[[], Any], Outputs]:
+        with torch.cuda.device(device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -47,71 +38,107 @@ class CudaGraphs:
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             # Other threads may continue, such as a loader that pins memory.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 outputs = function()
         return graph.replay, outputs
 
+    return record
 
-class Replayed:
-    """A function of tensors that is recorded once per input size, and then replayed.
 
-    Its next call overwrites its output.
+class _Graph(NamedTuple):
+    detector: StaticDetector
+    inputs: Tuple[torch.Tensor, torch.Tensor]
+    run: Callable[[], Any]
+    outputs: Outputs
+
+
+class StaticInference:
+    """Replaces ``forward`` of a detector, which computes the same with :func:`static_detector`.
+
+    A batch is padded as Detectron2 pads it. Images of which the detections may not be exact are
+    detected again by the model's own method.
     """
 
-    def __init__(self, function: Callable[..., Any], record: Record):
+    def __init__(self, model: nn.Module, record: Record | None = None):
         """
         Args:
-            function (callable): takes and returns tensors, or lists and dicts of tensors.
-            record (callable): such as :class:`CudaGraphs`.
+            model (nn.Module): one that :func:`static_detector` takes; in evaluation mode.
+            record (callable or None): such as :func:`cuda_graphs`, which is called once for each
+                batch size and padded size, of 64 at most. A copy has none, as it has its own
+                weights.
+
+        Raises:
+            UserError: for a model without a form with fixed shapes.
         """
-        self.function = function
+        static_detector(model, None)  # fail early
+        self._model = model
         self._record = record
-        self._recordings: Dict[Any, Tuple[List[torch.Tensor], Callable[[], Any], Any]] = {}
+        self._graphs: Dict[Any, _Graph] = {}
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {"_model": self._model, "_record": None, "_graphs": {}}
 
     # Outside of torch's modes: tensors recorded in one must not be written to in the other.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __call__(self, *inputs: Any) -> Any:
-        leaves, structure = pytree.tree_flatten(inputs)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        others = [leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)]
-        sizes = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
-        key = (str(structure), str(others), *sizes)
-        if key not in self._recordings:
-            if len(self._recordings) >= MAX_SIZES:
-                return self.function(*inputs)
-            self._recordings[key] = self._recorded(leaves, structure)
-        mine, replay, outputs = self._recordings[key]
-        for own, given in zip(mine, tensors):
-            own.copy_(given)
-        replay()
-        return outputs
+    def __call__(self, batched_inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+        """As the method of ``GeneralizedRCNN`` or ``RetinaNet`` in evaluation mode."""
+        if not batched_inputs:
+            return []
+        images = [record["image"] for record in batched_inputs]
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        outputs = self._run(images, sizes)
+        # The only wait.
+        state = torch.stack([outputs["num_detections"], outputs["is_exact"].long()]).tolist()
+        results = []
+        for i, (record, size, number) in enumerate(zip(batched_inputs, sizes, state[0])):
+            original = record.get("height", size[0]), record.get("width", size[1])
+            found = {
+                name: values[i, :number] for name, values in outputs.items() if values.dim() > 1
+            }
+            results.append({"instances": _postprocess(found, size, original)})
+        if not all(state[1]):
+            own = type(self._model).forward(self._model, batched_inputs)
+            results = [r if is_exact else o for r, o, is_exact in zip(results, own, state[1])]
+        return results
 
-    def _recorded(
-        self, leaves: List[Any], structure: Any
-    ) -> Tuple[List[torch.Tensor], Callable[[], Any], Any]:
-        mine = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        arguments = pytree.tree_unflatten(mine, structure)
-        replay, outputs = self._record(lambda: self.function(*arguments))
-        return [m for m in mine if isinstance(m, torch.Tensor)], replay, outputs
+    def _run(self, images: List[torch.Tensor], sizes: List[Tuple[int, int]]) -> Outputs:
+        divisor = max(self._model.backbone.size_divisibility, 1)
+        padded = tuple(-(-max(sides) // divisor) * divisor for sides in zip(*sizes))
+        key = len(images), padded, images[0].dtype
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._make(*key)
+        device = graph.inputs[0].device
+        for mine, given in zip(
+            graph.inputs, graph.detector.stack([x.to(device, non_blocking=True) for x in images])
+        ):
+            mine.copy_(given)
+        return graph.run() or graph.outputs
+
+    def _make(self, batch_size: int, padded: Tuple[int, int], dtype: torch.dtype) -> _Graph:
+        detector = static_detector(self._model, padded, batch_size)
+        image = torch.zeros(3, *padded, dtype=dtype, device=self._model.pixel_mean.device)
+        inputs = detector.stack([image] * batch_size)
+        if self._record is None or len(self._graphs) >= _MAX_SIZES:
+            return _Graph(detector, inputs, lambda: detector(*inputs), {})
+        graph = _Graph(detector, inputs, *self._record(lambda: detector(*inputs)))
+        self._graphs[batch_size, padded, dtype] = graph
+        return graph
 
 
-def replay_dense_parts(model: nn.Module, record: Record) -> None:
-    """Replay backbone, FPN, dense heads and the RPN's candidates.
-
-    A copy of the model does not replay them, as it has its own weights.
-
-    Args:
-        model (nn.Module): of :func:`rsb_d2.optimize_for_inference`; changed in place.
-        record (callable): such as :class:`CudaGraphs`.
-    """
-    rpn = getattr(model, "proposal_generator", None)
-    dense = [model.backbone, getattr(model, "head", None), getattr(model, "sem_seg_head", None)]
-    if isinstance(rpn, InferenceRPN):
-        rpn.replayed = Replayed(rpn.candidates, record)
-    else:
-        dense.append(getattr(rpn, "rpn_head", None))
-    for module in dense:
-        if module is not None:
-            # As nn.Module.compile does; copies drop it.
-            module._compiled_call_impl = Replayed(module._call_impl, record)
+def _postprocess(found: Outputs, size: Tuple[int, int], original: Tuple[int, int]) -> Instances:
+    """``detector_postprocess``, without waiting for the GPU."""
+    boxes = found["boxes"].clone()
+    boxes[:, 0::2] *= original[1] / size[1]
+    boxes[:, 1::2] *= original[0] / size[0]
+    instances = Instances(
+        original,
+        pred_boxes=Boxes(clip(boxes, original)),
+        scores=found["scores"].clone(),
+        pred_classes=found["classes"].clone(),
+    )
+    if "masks" in found:
+        masks = paste_masks_in_image(found["masks"], instances.pred_boxes, original, 0.5)
+        instances.pred_masks = masks
+    return instances

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone import resnet as d2_resnet
+from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from timm.models import resnet as timm_resnet
 from torch import nn
@@ -541,3 +542,35 @@ class InferenceFPN(Backbone):
             top = bottom_up[name] if name in bottom_up else results[self._out_features.index(name)]
             results.extend(self.top_block(top))
         return dict(zip(self._out_features, results))
+
+
+# ---- heads ----
+
+
+class FlattenChannelsLast(nn.Module):
+    """``Flatten`` for a channels-last tensor, in its memory order."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x (Tensor): (N, C, H, W).
+
+        Returns:
+            Tensor: (N, H * W * C).
+        """
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def flatten_channels_last(head: FastRCNNConvFCHead, pooled_size: Tuple[int, int]) -> None:
+    """Let a box head flatten features in their memory order; reorder the inputs of its first layer.
+
+    Args:
+        head (FastRCNNConvFCHead): changed in place; a head without linear layers stays.
+        pooled_size (tuple[int, int]): height and width of its input.
+    """
+    layers = list(head.named_children())
+    for (name, layer), (_, fc) in zip(layers, layers[1:]):
+        if type(layer) is nn.Flatten and type(fc) is nn.Linear:
+            weight = fc.weight.data.view(fc.out_features, -1, *pooled_size)
+            fc.weight.data = weight.permute(0, 2, 3, 1).reshape(fc.out_features, -1)
+            setattr(head, name, FlattenChannelsLast())

@@ -1,6 +1,6 @@
 """RoIAlign of channels-last features as weighted sums of their cells."""
 
-from typing import List, NamedTuple
+from typing import Any, List, NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -142,8 +142,11 @@ def roi_align_channels_last(
     out.index_copy_(0, out_rows[torch.cat(order)], pooled.view(-1, *out.shape[1:]))
 
 
-class _Pooler(ROIPooler):
-    """A ``ROIPooler`` with the settings of another one."""
+class ChannelsLastROIPooler(ROIPooler):
+    """``ROIPooler`` for the CPU, whose output is channels-last as its input is.
+
+    Training gains the most: the backward pass of torchvision's operator uses one thread.
+    """
 
     def __init__(self, pooler: ROIPooler):
         """
@@ -170,18 +173,6 @@ class _Pooler(ROIPooler):
             and not has_hooks(pooler)
         )
 
-    def _levels(self, box_lists: List[Boxes]) -> torch.Tensor:
-        return assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-        )
-
-
-class ChannelsLastROIPooler(_Pooler):
-    """``ROIPooler`` for the CPU, whose output is channels-last as its input is.
-
-    Training gains the most: the backward pass of torchvision's operator uses one thread.
-    """
-
     def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
         """As the stock method; in mixed precision it also adds up gradients in float32."""
         dtype = x[0].dtype
@@ -194,11 +185,20 @@ class ChannelsLastROIPooler(_Pooler):
         pooled = x[0].new_empty(num, *self.output_size, x[0].shape[1])
         if box_lists:
             boxes = convert_boxes_to_pooler_format(box_lists)
-            levels = self._levels(box_lists)
+            levels = assign_boxes_to_levels(
+                *(box_lists, self.min_level, self.max_level),
+                *(self.canonical_box_size, self.canonical_level),
+            )
             for level, pooler in enumerate(self.level_poolers):
                 of_level = (levels == level).nonzero()[:, 0]
                 roi_align_channels_last(x[level], boxes[of_level], pooler, pooled, of_level)
         return pooled.permute(0, 3, 1, 2)
+
+
+def pooled_in_float32(module: nn.Module, inputs: Tuple[Any, ...]) -> Tuple[Any, ...]:
+    """A forward pre-hook of a pooler, whose operator may not take the dtype of the features."""
+    features, box_lists = inputs
+    return [feature.float() for feature in features], box_lists
 
 
 def pool_channels_last(model: nn.Module) -> None:
@@ -207,30 +207,3 @@ def pool_channels_last(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if ChannelsLastROIPooler.takes(child):
                 setattr(parent, name, ChannelsLastROIPooler(child))
-
-
-# A coordinate outside of all feature maps, so that zeros are pooled there.
-_NOWHERE = -1e6
-
-
-class UnsplitROIPooler(_Pooler):
-    """``ROIPooler`` for a GPU, which pools every region from every level and adds.
-
-    On all levels but its own, a region is moved outside of the features, which takes no time and
-    gives zeros. So regions are not split into lists by level, for which the stock pooler waits for
-    the GPU six times. Takes features of any dtype; the output is float32.
-    """
-
-    def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
-        """As the stock method."""
-        boxes = torch.cat([b.tensor for b in box_lists])
-        # convert_boxes_to_pooler_format would wait for the GPU.
-        images = torch.cat([b.tensor.new_full((len(b), 1), i) for i, b in enumerate(box_lists)])
-        levels = self._levels(box_lists)[:, None]
-        pooled = None
-        for level, pooler in enumerate(self.level_poolers):
-            features = x[level].to(torch.float32, memory_format=torch.contiguous_format)
-            at_level = torch.cat([images, boxes.where(levels == level, _NOWHERE)], dim=1)
-            of_level = pooler(features, at_level)
-            pooled = of_level if pooled is None else pooled.add_(of_level)
-        return pooled

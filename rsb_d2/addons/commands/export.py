@@ -6,7 +6,7 @@ rsb-d2 export --config-file mask_rcnn_rsb_1x --weights zoo://mask_rcnn_rsb_1x \\
         --output model.pt2 --images a.jpg b.jpg
     with torch.export, for torch and torchvision
 rsb-d2 export --run output/frcnn_rsb_sample --output model.xml --format openvino
-    OpenVINO's model.xml and model.bin; --image-size 640x853 fixes the size of these or of ONNX
+    OpenVINO's model.xml and model.bin; --image-size 640x853 fixes the size of any of these files
 rsb-d2 export --run output/frcnn_rsb_sample --output package --format detectron2
     a folder for plain Detectron2 and libraries built on it; see docs/ecosystem.md
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         default="",
         metavar="HxW",
-        help="fixed size of an .onnx or .xml file (default: any size)",
+        help="fixed size of the images (default: any size)",
     )
     parser.add_argument(
         "--images",
@@ -83,12 +83,12 @@ def run(args: argparse.Namespace) -> int:
     is_package = args.format == "detectron2"
     if is_package:
         if size:
-            raise UserError("--image-size: Detectron2 resizes images; .onnx and .xml can fix it")
+            raise UserError("--image-size: Detectron2 resizes images; only files have a fixed size")
         check_folder(args.output)
     else:
         if args.format == "openvino" and not args.output.endswith(".xml"):
             raise UserError(f"--output: {args.output} must end in .xml with --format openvino")
-        check_output(args.output, size)
+        check_output(args.output)
     cfg = load_predict_config(
         args.config_file, args.weights, args.run, args.opts, "cpu", args.threshold
     )

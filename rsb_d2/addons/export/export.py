@@ -25,8 +25,8 @@ from ...predictor import Predictor
 from ..predict.files import find_images
 from ..workbench.sample.draw import draw_picture
 from .comparison import Detections, Difference, compare
-from .files import Detector, format_of, on_cpu, run_model
-from .traceable import make_dataflow, smallest_side
+from .files import TORCH_EXPORT, Detector, format_of, on_cpu, run_model
+from .traceable import make_traceable, smallest_side
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +91,13 @@ def export_detector(
     """
     kind = format_of(path)
     model = on_cpu(model)
-    traceable = kind.wrap(model.requires_grad_(False))
+    traceable = make_traceable(model.requires_grad_(False), size)
     contract = input_contract(cfg, classes, size)
     if size is not None:
         turned = np.ascontiguousarray(np.rot90(images[0]))
         sized = [fit(image, size, pad_color(cfg)) for image in (*images, turned)]
     else:
-        if kind.wrap is make_dataflow:
+        if kind.endings[0] == TORCH_EXPORT:
             contract["input_min_side"] = str(smallest_side(model))
         predictor = Predictor(cfg, model, classes)
         sized = [_resized(predictor, image) for image in images]
@@ -121,15 +121,13 @@ def export_detector(
     return Exported(path, files, contract, [image.shape[:2] for image in sized], difference)
 
 
-def check_output(path: str, size: Tuple[int, int] | None = None) -> None:
+def check_output(path: str) -> None:
     """Raise a :class:`UserError` unless ``path`` is one that a file can be exported to.
 
     Args:
         path (str): as for :func:`export_detector`.
-        size (tuple[int, int] or None): as for :func:`export_detector`.
     """
-    if not format_of(path).can_fix_size and size is not None:
-        raise UserError(f"--image-size: {path} takes images of any size; .onnx and .xml can fix it")
+    format_of(path)
     folder = os.path.dirname(os.path.abspath(path))
     if not is_utf8(os.path.abspath(path)):  # the only names that ONNX Runtime and torch take
         raise UserError(f"--output: the name {os.path.abspath(path)} is not UTF-8; name another")

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...errors import UserError
 from .comparison import Detections
-from .traceable import OUTPUTS, make_dataflow, make_traceable
+from .traceable import OUTPUTS
 
 Detector = Callable[[np.ndarray], Detections]
 
@@ -190,20 +190,16 @@ class Format:
 
     Args:
         endings (tuple[str, ...]): of the files; that of the user's name first.
-        wrap (callable): from a detector to a module that can be written.
-        write (callable): from that module, a uint8 image (H, W, 3), the metadata and whether
-            all images have the size of that one, to the contents of the files.
+        write (callable): from the module of ``make_traceable``, a uint8 image (H, W, 3), the
+            metadata and whether all images have the size of that one, to the contents of the files.
         load (callable): from the paths of the files to a :data:`Detector`.
         check (callable): raises a :class:`UserError` if a package is missing.
-        can_fix_size (bool): whether it can be for images of one size.
     """
 
     endings: Tuple[str, ...]
-    wrap: Callable[[nn.Module], nn.Module]
     write: Callable[[nn.Module, np.ndarray, Dict[str, str], bool], Tuple[bytes, ...]]
     load: Callable[..., Detector]
     check: Callable[[], object] = lambda: None
-    can_fix_size: bool = False
 
 
 def format_of(path: str) -> Format:
@@ -230,13 +226,13 @@ def format_of(path: str) -> Format:
 def _to_torch_export(
     traceable: nn.Module, image: np.ndarray, contract: Dict[str, str], is_fixed: bool
 ) -> Tuple[bytes]:
-    any_side = torch.export.Dim.AUTO
+    side = torch.export.Dim.STATIC if is_fixed else torch.export.Dim.AUTO
     buffer = io.BytesIO()
     with _quiet(), torch.no_grad():
         program = torch.export.export(
             traceable,
             (torch.as_tensor(image),),
-            dynamic_shapes={"image": {0: any_side, 1: any_side}},
+            dynamic_shapes={"image": {0: side, 1: side}},
             strict=False,
         )
         torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(contract)})
@@ -254,7 +250,7 @@ def _to_onnx(
     free = {} if is_fixed else {"image": {0: "height", 1: "width"}}
     buffer = io.BytesIO()
     with _quiet(), torch.no_grad():
-        # By tracing: the exporter by torch.export does not take Detectron2's data structures.
+        # By tracing: the exporter by torch.export needs one package more.
         torch.onnx.export(
             traceable,
             (torch.as_tensor(image),),
@@ -287,14 +283,7 @@ class _quiet(warnings.catch_warnings):
 
 
 _FORMATS = (
-    Format((ONNX,), make_traceable, _to_onnx, run_onnx, import_onnx, can_fix_size=True),
-    Format(
-        (OPENVINO, ".bin"),
-        make_traceable,
-        _to_openvino,
-        run_openvino,
-        import_openvino,
-        can_fix_size=True,
-    ),
-    Format((TORCH_EXPORT,), make_dataflow, _to_torch_export, run_torch_export),
+    Format((ONNX,), _to_onnx, run_onnx, import_onnx),
+    Format((OPENVINO, ".bin"), _to_openvino, run_openvino, import_openvino),
+    Format((TORCH_EXPORT,), _to_torch_export, run_torch_export),
 )

@@ -8,7 +8,6 @@ from detectron2.structures import Boxes
 
 from rsb_d2.addons.accelerate.roi_align import (
     ChannelsLastROIPooler,
-    UnsplitROIPooler,
     roi_align_channels_last,
 )
 
@@ -86,32 +85,3 @@ def test_gradients_are_the_stock_ones(dtype):
     for e, f in zip(expected, found):
         rtol, atol = (1e-5, 3e-5) if dtype == torch.float32 else (1e-2, 1e-2)
         torch.testing.assert_close(f, e, rtol=rtol, atol=atol)
-
-
-def random_boxes(number, size=300.0):
-    corner = torch.rand(number, 2) * size - 20
-    sides = torch.exp(torch.rand(number, 2) * 6)
-    return Boxes(torch.cat([corner, corner + sides], dim=1))
-
-
-@pytest.mark.parametrize("kind", ["ROIAlignV2", "ROIAlign"])
-@pytest.mark.parametrize("ratio", [0, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unsplit_pooler_equals_the_stock_one(kind, ratio, dtype):
-    scales = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
-    features = [torch.randn(2, 8, int(320 * s), int(256 * s)).to(dtype) for s in scales]
-    features = [f.contiguous(memory_format=torch.channels_last) for f in features]
-    stock = ROIPooler(7, scales, ratio, kind)
-    assert UnsplitROIPooler.takes(stock)
-    ours = UnsplitROIPooler(stock)
-    empty = Boxes(torch.tensor([[5.0, 5.0, 5.0, 5.0]]))
-    for boxes in (
-        [random_boxes(60), random_boxes(40)],
-        [random_boxes(0), random_boxes(3)],
-        [empty, random_boxes(1)],
-        [random_boxes(0), random_boxes(0)],
-    ):
-        expected = stock([f.float() for f in features], boxes)
-        found = ours(features, boxes)
-        assert found.dtype == torch.float32
-        assert torch.equal(expected, found)

@@ -1,40 +1,87 @@
-"""Suppression of any number of boxes and classes, to the digit."""
+"""Suppression of any number of boxes and classes in an exported graph, to the digit."""
+
+import io
 
 import numpy as np
 import pytest
 import torch
 from detectron2.layers import batched_nms
 from torch import nn
-from torchvision.ops import boxes as box_ops
 
-from rsb_d2.addons.export.traceable import batched_nms_in_double, traceable_nms
+from rsb_d2.addons.accelerate.static import Chosen, suppress_classes
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
+NUM_CLASSES, LIMIT = 80, 300
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("num_example", [4, 40_000])
-def test_nms_of_any_number_of_boxes(num_example):
-    class Nms(nn.Module):
-        def forward(self, boxes, scores, classes):
-            with traceable_nms():
-                return batched_nms(boxes, scores, classes, 0.5)
 
-    def make(number):
-        rng = np.random.default_rng(number)
-        corner, size = rng.uniform(-300, 1000, (number, 2)), rng.uniform(1, 300, (number, 2))
-        boxes = torch.tensor(np.hstack([corner, corner + size])).float()
-        scores = torch.tensor((rng.permutation(number) + 1) / (number + 1)).float()
-        return boxes, scores, torch.tensor(rng.integers(0, 80, number))
+def close_boxes(rows):
+    """(rows * 80, 4): in each class two pairs at an overlap of nearly 0.5, and boxes apart.
 
-    torchvisions = box_ops.batched_nms
-    few = *make(num_example)[:2], torch.arange(num_example) % 3
-    traced = torch.jit.trace(Nms(), few, check_trace=False)
-    assert box_ops.batched_nms is torchvisions
-    for number in (0, 1, 2, 999, 1000, 1001, 5000):
-        boxes = make(number)
-        expected = batched_nms(*boxes, 0.5)
-        assert (len(expected) < number) == (number > 2)
-        assert torch.equal(traced(*boxes), expected)
-        assert torch.equal(batched_nms_in_double(*boxes, 0.5), expected)
+    A box and another of its width w, d to the right of it, overlap by (w - d) / (w + d): by 0.5
+    if d is w / 3. Rounded to 1/128, as by the shift of a high class, 33.333 is more than 100 / 3
+    and 33.668 is less than 101 / 3.
+    """
+    boxes = [[10, 0, 110, 30], [43.333, 0, 143.333, 30], [200, 0, 301, 30]]
+    boxes += [[233.668, 0, 334.668, 30], [1300, 0, 1333, 30]]
+    boxes += [[400 + 9 * i, 0, 405 + 9 * i, 30] for i in range(rows - len(boxes))]
+    return torch.tensor(boxes)[:, None].repeat(1, NUM_CLASSES, 1).flatten(0, 1)
+
+
+def random_boxes(number):
+    rng = np.random.default_rng(number)
+    corner, size = rng.uniform(-300, 1000, (number, 2)), rng.uniform(1, 300, (number, 2))
+    return torch.tensor(np.hstack([corner, corner + size])).float()
+
+
+class Suppression(nn.Module):
+    def forward(self, boxes, scores, classes, total):
+        found = Chosen(boxes, scores, classes)
+        found, is_exact = suppress_classes(found, NUM_CLASSES, total, 0.5, LIMIT)
+        return *found, is_exact
+
+
+@pytest.fixture(scope="module")
+def runtimes():
+    """onnxruntime and OpenVINO with a graph for batches of two."""
+    example = torch.zeros(2, 1000, 4), torch.rand(2, 1000), torch.zeros(2, 1000).long()
+    names, buffer = ["boxes", "scores", "classes", "total"], io.BytesIO()
+    torch.onnx.export(
+        *(Suppression().eval(), (*example, torch.tensor([1, 1])), buffer),
+        input_names=names,
+        dynamo=False,
+        opset_version=17,
+    )
+    session = onnxruntime.InferenceSession(buffer.getvalue())
+    runtimes = [lambda *inputs: session.run(None, dict(zip(names, inputs)))]
+    try:
+        import openvino
+    except ImportError:
+        return runtimes
+    model = openvino.Core().read_model(buffer.getvalue())
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [*runtimes, lambda *inputs: list(compiled(inputs).values())]
+
+
+@pytest.mark.parametrize("boxes", [close_boxes(20), random_boxes(1600)], ids=["close", "random"])
+def test_exported_suppression_equals_detectron2s(runtimes, boxes):
+    """Of 1,000 boxes or fewer, torchvision itself rounds the coordinates."""
+    classes = torch.arange(len(boxes)) % NUM_CLASSES
+    scores = torch.linspace(0.9, 0.5, len(boxes))
+    for numbers in [(1600, 1040), (1000, 960), (80, 1), (0, 1600)]:
+        inputs = [[], [], []]
+        for number in numbers:
+            values = boxes[:number], scores[:number], classes[:number]
+            for parts, value, fill in zip(inputs, values, (0.0, -torch.inf, 0)):
+                filler = value.new_full((max(1000 - number, 0), *value.shape[1:]), fill)
+                parts.append(torch.cat([value, filler])[:1000])
+        inputs = [torch.stack(parts).numpy() for parts in inputs]
+        for run in runtimes:
+            found = [np.array(x) for x in run(*inputs, np.array(numbers))]
+            assert found[3].all()
+            for i, number in enumerate(numbers):
+                keep = batched_nms(boxes[:number], scores[:number], classes[:number], 0.5)[:LIMIT]
+                for values, expected in zip(found, (boxes, scores, classes)):
+                    assert np.array_equal(values[i, : len(keep)], expected[keep])
+                assert (found[1][i, len(keep) :] == -np.inf).all()
