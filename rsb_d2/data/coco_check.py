@@ -484,9 +484,9 @@ def _can_be_a_name(file_name: str) -> bool:
 
 
 def _leaves_folder(file_name: str) -> bool:
-    if os.path.isabs(file_name):
-        return True
-    return os.pardir in file_name and os.path.normpath(file_name).split(os.sep)[0] == os.pardir
+    if os.sep not in file_name:
+        return file_name == os.pardir
+    return os.path.isabs(file_name) or os.path.normpath(file_name).split(os.sep)[0] == os.pardir
 
 
 def check_image_files(images: List[Dict[str, Any]], image_root: str) -> int:

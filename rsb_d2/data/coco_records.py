@@ -398,9 +398,11 @@ class Columns:
                     self.num_keypoints[i] = len(annotation.keypoints)
                     self.num_visible[i] = _num_visible(annotation.keypoints)
             self.is_set[where] = True
-            for i, mask in enumerate(masks):
-                if type(mask) is list and any([len(polygon) % 2 for polygon in mask]):
-                    self.is_set[first + i] = False
+            polygons = itertools.chain.from_iterable(m for m in masks if type(m) is list)
+            if (np.fromiter(map(len, polygons), dtype=np.int64) % 2).any():
+                for i, mask in enumerate(masks, first):
+                    if type(mask) is list and any(len(polygon) % 2 for polygon in mask):
+                        self.is_set[i] = False
             for i in np.flatnonzero(is_small[places] & self.has_mask[where] & ~is_rle):
                 if not all(is_polygon(polygon, self.sizes[places[i]]) for polygon in masks[i]):
                     self.is_set[first + i] = False

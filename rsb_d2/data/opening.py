@@ -54,7 +54,7 @@ class Storage:
         listings = {}
         missing = []
         for file_name in file_names:
-            folder, name = os.path.split(file_name)
+            folder, _, name = file_name.rpartition(os.sep)
             if folder not in listings:
                 listings[folder] = _list_folder(self.join(image_root, folder))
             # The second look is for file systems that do not tell A.jpg from a.jpg.
