@@ -551,13 +551,7 @@ class FlattenChannelsLast(nn.Module):
     """``Flatten`` for a channels-last tensor, in its memory order."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            x (Tensor): (N, C, H, W).
-
-        Returns:
-            Tensor: (N, H * W * C).
-        """
+        """From (N, C, H, W) to (N, H * W * C)."""
         return x.permute(0, 2, 3, 1).flatten(1)
 
 

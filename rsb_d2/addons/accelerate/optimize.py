@@ -40,6 +40,7 @@ from .layers import (
     replace_rows,
 )
 from .roi_align import ChannelsLastROIPooler, pooled_in_float32
+from .static import as_list
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +266,7 @@ def _in_float32(layer: InferenceConv2d) -> InferenceConv2d:
 
 
 def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: torch.device) -> bool:
-    box_heads, predictors = _as_list(heads.box_head), _as_list(heads.box_predictor)
+    box_heads, predictors = as_list(heads.box_head), as_list(heads.box_predictor)
     is_known = all(type(h) is FastRCNNConvFCHead for h in box_heads)
     is_known &= all(type(p) is FastRCNNOutputLayers for p in predictors)
     is_channels_last = _optimize_pooler(heads, "box_pooler", is_known, dtype, device)
@@ -279,7 +280,7 @@ def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: tor
         for predictor in predictors:
             _optimize_predictor(predictor)
     if heads.mask_on:
-        mask_heads = _as_list(heads.mask_head)
+        mask_heads = as_list(heads.mask_head)
         is_known = all(
             type(h) is MaskRCNNConvUpsampleHead and len(h.conv_norm_relus) for h in mask_heads
         )
@@ -324,11 +325,6 @@ def _optimize_mask_head(mask_head: MaskRCNNConvUpsampleHead, dtype: torch.dtype)
     replace_convs(mask_head, dtype)
     _in_float32(mask_head.predictor)
     mask_head.to(dtype=dtype, memory_format=torch.channels_last)
-
-
-def _as_list(module: nn.Module) -> list:
-    """The heads of the stages of a cascade, or the only one."""
-    return list(module) if isinstance(module, nn.ModuleList) else [module]
 
 
 def _optimize_pooler(

@@ -110,11 +110,16 @@ def static_detector(
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise UserError(f"{name} is {sizes}; write positive integers")
     _check(model, type(model) in (GeneralizedRCNN, *_RETINANETS))
+    detector = StaticRetinaNet
     if type(model) is GeneralizedRCNN:
         _check_rcnn(model)
-        return StaticRCNN(model, image_size, batch_size).eval()
-    _check_limit(model.max_detections_per_image)
-    return StaticRetinaNet(model, image_size, batch_size).eval()
+        detector = StaticRCNN
+    detector = detector(model, image_size, batch_size).eval()
+    if detector.limit < 0:
+        raise UserError(
+            f"TEST.DETECTIONS_PER_IMAGE is {detector.limit}; fixed shapes need a limit, as 100"
+        )
+    return detector
 
 
 def _check(part: nn.Module, is_known: bool) -> None:
@@ -131,10 +136,9 @@ def _check_rcnn(model: GeneralizedRCNN) -> None:
     _check(heads, type(heads) in _ROI_HEADS)
     if getattr(heads, "keypoint_on", False):
         _check(heads.keypoint_head, False)
-    for predictor in _as_list(heads.box_predictor):
+    for predictor in as_list(heads.box_predictor):
         _check(predictor, type(predictor) in _PREDICTORS)
-        _check_limit(predictor.test_topk_per_image)
-    for mask_head in _as_list(heads.mask_head) if heads.mask_on else []:
+    for mask_head in as_list(heads.mask_head) if heads.mask_on else []:
         _check(mask_head, type(mask_head) is MaskRCNNConvUpsampleHead)
     for name in ("pooler", "box_pooler", "mask_pooler"):
         pooler = getattr(heads, name, None)
@@ -145,12 +149,8 @@ def _check_rcnn(model: GeneralizedRCNN) -> None:
             _check(pooler, is_known and hooks <= {pooled_in_float32})
 
 
-def _check_limit(limit: int) -> None:
-    if limit < 0:
-        raise UserError(f"TEST.DETECTIONS_PER_IMAGE is {limit}; fixed shapes need a limit, as 100")
-
-
-def _as_list(module: nn.Module) -> List[nn.Module]:
+def as_list(module: nn.Module) -> List[nn.Module]:
+    """The heads of the stages of a cascade, or the only one."""
     return list(module) if isinstance(module, nn.ModuleList) else [module]
 
 
@@ -162,6 +162,10 @@ class StaticDetector(nn.Module):
         self.model = model.eval()
         self.image_size = image_size and tuple(image_size)
         self.batch_size = batch_size
+        if hasattr(model, "roi_heads"):
+            self.limit = as_list(model.roi_heads.box_predictor)[-1].test_topk_per_image
+        else:
+            self.limit = model.max_detections_per_image
 
     def stack(self, images: Sequence[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
         """Pad images of several sizes.
@@ -246,8 +250,8 @@ class StaticDetector(nn.Module):
             "num_detections": is_valid.sum(dim=1),
             "is_exact": is_exact,
         }
-        masks = self.masks(features, boxes, classes)
-        if masks is not None:
+        if getattr(getattr(self.model, "roi_heads", None), "mask_on", False):
+            masks = self.masks(features, boxes, classes)
             outputs["masks"] = masks.where(is_valid[:, :, None, None], 0.0)
         return outputs
 
@@ -271,12 +275,6 @@ class StaticDetector(nn.Module):
         """
         raise NotImplementedError
 
-    def masks(
-        self, features: Dict[str, torch.Tensor], boxes: torch.Tensor, classes: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Masks (B, K, 28, 28) of boxes (B, K, 4) and classes (B, K); None without a mask head."""
-        return None
-
 
 class StaticRCNN(StaticDetector):
     """Faster, Mask and Cascade R-CNN."""
@@ -286,10 +284,11 @@ class StaticRCNN(StaticDetector):
     ) -> Tuple[Chosen, torch.Tensor]:
         proposals, is_exact = self._propose(features, limits)
         candidates, total = self._run_box_heads(features, proposals, limits)
-        predictor = _as_list(self.model.roi_heads.box_predictor)[-1]
-        limits = predictor.test_nms_thresh, predictor.test_topk_per_image
-        num_classes = self.model.roi_heads.num_classes
-        found, is_nms_exact = suppress_classes(candidates, num_classes, total, *limits)
+        heads = self.model.roi_heads
+        threshold = as_list(heads.box_predictor)[-1].test_nms_thresh
+        found, is_nms_exact = suppress_classes(
+            candidates, heads.num_classes, total, threshold, self.limit
+        )
         return found, is_exact & is_nms_exact
 
     def _propose(
@@ -328,8 +327,8 @@ class StaticRCNN(StaticDetector):
         """Candidates of each image, best first, and how many have a score above the threshold."""
         heads = self.model.roi_heads
         decoded, shape, logits = proposals.boxes, proposals.scores.shape, []
-        box_heads = [None] if isinstance(heads, Res5ROIHeads) else _as_list(heads.box_head)
-        for box_head, predictor in zip(box_heads, _as_list(heads.box_predictor)):
+        box_heads = [None] if isinstance(heads, Res5ROIHeads) else as_list(heads.box_head)
+        for box_head, predictor in zip(box_heads, as_list(heads.box_predictor)):
             boxes, transform = _clip(decoded, limits), predictor.box2box_transform
             if box_head is None:
                 regions = pool(heads.pooler, features, heads.in_features, boxes)
@@ -364,17 +363,16 @@ class StaticRCNN(StaticDetector):
 
     def masks(
         self, features: Dict[str, torch.Tensor], boxes: torch.Tensor, classes: torch.Tensor
-    ) -> torch.Tensor | None:
+    ) -> torch.Tensor:
+        """Masks (B, K, 28, 28) of boxes (B, K, 4) and classes (B, K)."""
         heads = self.model.roi_heads
-        if not heads.mask_on:
-            return None
         if isinstance(heads, Res5ROIHeads):
             x = heads.res5(pool(heads.pooler, features, heads.in_features, boxes))
         else:
             x = pool(heads.mask_pooler, features, heads.mask_in_features, boxes)
         index = classes.reshape(-1, 1, 1, 1)
         masks = []
-        for mask_head in _as_list(heads.mask_head):
+        for mask_head in as_list(heads.mask_head):
             logits = mask_head.layers(x)
             if logits.shape[1] > 1:
                 logits = logits.gather(1, index.expand(-1, 1, *logits.shape[2:]))
@@ -414,9 +412,8 @@ class StaticRetinaNet(StaticDetector):
             found = found._replace(boxes=_clip(found.boxes, limits))
             if model.drops_empty_boxes:
                 found = found.only((found.boxes[..., 2:] > found.boxes[..., :2]).all(dim=2))
-        limit = model.max_detections_per_image
         found, is_exact = suppress_classes(
-            found, model.num_classes, total, model.test_nms_thresh, limit
+            found, model.num_classes, total, model.test_nms_thresh, self.limit
         )
         found = found._replace(boxes=_clip(found.boxes, limits))
         return found, is_exact & ~torch.stack(has_nan).any(dim=0)

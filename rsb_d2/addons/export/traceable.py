@@ -35,13 +35,9 @@ def make_traceable(model: nn.Module, size: Tuple[int, int] | None = None) -> nn.
 
 
 def smallest_side(model: nn.Module) -> int:
-    """The shortest side, in pixels, of an image that an exported program takes.
+    """The shortest side, in pixels, that an exported program of any size takes.
 
-    Its coarsest features have more than one row and one column then: ``torch.export`` makes
-    another program for sides of 1.
-
-    Args:
-        model (nn.Module): as for :func:`make_traceable`.
+    ``torch.export`` makes another program for features of one row or column.
     """
     with_anchors = model if isinstance(model, RetinaNet) else model.proposal_generator
     return max(with_anchors.anchor_generator.strides) + 1

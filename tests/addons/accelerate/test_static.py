@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import nms
 
 from rsb_d2 import UserError, model_zoo, optimize_for_inference
@@ -286,6 +287,27 @@ def test_torch_export_has_no_unbacked_symbol(kind):
     expected = detector(*batch)
     found = program.module()(*batch)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_copied_between_a_gpu_and_the_cpu(kind):
+    """With tensors without values, which are on a GPU that need not be there."""
+    name, opts = KINDS[kind]
+    model = make_detector(name, *opts)
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, value in [*module._parameters.items(), *module._buffers.items()]:
+                if value is not None:
+                    fake = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+                    if name in module._parameters:
+                        fake = torch.nn.Parameter(fake, requires_grad=False)
+                    setattr(module, name, fake)
+        images = torch.empty(2, 3, 320, 448, dtype=torch.uint8, device="cuda")
+        sizes = torch.empty(2, 2, dtype=torch.long, device="cuda")
+        outputs = static_detector(model, (320, 448), 2)(images, sizes)
+    assert all(values.device.type == "cuda" for values in outputs.values())
+    assert outputs["boxes"].shape == (2, 100, 4)
 
 
 # ---- mistakes ----
