@@ -89,30 +89,6 @@ class Replacements:
         return int(members[drawn])
 
 
-def share_of_batch(
-    batch_size: int, rank: int, world_size: int, mix_group: int = 0
-) -> Sequence[int]:
-    """Return the positions in a batch that one process takes.
-
-    Args:
-        batch_size (int): of all processes together; a multiple of ``world_size``.
-        rank, world_size (int): of the process, and number of processes.
-        mix_group (int): number of neighbors that are mixed, the first with the last, the second
-            with the last but one. Each process takes positions from the front and their partners
-            from the back. A multiple of twice ``world_size`` and a divisor of ``batch_size``; 0 if
-            nothing is mixed, and each process takes neighbors.
-    """
-    if not mix_group:
-        share = batch_size // world_size
-        return range(rank * share, (rank + 1) * share)
-    half = mix_group // (2 * world_size)
-    places: List[int] = []
-    for start in range(0, batch_size, mix_group):
-        front, end = start + rank * half, start + mix_group - rank * half
-        places += [*range(front, front + half), *range(end - half, end)]
-    return places
-
-
 class TrainingOrder(Sampler):
     """The positions that one process loads, in order, from a given batch on.
 
@@ -126,11 +102,9 @@ class TrainingOrder(Sampler):
         total_batch_size (int): images in a batch, in all processes together.
         rank (int): of this process.
         world_size (int): number of processes; a divisor of ``total_batch_size``.
-        mix_group (int): as of :func:`share_of_batch`.
-        num_parts (int): number of equal parts of the process's share; images that are mixed must be
-            in the same one.
 
     Attributes:
+        share (Sequence[int]): the positions in a batch that this process loads.
         num_skipped (int): how many batches to skip at the beginning.
     """
 
@@ -141,8 +115,6 @@ class TrainingOrder(Sampler):
         total_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        mix_group: int = 0,
-        num_parts: int = 1,
     ):
         if total_batch_size < 1 or total_batch_size % world_size:
             raise UserError(
@@ -152,19 +124,13 @@ class TrainingOrder(Sampler):
         self._sampler = sampler
         self._groups = groups
         self._total_batch_size = total_batch_size
-        self._share: Sequence[int] = share_of_batch(total_batch_size, rank, world_size)
-        if mix_group:  # each part is the share of a process among more of them
-            parts = range(rank * num_parts, (rank + 1) * num_parts)
-            shares = (
-                share_of_batch(total_batch_size, part, world_size * num_parts, mix_group)
-                for part in parts
-            )
-            self._share = [place for share in shares for place in share]
+        share = total_batch_size // world_size
+        self.share: Sequence[int] = range(rank * share, (rank + 1) * share)
         self.num_skipped = 0
 
     def __iter__(self) -> Iterator[Place]:
         for batch in itertools.islice(self.batches(), self.num_skipped, None):
-            yield from (batch[i] for i in self._share)
+            yield from (batch[i] for i in self.share)
 
     def batches(self) -> Iterator[List[Place]]:
         """The places of each batch, of all processes together, from the first batch on."""
@@ -175,18 +141,6 @@ class TrainingOrder(Sampler):
             batch.append(place)
             if len(batch) == self._total_batch_size:
                 yield waiting.pop(group)
-
-
-def group_seeds(seed: int, first: int, num_images: int, group_share: int) -> List[Tuple[int, int]]:
-    """List the seed of each image that a process has of a batch; images of a group share theirs.
-
-    Args:
-        seed (int): of the training, 0 or more.
-        first (int): number of the batch's first group, counted from the start of the training.
-        num_images (int): images that the process has.
-        group_share (int): consecutive images of one group.
-    """
-    return [(seed, first + i // group_share) for i in range(num_images)]
 
 
 def is_portrait(record: dict) -> bool:
@@ -232,8 +186,6 @@ class TrainLoader:
         build_sampler (callable): from a seed to an endless ``Sampler[int]`` over the records.
         total_batch_size (int): images in a batch, in all processes together.
         aspect_ratio_grouping (bool): whether the images of a batch agree in :func:`is_portrait`.
-        mix_group (int): as for :func:`share_of_batch`; each image then has its ``mix_seed``.
-        num_parts (int): as for :class:`TrainingOrder`.
         num_workers (int): processes that load for this one; 0 loads in this one.
         pin_memory (bool): load into pinned memory, for :func:`rsb_d2.memory.send_images`.
         max_bad_images (int): how many different files may be bad before the training stops.
@@ -259,8 +211,6 @@ class TrainLoader:
         *,
         total_batch_size: int,
         aspect_ratio_grouping: bool = True,
-        mix_group: int = 0,
-        num_parts: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
         max_bad_images: int = 100,
@@ -277,8 +227,6 @@ class TrainLoader:
         self.num_records = len(records)
         self._build_sampler = build_sampler
         self._total_batch_size = total_batch_size
-        self._mix_group = mix_group
-        self._num_parts = num_parts
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._seed = seed
@@ -314,7 +262,7 @@ class TrainLoader:
             batch = [image for image, _ in loaded]
             if None in batch:
                 self._raise_unusable(loaded[batch.index(None)][1])
-            self._set_group_seeds(batch)
+            self.finish(batch)
             self.last_files = [image["file_name"] for image in batch if "file_name" in image]
             self._num_batches += 1
             yield batch
@@ -327,40 +275,8 @@ class TrainLoader:
             f"one: {' '.join(why.split())}"
         )
 
-    def first_images(self, num_images: int) -> List[dict]:
-        """Load some of the first images, as training does, in this process; bad ones are left out.
-
-        With ``mix_group``, ``num_images`` is a multiple of 8, and the images are from the first
-        groups: of each, 4 from its front and 4 from its back, or fewer of a small one.
-        """
-        group, places, of_group = self._mix_group, range(num_images), num_images
-        if group:
-            of_group = min(8, group)
-            ends = [*range(of_group // 2), *range(group - of_group // 2, group)]
-            starts = range(0, num_images // of_group * group, group)
-            places = [start + i for start in starts for i in ends]
-        order = TrainingOrder(self._build_sampler(self._seed), self._groups, self._total_batch_size)
-        stream = itertools.chain.from_iterable(order.batches())
-        stream = list(itertools.islice(stream, max(places) + 1))
-        records = self._mapped_records()
-        images = []
-        for number, place in enumerate(places):
-            image, _ = records[stream[place]]
-            if image is None:
-                continue
-            if group:
-                image["mix_seed"] = group_seeds(self._seed, number // of_group, 1, 1)[0]
-            images.append(image)
-        return images
-
-    def _set_group_seeds(self, batch: List[dict]) -> None:
-        if not self._mix_group:
-            return
-        first = self._num_batches * self._total_batch_size // self._mix_group
-        share = self._mix_group // (comm.get_world_size() * self._num_parts)
-        seeds = group_seeds(self._seed, first, len(batch) // self._num_parts, share)
-        for image, seed in zip(batch, seeds * self._num_parts):
-            image["mix_seed"] = seed
+    def finish(self, batch: List[dict]) -> None:
+        """Add to the images of the next batch of this process what depends on its number."""
 
     def _images(self) -> Iterator[tuple]:
         """The images of the next batches of this process, each with the bad ones before it."""
@@ -400,8 +316,6 @@ class TrainLoader:
             self._total_batch_size,
             comm.get_rank(),
             comm.get_world_size(),
-            self._mix_group,
-            self._num_parts,
         )
 
 

@@ -10,9 +10,9 @@ from timm.data import create_dataset
 
 from rsb_d2 import Trainer
 from rsb_d2.config.loading import load_config
-from rsb_d2.data.loader import share_of_batch
 from rsb_d2.pretraining.classifier import ImageClassifier
 from rsb_d2.pretraining.data import register_image_folders
+from rsb_d2.pretraining.data.loading import share_of_batch
 from tests.helpers.paths import CONFIGS
 from tests.helpers.small_pretraining import make_objects, options
 

@@ -1,7 +1,8 @@
 """Loaders of images with one label each, with timm's transforms."""
 
+import itertools
 from functools import partial
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator, List
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import Sampler
 
 from ...data.datasets import registered
 from ...data.images import BadImageError, read_rgb
-from ...data.loader import TrainLoader
+from ...data.loader import TrainingOrder, TrainLoader
 from ...data.workers import WorkerLoader
 from ...errors import UserError
 from ...memory import is_pinned_for
@@ -152,7 +153,88 @@ def mix_group(cfg: CfgNode, batch_size: int) -> int:
     return group
 
 
-def build_train_loader(cfg: CfgNode) -> TrainLoader:
+def share_of_batch(batch_size: int, rank: int, world_size: int, mix_group: int) -> List[int]:
+    """Return the positions in a batch that one process takes.
+
+    Args:
+        batch_size (int): of all processes together; a multiple of ``world_size``.
+        rank, world_size (int): of the process, and number of processes.
+        mix_group (int): number of neighbors that are mixed, the first with the last, the second
+            with the last but one. Each process takes positions from the front and their partners
+            from the back. A multiple of twice ``world_size`` and a divisor of ``batch_size``.
+    """
+    half = mix_group // (2 * world_size)
+    places: List[int] = []
+    for start in range(0, batch_size, mix_group):
+        front, end = start + rank * half, start + mix_group - rank * half
+        places += [*range(front, front + half), *range(end - half, end)]
+    return places
+
+
+class MixedTrainLoader(TrainLoader):
+    """The loader of a training that mixes images in pairs, whose groups have one ``mix_seed`` each.
+
+    Args:
+        args, kwargs: of :class:`TrainLoader`.
+        mix_group (int): number of neighbors in a batch that are mixed; 0 if nothing is mixed.
+        num_parts (int): number of equal parts of a process's share of a batch; images that are
+            mixed are in the same one.
+    """
+
+    def __init__(self, *args: Any, mix_group: int, num_parts: int, **kwargs: Any):
+        self._mix_group, self._num_parts = mix_group, num_parts
+        super().__init__(*args, **kwargs)
+
+    def finish(self, batch: List[dict]) -> None:
+        if not self._mix_group:
+            return
+        first = self._num_batches * self._total_batch_size // self._mix_group
+        share = self._mix_group // (comm.get_world_size() * self._num_parts)
+        number = len(batch) // self._num_parts
+        seeds = [(self._seed, first + i // share) for i in range(number)]
+        for image, seed in zip(batch, seeds * self._num_parts):
+            image["mix_seed"] = seed
+
+    def first_images(self, num_images: int) -> List[dict]:
+        """Load some of the first images, as training does, in this process; bad ones are left out.
+
+        With ``mix_group``, ``num_images`` is a multiple of 8, and the images are from the first
+        groups: of each, 4 from its front and 4 from its back, or fewer of a small one.
+        """
+        group, places, of_group = self._mix_group, range(num_images), num_images
+        if group:
+            of_group = min(8, group)
+            ends = [*range(of_group // 2), *range(group - of_group // 2, group)]
+            starts = range(0, num_images // of_group * group, group)
+            places = [start + i for start in starts for i in ends]
+        order = TrainingOrder(self._build_sampler(self._seed), self._groups, self._total_batch_size)
+        stream = itertools.chain.from_iterable(order.batches())
+        stream = list(itertools.islice(stream, max(places) + 1))
+        records = self._mapped_records()
+        images = []
+        for number, place in enumerate(places):
+            image, _ = records[stream[place]]
+            if image is None:
+                continue
+            if group:
+                image["mix_seed"] = self._seed, number // of_group
+            images.append(image)
+        return images
+
+    def _order(self) -> TrainingOrder:
+        order, rank, num_parts = super()._order(), comm.get_rank(), self._num_parts
+        if self._mix_group:  # each part is the share of a process among more of them
+            world_size = comm.get_world_size() * num_parts
+            parts = range(rank * num_parts, (rank + 1) * num_parts)
+            shares = (
+                share_of_batch(self._total_batch_size, part, world_size, self._mix_group)
+                for part in parts
+            )
+            order.share = [place for share in shares for place in share]
+        return order
+
+
+def build_train_loader(cfg: CfgNode) -> MixedTrainLoader:
     """Build the loader of an image classifier's training.
 
     Its batches are of ``{"image", "label", "file_name", ...}``, with ``mix_seed`` if images are
@@ -160,7 +242,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """
     records = [record for name in cfg.DATASETS.TRAIN for record in registered(name)()]
     batch_size = cfg.SOLVER.IMS_PER_BATCH
-    return TrainLoader(
+    return MixedTrainLoader(
         records,
         ClassificationMapper(build_transform(cfg, is_train=True), sources(cfg.DATASETS.TRAIN)),
         lambda seed: build_sampler(cfg, len(records), seed),
