@@ -471,7 +471,16 @@ class RecordTable:
         return [loads(text(start, size)) for start, size in zip(starts, sizes)]
 
 
-class CocoRecords(Sequence):
+class LazyRecords(Sequence):
+    """Detectron2's dicts of N images, each made on demand, and columns of all of them."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._make(range(len(self))[index])
+
+
+class CocoRecords(LazyRecords):
     """A list of Detectron2's dicts, each of which is made on demand.
 
     An item is a new dict each time. Setting its keys is remembered, as
@@ -493,10 +502,8 @@ class CocoRecords(Sequence):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = int(self.chosen[range(len(self))[index]])
+    def _make(self, index: int) -> Dict[str, Any]:
+        place = int(self.chosen[index])
         if place in self._changed:
             return self._changed[place]
         table = self.table
@@ -571,7 +578,7 @@ class CocoRecords(Sequence):
         return np.diff(before)[self.chosen]
 
 
-class JoinedRecords(Sequence):
+class JoinedRecords(LazyRecords):
     """The records of several data sets, one after the other."""
 
     def __init__(self, parts: List[CocoRecords]):
@@ -581,10 +588,7 @@ class JoinedRecords(Sequence):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def _make(self, index: int) -> Dict[str, Any]:
         part = next(i for i, end in enumerate(self._starts[1:]) if index < end)
         return self._parts[part][index - self._starts[part]]
 

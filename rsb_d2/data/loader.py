@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..errors import UserError
 from ..memory import is_pinned_for
-from .coco_records import CocoRecords, JoinedRecords
+from .coco_records import LazyRecords
 from .damaged import without_damaged
 from .dataset_dicts import fill_image_ids
 from .datasets import detection_records, registered, repeat_factors
@@ -52,7 +52,7 @@ def build_sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
         threshold, options = cfg.DATALOADER.REPEAT_THRESHOLD, {}
         if "REPEAT_SQRT" in cfg.DATALOADER:  # of Detectron2's main
             options["sqrt"] = cfg.DATALOADER.REPEAT_SQRT
-        if isinstance(records, (CocoRecords, JoinedRecords)):
+        if isinstance(records, LazyRecords):
             factors = repeat_factors(records, threshold, **options)
         else:
             factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
@@ -160,7 +160,7 @@ def is_portrait(record: dict) -> bool:
 
 def aspect_ratio_groups(records: Sequence[dict]) -> bytes:
     """Return :func:`is_portrait` of each record as 0 or 1, without making records if possible."""
-    if isinstance(records, (CocoRecords, JoinedRecords)):
+    if isinstance(records, LazyRecords):
         height, width = records.sizes().T
         return (width <= height).astype("uint8").tobytes()
     return bytes(map(is_portrait, records))
@@ -221,8 +221,7 @@ class TrainLoader:
         self._groups = (
             aspect_ratio_groups(records) if aspect_ratio_grouping else bytes(len(records))
         )
-        is_packed = isinstance(records, (CocoRecords, JoinedRecords))
-        self._records = records if is_packed else _serialize(records)
+        self._records = records if isinstance(records, LazyRecords) else _serialize(records)
         self.mapper = mapper
         self.num_records = len(records)
         self._build_sampler = build_sampler
