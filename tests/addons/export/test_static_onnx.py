@@ -1,4 +1,4 @@
-"""Suppression of any number of boxes and classes in an exported graph, to the digit."""
+"""The graph of fixed shapes in ONNX: batches, and suppression to the digit."""
 
 import io
 
@@ -8,7 +8,11 @@ import torch
 from detectron2.layers import batched_nms
 from torch import nn
 
+from rsb_d2.addons.accelerate import static_detector
 from rsb_d2.addons.accelerate.static import Chosen, suppress_classes
+from tests.helpers.models.exporting import THRESHOLD
+from tests.helpers.models.static import check_equal, detect, make_batch
+from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -42,16 +46,12 @@ class Suppression(nn.Module):
         return *found, is_exact
 
 
-@pytest.fixture(scope="module")
-def runtimes():
-    """onnxruntime and OpenVINO with a graph for batches of two."""
-    example = torch.zeros(2, 1000, 4), torch.rand(2, 1000), torch.zeros(2, 1000).long()
-    names, buffer = ["boxes", "scores", "classes", "total"], io.BytesIO()
+def to_onnx(module, inputs):
+    """Functions from the inputs to a list of outputs: of onnxruntime and of OpenVINO."""
+    buffer = io.BytesIO()
+    names = [f"input{i}" for i in range(len(inputs))]
     torch.onnx.export(
-        *(Suppression().eval(), (*example, torch.tensor([1, 1])), buffer),
-        input_names=names,
-        dynamo=False,
-        opset_version=17,
+        module.eval(), inputs, buffer, dynamo=False, opset_version=17, input_names=names
     )
     session = onnxruntime.InferenceSession(buffer.getvalue())
     runtimes = [lambda *inputs: session.run(None, dict(zip(names, inputs)))]
@@ -62,6 +62,28 @@ def runtimes():
     model = openvino.Core().read_model(buffer.getvalue())
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [*runtimes, lambda *inputs: list(compiled(inputs).values())]
+
+
+@pytest.fixture(scope="module")
+def runtimes():
+    """For batches of two."""
+    example = torch.zeros(2, 1000, 4), torch.rand(2, 1000), torch.zeros(2, 1000).long()
+    return to_onnx(Suppression(), (*example, torch.tensor([1, 1])))
+
+
+@pytest.mark.parametrize(
+    "kind", ["mask", *(pytest.param(k, marks=pytest.mark.slow) for k in ("cascade", "retinanet"))]
+)
+def test_a_batch_of_images_of_different_sizes(kind):
+    model = make_seeded_model(make_seeded_config(kind, *THRESHOLD)).requires_grad_(False)
+    detector = static_detector(model, (100, 160), 4)
+    run_all = to_onnx(detector, make_batch([(100, 160)] * 4, (100, 160)))
+    images, sizes = make_batch([(100, 160), (33, 160), (100, 61), (70, 70)], (100, 160), seed=4)
+    expected, names = detect(model, images, sizes), list(detector(images, sizes))
+    for run in run_all:
+        outputs = dict(zip(names, map(torch.tensor, run(images.numpy(), sizes.numpy()))))
+        assert outputs["is_exact"].all()
+        assert sum(check_equal(expected, outputs, score=1e-4)) >= 10
 
 
 @pytest.mark.parametrize("boxes", [close_boxes(20), random_boxes(1600)], ids=["close", "random"])
