@@ -99,7 +99,7 @@ def test_with_as_many_candidates_as_detectron2s_defaults(kind):
     assert min(check_exact(model, images, true_sizes)) >= 15
 
 
-def train_briefly(model, num_images=8, iterations=80):
+def train_briefly(model, num_images=8, iterations=30):
     """Fit a model to a few pictures, so that its detections are of their objects."""
     batch = []
     for i in range(num_images):
@@ -126,7 +126,7 @@ def train_briefly(model, num_images=8, iterations=80):
 @pytest.mark.parametrize("kind", ["mask", "cascade", "retinanet"])
 def test_trained_weights(kind):
     with torch.enable_grad():
-        model = build_model(make_seeded_config(kind, *thresholds(0.05, 20)))
+        model = build_model(make_seeded_config(kind, *thresholds(0.01, 20)))
     model, pictures = train_briefly(model)
     images, sizes = static_detector(model, (128, 128), 8).stack(pictures)
     numbers = check_exact(model, images, sizes)
