@@ -20,7 +20,7 @@ from pycocotools.cocoeval import Params
 from ..data.dataset_dicts import plain, whole_number
 from ..data.datasets import class_table, convert_to_coco_file
 from ..data.predictions import write_dataset_name
-from ..errors import UserError
+from ..errors import UserError, count
 from ..memory import garbage_collection_paused
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
             skipped = len(all_ids) - len(img_ids)
             logger.warning(
                 f"{self._metadata.name}: evaluated on {len(img_ids)} of {len(all_ids)} images; "
-                f"{skipped} damaged ones are skipped (INPUT.DAMAGED_IMAGES)"
+                f"{count(skipped, 'damaged image')} skipped (INPUT.DAMAGED_IMAGES)"
             )
             self._results["images"] = {"skipped": skipped}
         if not self._do_evaluation:

@@ -111,7 +111,7 @@ def test_skipped_images_are_left_out_with_their_objects_and_counted(cfg, caplog)
     with caplog.at_level(logging.WARNING, "rsb_d2"):
         results = evaluator.evaluate()
     assert results["images"] == {"skipped": 1}
-    assert "evaluated on 2 of 3 images; 1 damaged ones are skipped" in caplog.text
+    assert "evaluated on 2 of 3 images; 1 damaged image skipped" in caplog.text
     assert results["bbox"]["AP"] == pytest.approx(100)  # the objects of image 20 are not missed
     assert [b[0]["image_id"] for b in build_validation_loader(cfg)] == [10]
 
