@@ -39,6 +39,7 @@ NOT_RUN = {
     r"python train_net\.py --config-file configs/pretrain/\w+_rsb_a\d": "needs ImageNet",
     r"python tools/(benchmark|miniature)\.py": "takes long; tests/benchmarks runs the measurements",
     r"git clone .*BCCD|.*bccd": "needs photos of others, see test_tutorial.py",
+    r"python tools/export\.py .*--int8": "needs 32 images; test_int8.py exports such files",
     r"python tools/sample_data\.py": "takes long; every folder has a few images of the sample data",
 }
 NOT_SHELL = ("", "yaml", "bibtex")

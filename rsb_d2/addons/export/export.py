@@ -6,7 +6,8 @@ import os
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Dict, List, Tuple
+from functools import partial
+from typing import IO, Dict, List, Tuple
 
 import detectron2
 import numpy as np
@@ -26,6 +27,7 @@ from ..predict.files import find_images
 from ..workbench.sample.draw import draw_picture
 from .comparison import Detections, Difference, compare
 from .files import TORCH_EXPORT, Detector, format_of, on_cpu, run_model
+from .quantization import Int8, Quantized, quantize
 from .traceable import make_traceable, smallest_side
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,9 @@ class Exported:
         files (list[str]): it, and the files that belong to it.
         contract (dict[str, str]): its metadata.
         sizes (list[tuple[int, int]]): height and width of the images it was compared on.
-        difference (Difference): from the PyTorch model.
+        difference (Difference): from the PyTorch model; of a file in int8, before its
+            quantization.
+        quantized (Quantized or None): of a file in int8.
     """
 
     path: str
@@ -56,6 +60,7 @@ class Exported:
     contract: Dict[str, str]
     sizes: List[Tuple[int, int]]
     difference: Difference
+    quantized: Quantized | None = None
 
 
 def export_detector(
@@ -65,6 +70,7 @@ def export_detector(
     path: str,
     images: List[np.ndarray],
     size: Tuple[int, int] | None = None,
+    int8: Int8 | None = None,
 ) -> Exported:
     """Write a detector to a file, and check that the file computes the same.
 
@@ -80,14 +86,16 @@ def export_detector(
             there is more than one size.
         size (tuple[int, int] or None): height and width in pixels of the images that the file
             takes; any by default.
+        int8 (Int8 or None): to quantize an ``.xml`` file; the float32 file is compared with the
+            model first.
 
     Returns:
         Exported
 
     Raises:
         UserError: if the model or the path cannot be used; if the file and the model differ, or
-            if nothing was detected, so that nothing could be compared. Nothing is written then,
-            and a file that was there before is left.
+            if nothing was detected, so that nothing could be compared; if the AP of int8 is too
+            low. Nothing is written then, and a file that was there before is left.
     """
     kind = format_of(path)
     model = on_cpu(model)
@@ -111,14 +119,33 @@ def export_detector(
     contents = kind.write(traceable, sized[0], contract, size is not None)
     files = [path[: -len(kind.endings[0])] + ending for ending in kind.endings]
     with ExitStack() as stack:
-        names = []
-        for file, content in zip(files, contents):
-            f = stack.enter_context(whole_file(file))
-            f.write(content)
-            f.flush()
-            names.append(f.name)
+        opened = [stack.enter_context(whole_file(file)) for file in files]
+        _fill(opened, contents)
+        names = [f.name for f in opened]
         difference = _compare_all(kind.load(*names), sized, expected, contract, path)
-    return Exported(path, files, contract, [image.shape[:2] for image in sized], difference)
+        quantized = None
+        if int8 is not None:
+            quantized = quantize(cfg, int8, *contents, partial(_place, cfg, size))
+            _fill(opened, (quantized.xml, quantized.weights))
+    sizes = [image.shape[:2] for image in sized]
+    return Exported(path, files, contract, sizes, difference, quantized)
+
+
+def _fill(files: List[IO[bytes]], contents: Tuple[bytes, ...]) -> None:
+    for f, content in zip(files, contents):
+        f.seek(0)
+        f.truncate()
+        f.write(content)
+        f.flush()
+
+
+def _place(
+    cfg: CfgNode, size: Tuple[int, int] | None, image: np.ndarray
+) -> Tuple[np.ndarray, Tuple[int, int]]:
+    """A resized image as a file of a fixed or any size takes it, and the size of its content."""
+    if size is None:
+        return image, image.shape[:2]
+    return fit(image, size, pad_color(cfg)), fitted_size(image.shape[:2], size)
 
 
 def check_output(path: str) -> None:
@@ -324,12 +351,16 @@ def fit(image: np.ndarray, size: Tuple[int, int], color: Tuple[int, ...]) -> np.
     Returns:
         ndarray: uint8, of ``size``.
     """
-    height, width = size
-    factor = min(height / image.shape[0], width / image.shape[1])
-    sides = [max(1, int(side * factor + 0.5)) for side in image.shape[1::-1]]
-    canvas = Image.new("RGB", (width, height), color)
-    canvas.paste(Image.fromarray(image).resize(sides, Image.Resampling.BILINEAR))
+    height, width = fitted_size(image.shape[:2], size)
+    canvas = Image.new("RGB", size[::-1], color)
+    canvas.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     return np.array(canvas)
+
+
+def fitted_size(image_size: Tuple[int, int], size: Tuple[int, int]) -> Tuple[int, int]:
+    """Height and width of an image in the canvas of :func:`fit`."""
+    factor = min(side / own for side, own in zip(size, image_size))
+    return tuple(max(1, int(own * factor + 0.5)) for own in image_size)
 
 
 def _test_images(cfg: CfgNode) -> List[str]:

@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import numpy as np
 import torch
@@ -144,11 +144,14 @@ def to_ir(onnx_graph: bytes) -> Tuple[bytes, bytes]:
     Returns:
         bytes, bytes: the contents of the ``.xml`` and of the ``.bin`` file.
     """
-    openvino = import_openvino()
+    return save_ir(import_openvino().Core().read_model(onnx_graph))
+
+
+def save_ir(model: Any) -> Tuple[bytes, bytes]:
+    """Write an ``openvino.Model``, its weights as they are; returns as :func:`to_ir`."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.xml")
-        model = openvino.Core().read_model(onnx_graph)
-        openvino.save_model(model, path, compress_to_fp16=False)
+        import_openvino().save_model(model, path, compress_to_fp16=False)
         with open(path, "rb") as xml, open(path[: -len("xml")] + "bin", "rb") as weights:
             return xml.read(), weights.read()
 
@@ -170,6 +173,12 @@ def run_openvino(path: str, weights: str = "", threads: int = 0) -> Detector:
             model = core.read_model(xml.read(), f.read())
     else:
         model = core.read_model(path)
+    return run_openvino_model(model, threads)
+
+
+def run_openvino_model(model: Any, threads: int = 0) -> Detector:
+    """Compile an ``openvino.Model`` of a detector; as :func:`run_openvino`."""
+    core = import_openvino().Core()
     compiled = core.compile_model(model, "CPU", {**IN_FLOAT32, "INFERENCE_NUM_THREADS": threads})
     request = compiled.create_infer_request()
 
