@@ -47,8 +47,10 @@ _NUM_SHIFTED, _NUM_SHIFTED_GPU = 1000, 25_000
 _ROUNDS = 16
 # Or minus infinity: the maximum of nothing, which differs between runtimes.
 _LOWEST = torch.finfo(torch.float32).min
-# So many pixels to the left of an image and above it, zeros are pooled.
-_FAR = 8192.0
+# So many pixels to the left of an image and above it, zeros are pooled, of strides up to 128.
+# Runtimes may round boxes to bfloat16, in which this one has a size: RoIAlign of an empty box
+# divides by zero.
+_FAR, _FAR_SIDE = 256.0, 4.0
 
 _ROI_HEADS = (
     *(StandardROIHeads, CascadeROIHeads, OpenMMLabCascadeROIHeads, TorchvisionROIHeads),
@@ -481,7 +483,7 @@ def pool(
             *([Boxes(boxes)], pooler.min_level, pooler.max_level),
             *(pooler.canonical_box_size, pooler.canonical_level),
         )
-    nowhere = _unit_box(boxes) - _FAR
+    nowhere = _unit_box(boxes) * _FAR_SIDE - _FAR
     pooled = None
     for level, (name, align) in enumerate(zip(names, pooler.level_poolers)):
         rois = torch.cat([images[:, None], boxes.where((levels == level)[:, None], nowhere)], dim=1)

@@ -106,6 +106,18 @@ def test_openvino_file_equals_the_model(exported, kind):
     assert compare(run_model(model)(image), found, 0.3, 100).detections >= 5
 
 
+def test_bfloat16_in_openvino(exported):
+    openvino = pytest.importorskip("openvino")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("the processor has no bfloat16")
+    _, result = exported("faster", "onnx")
+    image = random_image(6, (90, 150))
+    options = [{"INFERENCE_PRECISION_HINT": precision} for precision in ("f32", "bf16")]
+    scores = [openvino.compile_model(result.path, "CPU", each)(image)[1] for each in options]
+    assert len(scores[0]) >= 5
+    np.testing.assert_allclose(scores[1][:5], scores[0][:5], rtol=0.1)
+
+
 # ---- torch.export ----
 
 
