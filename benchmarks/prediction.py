@@ -46,7 +46,8 @@ def prepare(args: argparse.Namespace, name: str) -> Prepared:
     model.roi_heads.box_predictor.test_topk_per_image = args.detections
     numbers = range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     classes = ClassNames(tuple(f"class {i}" for i in numbers), tuple(i + 1 for i in numbers))
-    predictor = Predictor(cfg, optimize_for_inference(model, DTYPES[args.dtype]), classes)
+    model = optimize_for_inference(model, DTYPES[args.dtype], to_cpu=True)
+    predictor = Predictor(cfg, model, classes)
     folder = tempfile.TemporaryDirectory()
     write_images(f"{folder.name}/{{:06d}}.jpg", args.image_size, args.images)
     images = find_images([folder.name])

@@ -62,7 +62,7 @@ DATASET_SOURCES = LazyRegistry("source of data sets")
 # Subclasses of rsb_d2.data.opening.Storage: image folders other than those of PathManager.
 STORAGES = LazyRegistry("storage")
 
-# "optimize_for_inference": (model), returns a faster model with equal results.
+# "optimize_for_inference": (model, dtype, to_cpu), returns a faster model with equal results.
 # "pool_channels_last": (model), a RoIAlign for channels-last features on a CPU, in place.
 ACCELERATION = LazyRegistry("acceleration")
 

@@ -243,7 +243,8 @@ class Predictor:
         """
         _check_dtype(dtype)
         model, classes = load_detector(cfg)
-        return cls(cfg, ACCELERATION.get("optimize_for_inference")(model, DTYPES[dtype]), classes)
+        optimize = ACCELERATION.get("optimize_for_inference")
+        return cls(cfg, optimize(model, DTYPES[dtype], to_cpu=True), classes)
 
     def prepare(self, image: np.ndarray) -> Dict[str, Any]:
         """Resize an image as for evaluation: uint8 (H, W, 3), channels as in ``INPUT.FORMAT``.
@@ -270,8 +271,9 @@ class Predictor:
             autocast = torch.autocast(device.type, self._dtype)
         with torch.no_grad(), autocast:
             outputs = self.model(batch)
-        instances = [_to_cpu(output["instances"]) for output in outputs]
-        if device.type == "cuda":
+        instances = [output["instances"] for output in outputs]
+        if any(found.scores.is_cuda for found in instances):
+            instances = [_to_cpu(found) for found in instances]
             torch.cuda.current_stream(device).synchronize()
         return [_to_float32(found) for found in instances]
 

@@ -86,7 +86,7 @@ class Task:
 
     def optimize(self, model: nn.Module) -> nn.Module:
         """Return a faster model with equal results for an evaluation (``TEST.OPTIMIZE``)."""
-        return ACCELERATION.get("optimize_for_inference")(model)
+        return ACCELERATION.get("optimize_for_inference")(model, to_cpu=True)
 
     def compile(self, model: nn.Module) -> None:
         """Compile the part of a model that takes most of its time, in place.

@@ -1,5 +1,6 @@
 """A detector on a GPU: the graph of fixed shapes for each padded size, with one wait per batch."""
 
+import math
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
@@ -10,8 +11,11 @@ from torch import nn
 from ...modeling.heads import clip
 from .static import StaticDetector, static_detector
 
-# COCO has about 40 sizes with a shorter side of 800 pixels, padded to 32.
 _MAX_SIZES = 64
+# Recorded graphs pad the shorter and the longer side to these. Images with a shorter side of 800
+# pixels and a longer one of up to 1,333 then have 18 sizes instead of 35. Images of 4:3 and 3:2
+# become 800 x 1,088 and 800 x 1,216 as by padding to 32; 128 would add 6 and 5 % of pixels.
+_STEPS = (32, 64)
 # The first calls prepare handles and workspaces, before the kernels are recorded.
 _WARM_UP_CALLS = 2
 
@@ -55,17 +59,19 @@ class _Graph(NamedTuple):
 class StaticInference:
     """Replaces ``forward`` of a detector, which computes the same with :func:`static_detector`.
 
-    A batch is padded as Detectron2 pads it. Images of which the detections may not be exact are
+    A batch is padded as Detectron2 pads it, and where a graph is recorded to a multiple of 32 by 64
+    pixels, the longer side to that of 64. Images of which the detections may not be exact are
     detected again by the model's own method.
     """
 
-    def __init__(self, model: nn.Module, record: Record | None = None):
+    def __init__(self, model: nn.Module, record: Record | None = None, to_cpu: bool = False):
         """
         Args:
             model (nn.Module): one that :func:`static_detector` takes; in evaluation mode.
             record (callable or None): such as :func:`cuda_graphs`, which is called once for each
                 batch size and padded size, of 64 at most. A copy has none, as it has its own
                 weights.
+            to_cpu (bool): whether results are on the CPU, where masks are then pasted.
 
         Raises:
             UserError: for a model without a form with fixed shapes.
@@ -73,10 +79,12 @@ class StaticInference:
         static_detector(model, None)  # fail early
         self._model = model
         self._record = record
+        self._steps = (1, 1) if record is None else _STEPS
+        self._to_cpu = to_cpu
         self._graphs: Dict[Any, _Graph] = {}
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {"_model": self._model, "_record": None, "_graphs": {}}
+        return {**vars(self), "_record": None, "_graphs": {}}
 
     # Outside of torch's modes: tensors recorded in one must not be written to in the other.
     @torch.inference_mode(False)
@@ -88,7 +96,11 @@ class StaticInference:
         images = [record["image"] for record in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
         outputs = self._run(images, sizes)
-        # The only wait.
+        # The only wait: for the copies into pinned memory, or for the numbers alone.
+        if self._to_cpu and outputs["scores"].is_cuda:
+            device = outputs["scores"].device
+            outputs = {name: x.to("cpu", non_blocking=True) for name, x in outputs.items()}
+            torch.cuda.current_stream(device).synchronize()
         state = torch.stack([outputs["num_detections"], outputs["is_exact"].long()]).tolist()
         results = []
         for i, (record, size, number) in enumerate(zip(batched_inputs, sizes, state[0])):
@@ -99,12 +111,17 @@ class StaticInference:
             results.append({"instances": _postprocess(found, size, original)})
         if not all(state[1]):
             own = type(self._model).forward(self._model, batched_inputs)
+            if self._to_cpu:
+                own = [{"instances": result["instances"].to("cpu")} for result in own]
             results = [r if is_exact else o for r, o, is_exact in zip(results, own, state[1])]
         return results
 
     def _run(self, images: List[torch.Tensor], sizes: List[Tuple[int, int]]) -> Outputs:
+        height, width = map(max, zip(*sizes))
         divisor = max(self._model.backbone.size_divisibility, 1)
-        padded = tuple(-(-max(sides) // divisor) * divisor for sides in zip(*sizes))
+        steps = self._steps if height <= width else self._steps[::-1]
+        steps = [math.lcm(step, divisor) for step in steps]
+        padded = tuple(-(-side // step) * step for side, step in zip((height, width), steps))
         key = len(images), padded, images[0].dtype
         graph = self._graphs.get(key)
         if graph is None:

@@ -50,7 +50,10 @@ _MARK = "_optimized_for_inference"
 
 
 def optimize_for_inference(
-    model: nn.Module, dtype: torch.dtype = torch.float32, compile: bool | str = False
+    model: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    compile: bool | str = False,
+    to_cpu: bool = False,
 ) -> nn.Module:
     """Make a faster copy of a detector for inference, which computes the same results.
 
@@ -79,9 +82,13 @@ def optimize_for_inference(
             there is a warning, and nothing is compiled.
             ``"reduce-overhead"``, on a GPU: nothing is compiled, but the kernels from the padded
             images to the detections are recorded as one CUDA graph at the first call with a batch
-            of each size, as padded to 32, and then replayed, which costs the processor next to
-            nothing: the same kernels, so the same results. There are 64 sizes at most. In either
-            way a copy of the result is as without.
+            of each padded size, and then replayed, which costs the processor next to nothing. The
+            shorter side is padded to a multiple of 32 and the longer one to one of 64, which may
+            change scores in the third decimal, as padding in a batch does. There are 64 sizes at
+            most. In either way a copy of the result is as without.
+        to_cpu (bool): for a model on a GPU that :func:`static_detector` takes, return detections on
+            the CPU, copied with the only wait; masks are pasted there. Other models return them
+            where they compute.
 
     Returns:
         nn.Module: takes and returns the same as ``model``.
@@ -97,10 +104,10 @@ def optimize_for_inference(
         raise UserError(f"dtype is {dtype}; write one of {', '.join(map(str, _DTYPES))}")
     before = getattr(model, _MARK, None)
     if before is not None:
-        if before != (dtype, compile):
+        if before != (dtype, compile, to_cpu):
             raise UserError(
-                f"the model was optimized with dtype {before[0]} and compile {before[1]} already; "
-                "optimize the one that it was made from"
+                "the model was optimized with dtype {}, compile {} and to_cpu {} already; optimize "
+                "the one that it was made from".format(*before)
             )
         return model
     device = _check_model(model)
@@ -120,8 +127,9 @@ def optimize_for_inference(
         fuse_all(result)
     result.eval()
     if device.type == "cuda":
-        _infer_statically(result, cuda_graphs(device) if asked == "reduce-overhead" else None)
-    setattr(result, _MARK, (dtype, asked))
+        record = cuda_graphs(device) if asked == "reduce-overhead" else None
+        _infer_statically(result, record, to_cpu)
+    setattr(result, _MARK, (dtype, asked, to_cpu))
     result.train = _EvaluationOnly(result)
     return result
 
@@ -151,9 +159,9 @@ def _check_compile(compile: bool | str, device: torch.device) -> None:
         )
 
 
-def _infer_statically(model: nn.Module, record: Record | None) -> None:
+def _infer_statically(model: nn.Module, record: Record | None, to_cpu: bool) -> None:
     try:
-        model.forward = StaticInference(model, record)
+        model.forward = StaticInference(model, record, to_cpu)
     except UserError as e:
         if record is not None:
             raise UserError(f'compile is "reduce-overhead", but {e}') from None
