@@ -1,16 +1,18 @@
 """Detectron2's RPN without waiting for a GPU, and keypoint heads in channels-last."""
 
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import batched_nms
-from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads.keypoint_head import (
     BaseKeypointRCNNHead,
     KRCNNConvDeconvUpsampleHead,
 )
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 from torch import nn
 from torchvision.ops import nms
 
@@ -148,10 +150,11 @@ def best(values: torch.Tensor, num: int) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 class FastRPN(RPN):
-    """``RPN`` that selects the best anchors of each level before it decodes them.
+    """``RPN`` that selects anchors before it decodes them or encodes their ground truth.
 
-    The proposals equal those of the stock class. On a GPU this starts a third of the kernels, and
-    waits for the GPU twice and once per image instead of five times per image.
+    Proposals and losses equal those of the stock class. For the proposals, a GPU starts a third of
+    the kernels, and is waited for twice and once per image instead of five times per image. For the
+    losses, the number of kernels does not grow with the number of images.
     """
 
     best: Best = staticmethod(_sort)  # or :func:`best`, which is faster
@@ -198,6 +201,46 @@ class FastRPN(RPN):
             self.best,
         )
         return self._select(*candidates, image_sizes)
+
+    def losses(
+        self,
+        anchors: List[Boxes],
+        pred_objectness_logits: List[torch.Tensor],
+        gt_labels: List[torch.Tensor],
+        pred_anchor_deltas: List[torch.Tensor],
+        gt_boxes: List[torch.Tensor],
+    ) -> Dict[str, torch.Tensor]:
+        """As the stock method, which encodes the ground truth of all anchors, image by image.
+
+        Only the sampled anchors count, a few hundred in each image.
+        """
+        num_images, labels = len(gt_labels), torch.stack(gt_labels)
+        image, index = (labels >= 0).nonzero().unbind(1)
+        labels = labels[image, index]
+        is_positive = labels == 1
+        localization_loss = _dense_box_regression_loss(
+            [Boxes(Boxes.cat(anchors).tensor[index])],
+            self.box2box_transform,
+            [torch.cat(pred_anchor_deltas, dim=1)[image, index][None]],
+            [torch.stack(gt_boxes)[image, index]],
+            is_positive[None],
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        objectness_loss = F.binary_cross_entropy_with_logits(
+            torch.cat(pred_objectness_logits, dim=1)[image, index],
+            labels.to(torch.float32),
+            reduction="sum",
+        )
+        storage, num_positive = get_event_storage(), is_positive.sum().item()
+        storage.put_scalar("rpn/num_pos_anchors", num_positive / num_images)
+        storage.put_scalar("rpn/num_neg_anchors", (len(labels) - num_positive) / num_images)
+        normalizer = self.batch_size_per_image * num_images
+        losses = {
+            "loss_rpn_cls": objectness_loss / normalizer,
+            "loss_rpn_loc": localization_loss / normalizer,
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def _select(
         self,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from detectron2.layers import batched_nms
 from detectron2.modeling.proposal_generator.rpn import RPN
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torchvision.ops import nms
 
 from rsb_d2.modeling.heads import FastRPN, best, clip, shift_groups
@@ -74,6 +75,30 @@ def test_non_finite_predictions(stock):
     expected = stock.eval().predict_proposals(anchors, logits, deltas, sizes)[0]
     found = ours.eval().predict_proposals(anchors, logits, deltas, sizes)[0]
     assert torch.equal(expected.proposal_boxes.tensor, found.proposal_boxes.tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "giou"])
+def test_losses_and_gradients_equal_the_stock_ones(stock, dtype, loss_type):
+    anchors, logits, deltas = outputs(stock, 3, dtype)
+    objects = []
+    for number in (4, 0, 2):
+        objects.append(Instances((64, 96), gt_boxes=Boxes(random_boxes(number) / 4 + 10)))
+    found = []
+    for rpn in (copy.deepcopy(stock), FastRPN.from_stock(copy.deepcopy(stock))):
+        rpn.box_reg_loss_type, rpn.loss_weight = loss_type, {"loss_rpn_loc": 0.7}
+        torch.manual_seed(2)  # for the anchors that are sampled
+        with EventStorage() as storage:
+            labels, boxes = rpn.label_and_sample_anchors(anchors, objects)
+            leaves = [x.clone().requires_grad_() for x in (*logits, *deltas)]
+            levels = len(logits)
+            losses = rpn.losses(anchors, leaves[:levels], labels, leaves[levels:], boxes)
+        sum(losses.values()).backward()
+        metrics = {name: value for name, (value, _) in storage.latest().items()}
+        found.append([losses, [x.grad for x in leaves], metrics])
+    assert found[0][2]["rpn/num_pos_anchors"] > 1 and found[0][2] == found[1][2]
+    assert all(loss > 0 for loss in found[0][0].values())
+    torch.testing.assert_close(*(f[:2] for f in found), rtol=0, atol=0)
 
 
 def random_boxes(number):
