@@ -61,12 +61,13 @@ def contenders(args: argparse.Namespace) -> List[str]:
             "that was trained on the sample data, such as output/frcnn_rsb_sample/model_final.pth"
         )
     names = ["stock", *(["stock, TF32"] if on_gpu else [])]
-    return [*names, *(["stock, autocast"] if on_gpu or is_low else []), "ours"]
+    names += ["stock, autocast"] if on_gpu or is_low else []
+    return [*names, *(["ours, TF32"] if on_gpu and not is_low else []), "ours"]
 
 
 def prepare(args: argparse.Namespace, name: str) -> Prepared:
     dtype = DTYPES[args.dtype]
-    if name == "ours":
+    if name in ("ours", "ours, TF32"):
         model = _optimize(build_ours(args.device), args)
     else:
         model = build_stock(args.device)

@@ -148,6 +148,30 @@ def test_gpu_commands_are_valid(tool, monkeypatch):
     for row in rows:
         if row.has_report:
             monkeypatch.setattr("sys.argv", row.words)
-            assert load_tool("benchmark").parse_args().memory
+            args = load_tool("benchmark").parse_args()
+            if row.name == "inference float32 x16":
+                assert (args.batch, args.image_size, args.rows) == (16, (800, 1333), ["end to end"])
     _, out, _ = tool("gpu", "--list")
     assert len(out.splitlines()) == len(rows)
+
+
+def test_gpu_rows_in_several_calls(tmp_path, monkeypatch, capsys):
+    script, file = tmp_path / "row.py", str(tmp_path / "found.json")
+    script.write_text("import sys; print('fine'); sys.exit(sys.argv[1] == 'bad')")
+    rows = {
+        "first": [gpu.Row("a", [str(script), "good"], 60), gpu.Row("b", [str(script), "bad"], 60)],
+        "second": [gpu.Row("long", [str(script), "good", "--weights", "missing.pth"], 600)],
+    }
+    monkeypatch.setattr(gpu, "rows_of_parts", lambda device: rows)
+    assert gpu.measured_rows(file) == []
+    assert not gpu.run_all(gpu.choose_rows([], [], "cpu"), file, print, seconds=300)
+    assert gpu.measured_rows(file) == ["a"] and "not run: it may take 600 s" in str(
+        capsys.readouterr()
+    )
+    missing = gpu.choose_rows([], [], "cpu", gpu.measured_rows(file))
+    assert [row.name for part in missing.values() for row in part] == ["b", "long"]
+    assert gpu.run_all({"second": missing["second"]}, file, print, seconds=1000)
+    assert gpu.measured_rows(file) == ["a", "long"]
+    with open(file) as f:
+        found = json.load(f)["rows"]
+    assert found["b"]["status"] == "failed with exit status 1" and found["b"]["output"] == "fine"
