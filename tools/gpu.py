@@ -10,8 +10,8 @@ Results are written to BENCHMARKS.gpu.json as they arrive, and as a table to BEN
 that are not run keep their earlier results. A row that fails or exceeds its time limit does not
 stop the others. Nothing is downloaded.
 
-The exit status is 0; 1 if a row failed or was not run; 2 for a mistake on the command line or without
-a GPU.
+The exit status is 0; 1 if a row failed or was not run; 2 for a mistake on the command line or
+without a GPU.
 """
 
 import argparse
