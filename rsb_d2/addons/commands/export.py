@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fixed size of the images (default: any size)",
     )
     parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="number of images of a batch; needs --image-size (default: one image, no batch)",
+    )
+    parser.add_argument(
         "--images",
         type=expanduser,
         nargs="+",
@@ -102,7 +108,13 @@ def run(args: argparse.Namespace) -> int:
     rsb_d2.register_all()
     from ...errors import UserError
     from ...predictor import load_detector, load_predict_config
-    from ..export.export import check_output, comparison_images, export_detector, read_size
+    from ..export.export import (
+        check_batch_size,
+        check_output,
+        comparison_images,
+        export_detector,
+        read_size,
+    )
     from ..export.files import NO_TORCHSCRIPT
     from ..export.package import check_folder, export_package
     from ..export.quantization import Int8, calibration_images, check_test_data
@@ -111,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--format torchscript: {NO_TORCHSCRIPT}")
     _check_int8_options(args)
     size = read_size(args.image_size)
+    check_batch_size(args.batch_size, args.output, size, args.int8 or args.format == "detectron2")
     is_package = args.format == "detectron2"
     if is_package:
         if size:
@@ -132,7 +145,8 @@ def run(args: argparse.Namespace) -> int:
     if is_package:
         print(_package_summary(export_package(cfg, model, classes, args.output, images)))
     else:
-        print(_summary(export_detector(cfg, model, classes, args.output, images, size, int8)))
+        sizes = size, int8, args.batch_size
+        print(_summary(export_detector(cfg, model, classes, args.output, images, *sizes)))
     return 0
 
 

@@ -71,6 +71,7 @@ def export_detector(
     images: List[np.ndarray],
     size: Tuple[int, int] | None = None,
     int8: Int8 | None = None,
+    batch_size: int | None = None,
 ) -> Exported:
     """Write a detector to a file, and check that the file computes the same.
 
@@ -88,6 +89,8 @@ def export_detector(
             takes; any by default.
         int8 (Int8 or None): to quantize an ``.xml`` file; the float32 file is compared with the
             model first.
+        batch_size (int or None): number of images that an ``.onnx`` or ``.xml`` file of a fixed
+            size takes at once, without ``int8``; by default, one image, without a dimension for it.
 
     Returns:
         Exported
@@ -98,9 +101,12 @@ def export_detector(
             low. Nothing is written then, and a file that was there before is left.
     """
     kind = format_of(path)
+    check_batch_size(batch_size, path, size, int8)
     model = on_cpu(model)
-    traceable = make_traceable(model.requires_grad_(False), size)
+    traceable = make_traceable(model.requires_grad_(False), size, batch_size)
     contract = input_contract(cfg, classes, size)
+    if batch_size is not None:
+        contract.update(input_layout="batch, channel, height, width", input_batch=str(batch_size))
     if size is not None:
         turned = np.ascontiguousarray(np.rot90(images[0]))
         sized = [fit(image, size, pad_color(cfg)) for image in (*images, turned)]
@@ -146,6 +152,24 @@ def _place(
     if size is None:
         return image, image.shape[:2]
     return fit(image, size, pad_color(cfg)), fitted_size(image.shape[:2], size)
+
+
+def check_batch_size(
+    batch_size: int | None, path: str, size: Tuple[int, int] | None, int8: object
+) -> None:
+    """Raise a :class:`UserError` unless ``path`` can be exported with ``--batch-size``.
+
+    Args:
+        batch_size, path, size, int8: as for :func:`export_detector`.
+    """
+    if batch_size is None:
+        return
+    if batch_size < 1:
+        raise UserError(f"--batch-size is {batch_size}; it must be 1 or more")
+    if size is None or int8 or path.endswith(TORCH_EXPORT):
+        raise UserError(
+            "--batch-size needs --image-size and an .onnx or .xml file, and excludes --int8"
+        )
 
 
 def check_output(path: str) -> None:

@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -73,7 +73,26 @@ def run_onnx(path: str, threads: int = 0) -> Detector:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda image: Detections(*session.run(None, {"image": image}))
+    inputs = session.get_inputs()
+    names = [each.name for each in inputs]
+    return _run_inputs(lambda *values: session.run(None, dict(zip(names, values))), inputs[0].shape)
+
+
+def _run_inputs(run: Callable[..., Sequence[np.ndarray]], shape: Sequence[int]) -> Detector:
+    """From the function of a file, whose first input has a shape, to one of an image.
+
+    A batch consists of copies of the image, and the detections are those of its last one.
+    """
+    if len(shape) == 3:
+        return lambda image: Detections(*run(image))
+
+    def run_batch(image: np.ndarray) -> Detections:
+        images = np.stack([image.transpose(2, 0, 1)] * shape[0])
+        outputs = run(images, np.array([image.shape[:2]] * shape[0]))
+        boxes, scores, classes, number, _, *masks = (output[-1] for output in outputs)
+        return Detections(*(output[:number] for output in (boxes, scores, classes, *masks)))
+
+    return run_batch
 
 
 def run_torch_export(path: str) -> Detector:
@@ -182,12 +201,12 @@ def run_openvino_model(model: Any, threads: int = 0) -> Detector:
     compiled = core.compile_model(model, "CPU", {**IN_FLOAT32, "INFERENCE_NUM_THREADS": threads})
     request = compiled.create_infer_request()
 
-    def run(image: np.ndarray) -> Detections:
-        request.infer([np.ascontiguousarray(image)])
+    def run(*inputs: np.ndarray) -> List[np.ndarray]:
+        request.infer([np.ascontiguousarray(x) for x in inputs])
         # Copied, as the next image's are written to the same memory.
-        return Detections(*(o.data.copy() for o in request.output_tensors))
+        return [o.data.copy() for o in request.output_tensors]
 
-    return run
+    return _run_inputs(run, [d.get_max_length() for d in compiled.inputs[0].partial_shape])
 
 
 # ---- writing ----
@@ -253,22 +272,22 @@ def _to_onnx(
 ) -> Tuple[bytes]:
     import onnx
 
-    with torch.no_grad():
-        num_outputs = len(traceable(torch.as_tensor(image)))
-    names = list(OUTPUTS[:num_outputs])
-    free = {} if is_fixed else {"image": {0: "height", 1: "width"}}
-    buffer = io.BytesIO()
+    inputs, buffer = traceable.inputs(torch.as_tensor(image)), io.BytesIO()
     with _quiet(), torch.no_grad():
+        names = list(traceable.output_names[: len(traceable(*inputs))])
+        free = {} if is_fixed else {"image": {0: "height", 1: "width"}}
+        if len(inputs) == 1:
+            free.update({name: {0: "detections"} for name in names})
         # By tracing: the exporter by torch.export needs one package more.
         torch.onnx.export(
             traceable,
-            (torch.as_tensor(image),),
+            inputs,
             buffer,
             dynamo=False,
             opset_version=_OPSET,
-            input_names=["image"],
+            input_names=list(traceable.input_names),
             output_names=names,
-            dynamic_axes={**free, **{name: {0: "detections"} for name in names}},
+            dynamic_axes=free,
         )
     model = onnx.load_from_string(buffer.getvalue())
     for key, value in contract.items():

@@ -239,6 +239,8 @@ def test_files_that_differ_are_not_written(tmp_path, monkeypatch):
     [
         (("--output", "m.onnx", "--format", "openvino"), "--output: m.onnx must end in .xml with"),
         (("--output", "m.onnx", "--image-size", "640"), "--image-size is '640'; write height x"),
+        (("--output", "m.onnx", "--batch-size", "2"), "--batch-size needs --image-size and an"),
+        (("--output", "m.onnx", "--batch-size", "0"), "--batch-size is 0; it must be 1 or more"),
         (("--output", "m.onnx", "--image-size", "0x90"), "0x90; a side must have 32 pixels"),
         (("--output", "m.onnx", "--format", "torchscript"), "--format torchscript: TorchScript"),
         (

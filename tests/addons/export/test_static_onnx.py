@@ -8,9 +8,10 @@ import torch
 from detectron2.layers import batched_nms
 from torch import nn
 
-from rsb_d2.addons.accelerate import static_detector
+from rsb_d2 import UserError
 from rsb_d2.addons.accelerate.static import Chosen, suppress_classes
-from tests.helpers.models.exporting import THRESHOLD
+from rsb_d2.addons.export import export_detector
+from tests.helpers.models.exporting import NAMES, THRESHOLD, pictures
 from tests.helpers.models.static import check_equal, detect, make_batch
 from tests.helpers.seeded_run import make_seeded_config, make_seeded_model
 
@@ -71,19 +72,43 @@ def runtimes():
     return to_onnx(Suppression(), (*example, torch.tensor([1, 1])))
 
 
-@pytest.mark.parametrize(
-    "kind", ["mask", *(pytest.param(k, marks=pytest.mark.slow) for k in ("cascade", "retinanet"))]
-)
-def test_a_batch_of_images_of_different_sizes(kind):
-    model = make_seeded_model(make_seeded_config(kind, *THRESHOLD)).requires_grad_(False)
-    detector = static_detector(model, (100, 160), 4)
-    run_all = to_onnx(detector, make_batch([(100, 160)] * 4, (100, 160)))
+SLOW = [pytest.param(k, marks=pytest.mark.slow) for k in ("mask", "cascade", "retinanet")]
+
+
+@pytest.mark.parametrize("kind", ["faster", *SLOW])
+def test_a_batch_of_images_of_different_sizes(kind, tmp_path):
+    cfg, path = make_seeded_config(kind, *THRESHOLD), str(tmp_path / "batch.onnx")
+    model = make_seeded_model(cfg)
+    result = export_detector(cfg, model, NAMES, path, pictures(1), (100, 160), batch_size=4)
+    assert result.contract["input_batch"] == "4" and result.difference.detections >= 5
     images, sizes = make_batch([(100, 160), (33, 160), (100, 61), (70, 70)], (100, 160), seed=4)
-    expected, names = detect(model, images, sizes), list(detector(images, sizes))
-    for run in run_all:
-        outputs = dict(zip(names, map(torch.tensor, run(images.numpy(), sizes.numpy()))))
-        assert outputs["is_exact"].all()
+    inputs = {"images": images.numpy(), "sizes": sizes.numpy()}
+    session = onnxruntime.InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    runs = [lambda: session.run(None, inputs)]
+    try:
+        import openvino
+
+        options = {"INFERENCE_PRECISION_HINT": "f32"}
+        runs.append(lambda: openvino.compile_model(path, "CPU", options)(inputs).values())
+    except ImportError:
+        pass
+    expected = detect(model, images, sizes)
+    for run in runs:
+        outputs = dict(zip(names, map(torch.tensor, run())))
+        assert ("masks" in outputs) == (kind in ("mask", "cascade")) and outputs["is_exact"].all()
         assert sum(check_equal(expected, outputs, score=1e-4)) >= 10
+
+
+def test_a_batch_for_openvino(tmp_path):
+    """The export compares the file with the model."""
+    pytest.importorskip("openvino")
+    cfg, path = make_seeded_config("faster", *THRESHOLD), str(tmp_path / "batch.xml")
+    model = make_seeded_model(cfg)
+    result = export_detector(cfg, model, NAMES, path, pictures(1), (100, 160), batch_size=2)
+    assert result.difference.detections >= 5
+    with pytest.raises(UserError, match="--batch-size needs --image-size and an .onnx or .xml"):
+        export_detector(cfg, model, NAMES, str(tmp_path / "b.pt2"), [], (100, 160), batch_size=2)
 
 
 @pytest.mark.parametrize("boxes", [close_boxes(20), random_boxes(1600)], ids=["close", "random"])
