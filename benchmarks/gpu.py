@@ -134,7 +134,8 @@ def run_all(
             if result["status"] != "done":
                 succeeded = False
                 say(result["output"])
-            found["rows"][row.name] = {"part": part, **result}
+            if not (result["status"].startswith("not run") and row.name in found["rows"]):
+                found["rows"][row.name] = {"part": part, **result}
             with whole_file(json_file) as f:
                 f.write(f"{json.dumps(found, indent=1)}\n".encode())
             with whole_file(os.path.splitext(json_file)[0] + ".md") as f:

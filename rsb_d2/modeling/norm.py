@@ -152,12 +152,27 @@ class FoldingConv2d(nn.Conv2d):
             return super().forward(x)
         if self.prepared is not None:
             scale, bias = self.prepared
-        else:
-            factor, offset = norm.fixed_statistics()
-            if self.bias is not None:
-                offset = offset + self.bias
-            scale, bias = _scale_and_bias(norm.weight, norm.bias, factor, offset)
+            weight = _ScaledWeight.apply(self.weight, scale[:, None, None, None], bias.dtype)
+            return self._conv_forward(x, weight, bias)
+        factor, offset = norm.fixed_statistics()
+        if self.bias is not None:
+            offset = offset + self.bias
+        scale, bias = _scale_and_bias(norm.weight, norm.bias, factor, offset)
         return self._conv_forward(x, self.weight * scale[:, None, None, None], bias)
+
+
+class _ScaledWeight(torch.autograd.Function):
+    """A product that is rounded to another type in the same kernel, as are its gradients."""
+
+    @staticmethod
+    def forward(ctx, weight, scale, dtype):
+        ctx.save_for_backward(weight, scale)
+        return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=dtype))
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, scale = ctx.saved_tensors
+        return grad * scale, (grad * weight).sum((1, 2, 3), keepdim=True), None
 
 
 def _scale_and_bias(

@@ -66,6 +66,24 @@ def test_folded_norms_have_the_same_features_and_gradients(name, number, device)
         )
 
 
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_folding_by_stages_equals_folding_by_layers(is_mixed):
+    _, by_stages, _ = make_backbones("resnet18", freeze_at=2)
+    by_layers, x = copy.deepcopy(by_stages), torch.randn(2, 3, 64, 64)
+    for stage in by_layers.body.children():
+        stage._forward_pre_hooks.clear()
+    found = []
+    for backbone in (by_stages, by_layers):
+        with torch.autocast("cpu", torch.bfloat16, is_mixed):
+            features = backbone(x)
+        sum((f.float() ** 2).mean() for f in features.values()).backward()
+        grads = {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}
+        assert all(getattr(m, "prepared", None) is None for m in backbone.modules())
+        found.append([features, grads])
+    assert len(found[0][1]) > 30
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_norms_are_folded_only_in_training(device):
     plain, folded, _ = make_backbones("resnet18", freeze_at=2, device=device)
     x = torch.randn(1, 3, 64, 64).to(device)
