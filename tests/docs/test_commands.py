@@ -38,7 +38,7 @@ NOT_RUN = {
     r"rsb-d2 (push|predict --weights hf:)": "needs the hub; tests/addons/test_hub.py",
     r"python train_net\.py --config-file configs/pretrain/\w+_rsb_a\d": "needs ImageNet",
     r"python train_net\.py --config-file configs/frcnn_torchvision_v2": (
-        "needs torchvision's weights; tests/checkpoint/test_torchvision_detectors.py makes such files"
+        "needs torchvision's weights, which checkpoint/test_torchvision_detectors.py imitates"
     ),
     r"python packaging/test_lowest_versions\.py": "builds an environment and runs the tests in it",
     r"python tools/(benchmark|miniature)\.py": "takes long; tests/benchmarks runs the measurements",
