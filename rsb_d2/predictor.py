@@ -3,7 +3,7 @@
 import difflib
 import os
 from contextlib import nullcontext
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -265,17 +265,37 @@ class Predictor:
             list[Instances]: of each image, on the CPU, in pixels of the original image:
             ``pred_boxes``, ``scores``, ``pred_classes``, and ``pred_masks`` of models with masks.
         """
+        return self.start(batch)()
+
+    def start(self, batch: List[Dict[str, Any]]) -> Callable[[], List[Instances]]:
+        """Start the detection of objects; a GPU computes while the caller does other things.
+
+        Args:
+            batch (list[dict]): as of a call.
+
+        Returns:
+            callable: returns the result of a call, for which it waits. Other batches may be started
+            before. Only models of :func:`rsb_d2.optimize_for_inference` with ``to_cpu`` compute
+            after the start.
+        """
         device, autocast = self.model.device, nullcontext()
         batch = send_images(batch, device)
         if self._dtype != torch.float32:
             autocast = torch.autocast(device.type, self._dtype)
+        start = getattr(getattr(self.model, "forward", None), "start", None)
         with torch.no_grad(), autocast:
-            outputs = self.model(batch)
-        instances = [output["instances"] for output in outputs]
-        if any(found.scores.is_cuda for found in instances):
-            instances = [_to_cpu(found) for found in instances]
-            torch.cuda.current_stream(device).synchronize()
-        return [_to_float32(found) for found in instances]
+            outputs = self.model(batch) if start is None else start(batch)
+
+        def finish() -> List[Instances]:
+            with torch.no_grad(), autocast:
+                found = outputs if start is None else outputs()
+            instances = [output["instances"] for output in found]
+            if any(each.scores.is_cuda for each in instances):
+                instances = [_to_cpu(each) for each in instances]
+                torch.cuda.current_stream(device).synchronize()
+            return [_to_float32(each) for each in instances]
+
+        return finish
 
     def to_coco(self, instances: Instances, image_id: int) -> List[Dict[str, Any]]:
         """Convert detections to entries of a COCO results file.

@@ -42,9 +42,14 @@ class ColourFinder:
         self.preparation = Preparation(cfg)
         self.input_format = "RGB"
         self.classes = ClassNames(("red", "green", "blue"), (2, 3, 5))
+        self.model = torch.zeros(())  # for its device
         self.batches = []
         self._kill_at = kill_at
         self._masks = masks
+
+    def start(self, batch):
+        found = self(batch)
+        return lambda: found
 
     def __call__(self, batch):
         self.batches.append(len(batch))

@@ -1,6 +1,7 @@
 """A detector on a GPU: the graph of fixed shapes for each padded size, with one wait per batch."""
 
 import math
+from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
@@ -20,6 +21,8 @@ _STEPS = (32, 64)
 _WARM_UP_CALLS = 2
 
 Outputs = Dict[str, torch.Tensor]
+# Of a batch, when they are needed.
+Results = Callable[[], List[Dict[str, Any]]]
 # From a function without arguments to one that writes into the same outputs, and these.
 Record = Callable[[Callable[[], Outputs]], Tuple[Callable[[], Any], Outputs]]
 
@@ -86,21 +89,44 @@ class StaticInference:
     def __getstate__(self) -> Dict[str, Any]:
         return {**vars(self), "_record": None, "_graphs": {}}
 
+    def __call__(self, batched_inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+        """As the method of ``GeneralizedRCNN`` or ``RetinaNet`` in evaluation mode."""
+        return self.start(batched_inputs)()
+
     # Outside of torch's modes: tensors recorded in one must not be written to in the other.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __call__(self, batched_inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
-        """As the method of ``GeneralizedRCNN`` or ``RetinaNet`` in evaluation mode."""
+    def start(self, batched_inputs: List[Dict[str, Any]]) -> Results:
+        """Start a call; the returned function returns its results.
+
+        With ``to_cpu`` on a GPU, that function waits for them, also if other calls have been
+        started since. Otherwise they are there already.
+        """
         if not batched_inputs:
-            return []
+            return list
         images = [record["image"] for record in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
         outputs = self._run(images, sizes)
-        # The only wait: for the copies into pinned memory, or for the numbers alone.
         if self._to_cpu and outputs["scores"].is_cuda:
-            device = outputs["scores"].device
+            device, copied = outputs["scores"].device, torch.cuda.Event()
             outputs = {name: x.to("cpu", non_blocking=True) for name, x in outputs.items()}
-            torch.cuda.current_stream(device).synchronize()
+            copied.record(torch.cuda.current_stream(device))
+            return partial(self._finish, batched_inputs, sizes, outputs, copied)
+        results = self._finish(batched_inputs, sizes, outputs)
+        return lambda: results
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _finish(
+        self,
+        batched_inputs: List[Dict[str, Any]],
+        sizes: List[Tuple[int, int]],
+        outputs: Outputs,
+        copied: torch.cuda.Event | None = None,
+    ) -> List[Dict[str, Any]]:
+        # The only wait: for the copies in pinned memory, or for the numbers alone.
+        if copied is not None:
+            copied.synchronize()
         state = torch.stack([outputs["num_detections"], outputs["is_exact"].long()]).tolist()
         results = []
         for i, (record, size, number) in enumerate(zip(batched_inputs, sizes, state[0])):

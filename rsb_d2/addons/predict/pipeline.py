@@ -9,7 +9,8 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -143,12 +144,12 @@ def _predict_pending(
             journal.add(line_of_skipped(index, path, reason))
             progress.write(f"skipped {printable(path)}: {reason}", file=sys.stderr)
 
-        for batch in load(batches, workers):
+        for batch, found in detect_all(predictor, load(batches, workers)):
             batch_done = {loaded.index for loaded in batch if done[loaded.index]}
             for loaded in batch:
                 if loaded.reason and loaded.index not in batch_done:
                     skip(paths[loaded.index], loaded.index, loaded.reason)
-            for loaded, instances in detect(predictor, batch):
+            for loaded, instances in found:
                 if loaded.index in batch_done:
                     continue
                 path, name = images[loaded.index]
@@ -172,6 +173,31 @@ def _default_workers(num_images: int) -> int:
     return max(1, min(4, cores - 1))
 
 
+def detect_all(
+    predictor: Predictor, batches: Iterable[List["Loaded"]]
+) -> Iterator[Tuple[List["Loaded"], List[tuple]]]:
+    """Detect objects in batches; while a GPU computes one, the results of the one before are used.
+
+    Args:
+        predictor (Predictor): of the model.
+        batches (iterable of list[Loaded]): as of :func:`detect`.
+
+    Yields:
+        list[Loaded], list[tuple]: each batch, and the result of :func:`detect` for it.
+    """
+    before = []
+    for batch in batches:
+        started = batch, _start(predictor, batch)
+        for of_before, finish in before:
+            yield of_before, finish()
+        before = [started]
+        if predictor.model.device.type == "cpu":  # it has been computed already
+            yield batch, started[1]()
+            before = []
+    for of_before, finish in before:
+        yield of_before, finish()
+
+
 def detect(predictor: Predictor, batch: List["Loaded"]) -> List[tuple]:
     """Detect objects in a batch.
 
@@ -182,15 +208,36 @@ def detect(predictor: Predictor, batch: List["Loaded"]) -> List[tuple]:
     Returns:
         list[tuple[Loaded, Instances or None]]: ``None`` for an image that needs too much memory.
     """
+    return _start(predictor, batch)()
+
+
+def _start(predictor: Predictor, batch: List["Loaded"]) -> Callable[[], List[tuple]]:
     usable = [loaded for loaded in batch if loaded.prepared is not None]
     if not usable:
-        return []
+        return list
+    finish = _unless_memory_is_full(predictor.start, [loaded.prepared for loaded in usable])
+    if finish is None:
+        return partial(_detect_separately, predictor, usable)
+
+    def results() -> List[tuple]:
+        instances = _unless_memory_is_full(finish)
+        if instances is None:
+            return _detect_separately(predictor, usable)
+        return list(zip(usable, instances))
+
+    return results
+
+
+def _unless_memory_is_full(function: Callable, *args: Any) -> Any:
     try:
-        return list(zip(usable, predictor([loaded.prepared for loaded in usable])))
+        return function(*args)
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
-    # Outside the except block, because the frames of the error keep the memory.
+    return None  # outside the except block, because the frames of the error keep the memory
+
+
+def _detect_separately(predictor: Predictor, usable: List["Loaded"]) -> List[tuple]:
     if len(usable) == 1:
         return [(usable[0], None)]
     _print_once(

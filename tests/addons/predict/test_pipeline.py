@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from pycocotools.coco import COCO
 
@@ -20,8 +22,10 @@ from rsb_d2.addons.predict import writing
 from rsb_d2.addons.predict.files import find_images
 from rsb_d2.addons.predict.pipeline import (
     ImageBatches,
+    Loaded,
     Options,
     chunk_size,
+    detect_all,
     predict_files,
 )
 from rsb_d2.addons.predict.results import Shard, format_table, merge_shards
@@ -350,3 +354,33 @@ def test_a_cut_jpeg(tmp_path):
         (loaded,) = next(iter(batches))
         assert ("damaged" in loaded.reason) == (mode == "auto")
         assert (loaded.prepared is None) == (mode == "auto")
+
+
+@pytest.mark.parametrize(
+    "device, order", [("cpu", "s0 f0 s1 f1 s2 f2 s3 f3"), ("cuda", "s0 s1 f0 s2 f1 s3 f2 f3")]
+)
+def test_a_gpu_computes_a_batch_while_another_is_read(device, order):
+    events = []
+
+    class Recorder:
+        model = SimpleNamespace(device=torch.device(device))
+
+        def start(self, batch):
+            events.append(f"s{batch[0]}")
+
+            def finish():
+                events.append(f"f{batch[0]}")
+                if len(batch) > 1:
+                    raise MemoryError
+                return [f"in {image}" for image in batch]
+
+            return finish
+
+    batches = [[Loaded(i, i, None)] for i in range(4)]
+    found = list(detect_all(Recorder(), batches))
+    assert events == order.split()
+    assert found == [(batch, [(batch[0], f"in {i}")]) for i, batch in enumerate(batches)]
+    # A batch whose results do not fit into memory is done one by one.
+    batch = [Loaded(i, i, None) for i in (5, 6)]
+    (found,) = detect_all(Recorder(), [batch])
+    assert found == (batch, [(batch[0], "in 5"), (batch[1], "in 6")])

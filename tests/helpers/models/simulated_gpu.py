@@ -34,6 +34,18 @@ class OnGPU(torch.Tensor):
         raise AssertionError(f"{function} outside of SimulatedGPU")
 
 
+class _Event:
+    def __init__(self, gpu):
+        self._gpu = gpu
+
+    def record(self, stream):
+        assert stream is self._gpu
+        self._pointers = list(self._gpu._on_the_way)
+
+    def synchronize(self):
+        self._gpu.arrived("event", self._pointers)
+
+
 def _values(x):
     return x.values if isinstance(x, OnGPU) else x
 
@@ -57,13 +69,17 @@ class SimulatedGPU(TorchDispatchMode):
         monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self)
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: self._pin(x))
+        monkeypatch.setattr(torch.cuda, "Event", lambda: _Event(self))
         to_list = torch.Tensor.tolist
         monkeypatch.setattr(torch.Tensor, "tolist", lambda x: to_list(self._read(x)))
 
     def synchronize(self):
         """As of the stream."""
-        self.waits.append("synchronize")
-        self._on_the_way = []
+        self.arrived("synchronize", list(self._on_the_way))
+
+    def arrived(self, name, pointers):
+        self.waits.append(name)
+        self._on_the_way = [p for p in self._on_the_way if p not in pointers]
 
     def _pin(self, x):
         self._pinned.append(x.clone())
