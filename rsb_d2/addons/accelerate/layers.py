@@ -402,32 +402,6 @@ class InferenceResidualBlock(nn.Module):
         return self.convs[-1].add(x, shortcut, relu=True, inplace=inplace)
 
 
-class InferenceStem(nn.Module):
-    """Detectron2's ``BasicStem`` with the ReLU in the convolution.
-
-    Args:
-        conv (InferenceConv2d): with a ReLU.
-        stride (int): of convolution and pooling, which ``ResNet`` reads.
-        out_channels (int): which ``ResNet`` reads.
-    """
-
-    def __init__(self, conv: InferenceConv2d, stride: int, out_channels: int):
-        super().__init__()
-        self.conv1 = conv
-        self.stride = stride
-        self.out_channels = out_channels
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            x (Tensor): (N, 3, H, W).
-
-        Returns:
-            Tensor: (N, C, H / 4, W / 4).
-        """
-        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
-
-
 def replace_blocks(root: nn.Module) -> None:
     """Replace the residual blocks of timm's and Detectron2's ResNets whose norms are all folded.
 
@@ -454,7 +428,9 @@ def _replacement(block: nn.Module) -> nn.Module | None:
         return _block(convs, block.shortcut, set_relu=True)
     if type(block) is d2_resnet.BasicStem and _is_plain(block.conv1, relu=False):
         block.conv1.relu = True
-        return InferenceStem(block.conv1, block.stride, block.out_channels)
+        stem = nn.Sequential(block.conv1, nn.MaxPool2d(3, stride=2, padding=1))
+        stem.stride = block.stride  # which ResNet reads
+        return stem
     return None
 
 
