@@ -17,6 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks at it, and for wha
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
@@ -44,6 +45,10 @@ def pytest_collection_finish():
     # What the imports have made stays: the garbage collector need not look through it each time.
     gc.collect()
     gc.freeze()
+    # The first backward pass starts threads for devices, after which no process can be forked. A
+    # fake tensor adds a device that is not there: without a GPU, start none before.
+    if not torch.cuda.is_available():
+        torch.ones(1, requires_grad=True).sum().backward()
     warm_python.start_server()
 
 
