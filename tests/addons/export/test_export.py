@@ -136,7 +136,9 @@ def test_torch_export_file_equals_the_model(exported, kind):
         image = random_image(seed, size)
         expected = torch_model(image)
         difference = compare(expected, program(image), 0.3, 100)
-        assert difference.box < 1e-3 and difference.score < 1e-5 and difference.mask < 1e-4
+        # With random weights, each stage of a cascade enlarges the rounding of the one before.
+        limit = 1e-4 if kind == "cascade" else 1e-5
+        assert difference.box < 1e-3 and difference.score < limit and difference.mask < 1e-4
         assert (expected.masks is not None) == (kind in ("mask", "cascade"))
         total += difference.detections
     assert total >= 20
