@@ -200,26 +200,27 @@ def test_restarted_processes_find_each_other_and_not_the_earlier_ones():
 def test_a_signal_ends_two_processes_with_one_checkpoint(folder):
     output = folder / "stopped"
     command = [sys.executable, str(PROGRAM), "--num-gpus", "2", *FIXED, "OUTPUT_DIR", str(output)]
-    process = subprocess.Popen(
-        [*command, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "100000"],
-        cwd=folder,
-        env={**os.environ, **ON_CPU},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    printed = folder / "stopped.txt"  # no pipe, which would stop the run once it is full
+    with open(printed, "w") as out:
+        process = subprocess.Popen(
+            [*command, "SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "100000"],
+            cwd=folder,
+            env={**os.environ, **ON_CPU},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         end = time.monotonic() + 200
         while not (output / "images.1").exists() and time.monotonic() < end:
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        text, _ = process.communicate(timeout=120)
+        process.wait(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 143, text
-    assert "Stopped by a signal after" in text
+    assert process.returncode == 143, printed.read_text()
+    assert "Stopped by a signal after" in printed.read_text()
     checkpoint = torch.load(output / (output / "last_checkpoint").read_text(), weights_only=True)
     assert len(checkpoint["trainer"]["processes"]) == 2
 
