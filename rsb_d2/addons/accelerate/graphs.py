@@ -148,26 +148,24 @@ class StaticInference:
         steps = self._steps if height <= width else self._steps[::-1]
         steps = [math.lcm(step, divisor) for step in steps]
         padded = tuple(-(-side // step) * step for side, step in zip((height, width), steps))
+        images = [x.to(self._model.pixel_mean.device, non_blocking=True) for x in images]
         key = len(images), padded, images[0].dtype
-        graph = self._graphs.get(key)
-        if graph is None:
-            graph = self._make(*key)
-        device = graph.inputs[0].device
-        for mine, given in zip(
-            graph.inputs, graph.detector.stack([x.to(device, non_blocking=True) for x in images])
-        ):
+        if key not in self._graphs:
+            if self._record is None or len(self._graphs) >= _MAX_SIZES:
+                detector = static_detector(self._model, padded, len(images))
+                return detector(*detector.stack(images))
+            self._graphs[key] = self._make(*key)
+        graph = self._graphs[key]
+        for mine, given in zip(graph.inputs, graph.detector.stack(images)):
             mine.copy_(given)
-        return graph.run() or graph.outputs
+        graph.run()
+        return graph.outputs
 
     def _make(self, batch_size: int, padded: Tuple[int, int], dtype: torch.dtype) -> _Graph:
         detector = static_detector(self._model, padded, batch_size)
         image = torch.zeros(3, *padded, dtype=dtype, device=self._model.pixel_mean.device)
         inputs = detector.stack([image] * batch_size)
-        if self._record is None or len(self._graphs) >= _MAX_SIZES:
-            return _Graph(detector, inputs, lambda: detector(*inputs), {})
-        graph = _Graph(detector, inputs, *self._record(lambda: detector(*inputs)))
-        self._graphs[batch_size, padded, dtype] = graph
-        return graph
+        return _Graph(detector, inputs, *self._record(lambda: detector(*inputs)))
 
 
 def _postprocess(found: Outputs, size: Tuple[int, int], original: Tuple[int, int]) -> Instances:
