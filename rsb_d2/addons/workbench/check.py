@@ -28,6 +28,7 @@ _FEW_OBJECTS = 10
 _BAD_FIT = 0.3  # an anchor with a lower IoU is background to the RPN of most configs
 _SMALL = 8.0  # pixels in training
 _EXAMPLES = 5
+_KMEANS_ROUNDS = 50
 # Bytes of a parameter: itself, its gradient, and the state of its optimizer, all float32.
 _BYTES = {"SGD": 12, "AdamW": 16, "LAMB": 16}
 
@@ -140,10 +141,31 @@ def _describe_boxes(
         "median_size_in_training": float(np.median(sizes)),
         "smallest_size_in_training": float(sizes.min()),
         "largest_size_in_training": float(sizes.max()),
+        "sizes_by_kmeans": kmeans(sizes, len(cfg.MODEL.ANCHOR_GENERATOR.SIZES)),
         "thinner_than_8_pixels": float(is_small.mean()),
         "median_iou_of_best_anchor": float(np.median(ious)),
         "best_anchor_below_0.3": float(is_bad_fit.mean()),
     }
+
+
+def kmeans(sizes: np.ndarray, num_clusters: int) -> List[int]:
+    """Return ``num_clusters`` sizes for anchors, by k-means of the logarithms of the boxes' sizes.
+
+    Args:
+        sizes (ndarray): of shape (N,), the square roots of the areas, in pixels; N > 0.
+        num_clusters (int): at least 1.
+
+    Returns:
+        list[int]: the geometric mean of each cluster, rounded, in ascending order; fewer than
+        ``num_clusters`` if some are empty or equal.
+    """
+    values = np.log(np.maximum(sizes, 1.0))
+    centers = np.linspace(values.min(), values.max(), num_clusters)
+    for _ in range(_KMEANS_ROUNDS):
+        cluster = np.abs(values[:, None] - centers).argmin(axis=1)
+        for i in np.unique(cluster):
+            centers[i] = values[cluster == i].mean()
+    return sorted({round(size) for size in np.exp(centers[np.unique(cluster)])})
 
 
 def _duplicates(sources: List[Tuple[Source, str]], warnings: List[str]) -> Dict[str, Any]:
@@ -248,7 +270,8 @@ def as_text(report: Dict[str, Any]) -> str:
             f"boxes in training: {boxes['smallest_size_in_training']:.0f} to "
             f"{boxes['largest_size_in_training']:.0f} pixels, median "
             f"{boxes['median_size_in_training']:.0f}; {boxes['thinner_than_8_pixels']:.1%} thinner "
-            f"than 8; {boxes['best_anchor_below_0.3']:.1%} without an anchor of IoU 0.3"
+            f"than 8; {boxes['best_anchor_below_0.3']:.1%} without an anchor of IoU 0.3; k-means of "
+            f"their sizes: {', '.join(map(str, boxes['sizes_by_kmeans']))}"
         )
     lines.append(f"images both in train and val: {report['duplicates']['train_and_val']}")
     s = report["schedule"]

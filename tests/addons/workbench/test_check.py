@@ -3,11 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
-from rsb_d2.addons.workbench.check import as_text, check
+from rsb_d2.addons.workbench.check import as_text, check, kmeans
 from rsb_d2.addons.workbench.sample import make_sample_data
 from tests.helpers.paths import CONFIGS
 from tests.helpers.runs.programs import call_tool
@@ -48,6 +49,14 @@ def test_figures_are_those_of_the_files(sample):
     assert "everything starts from random weights" in " ".join(report["warnings"])
     assert json.loads(json.dumps(report)) == report
     assert "10 epochs" in as_text(report)
+
+
+def test_sizes_by_kmeans_are_the_geometric_means_of_separate_clusters():
+    generator = np.random.default_rng(0)
+    clusters = [generator.uniform(size, 1.3 * size, 10 * size) for size in (10, 40, 160)]
+    expected = [round(float(np.exp(np.log(c).mean()))) for c in clusters]
+    assert kmeans(generator.permutation(np.concatenate(clusters)), 3) == expected
+    assert kmeans(np.full(7, 52.4), 5) == [52]
 
 
 def test_images_in_both_splits_are_found(sample, tmp_path):
