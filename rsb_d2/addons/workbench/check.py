@@ -270,8 +270,8 @@ def as_text(report: Dict[str, Any]) -> str:
             f"boxes in training: {boxes['smallest_size_in_training']:.0f} to "
             f"{boxes['largest_size_in_training']:.0f} pixels, median "
             f"{boxes['median_size_in_training']:.0f}; {boxes['thinner_than_8_pixels']:.1%} thinner "
-            f"than 8; {boxes['best_anchor_below_0.3']:.1%} without an anchor of IoU 0.3; k-means of "
-            f"their sizes: {', '.join(map(str, boxes['sizes_by_kmeans']))}"
+            f"than 8; {boxes['best_anchor_below_0.3']:.1%} without an anchor of IoU 0.3; k-means "
+            f"of their sizes: {', '.join(map(str, boxes['sizes_by_kmeans']))}"
         )
     lines.append(f"images both in train and val: {report['duplicates']['train_and_val']}")
     s = report["schedule"]
