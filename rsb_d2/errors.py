@@ -1,7 +1,12 @@
 """The exception for mistakes that a user can fix, and helpers for its messages."""
 
 import difflib
-from typing import Any, Iterable, List
+import os
+import select
+import signal
+import sys
+from contextlib import contextmanager
+from typing import Any, Iterable, Iterator, List
 
 
 class UserError(ValueError):
@@ -63,3 +68,30 @@ def first_ids(ids: List[int]) -> str:
 def how_to_make(path: str) -> str:
     """Return how to make a missing file of the sample data, for the end of a message, or ""."""
     return "; `rsb-d2 sample-data` makes it" if "datasets/rsb_sample" in path else ""
+
+
+@contextmanager
+def end_with_closed_pipe() -> Iterator[None]:
+    """Context manager that ends a program quietly if nobody reads its output, as with ``| head``.
+
+    The exit status is 141, which shells report for programs that SIGPIPE ends. A broken pipe to
+    another process, such as a worker, remains an error.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not closed:
+            raise
+        for stream in closed:  # Python flushes them again when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _has_no_reader(stream: Any) -> bool:
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)  # errors only
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -14,7 +14,7 @@ from typing import Callable
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-from rsb_d2.errors import UserError, printable  # noqa: E402
+from rsb_d2.errors import UserError, end_with_closed_pipe, printable  # noqa: E402
 
 
 def make_parser(text: str) -> argparse.ArgumentParser:
@@ -50,7 +50,8 @@ def report_user_errors(main: Callable[[], int]) -> Callable[[], int]:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return main()
+            with end_with_closed_pipe():
+                return main()
         except UserError as e:
             print(f"{name}: error: {printable(str(e))}", file=sys.stderr)
             return 2

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checkpoint import Checkpointer
 from ..config.setup import setup
-from ..errors import UserError, printable
+from ..errors import UserError, end_with_closed_pipe, printable
 from ..memory import reuse_freed_memory
 from ..model_zoo.model_zoo import find_config
 from ..solver.ema import evaluate_with_average, load_average
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> Any:
 
     A mistake of the user ends it with ``SystemExit`` and a message of one line.
     """
-    with _errors_in_one_line(args):
+    with end_with_closed_pipe(), _errors_in_one_line(args):
         return launch(main, args)
 
 

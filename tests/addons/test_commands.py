@@ -14,6 +14,7 @@ import rsb_d2_cli
 from rsb_d2.addons.commands import PROGRAMS, make_parser
 from rsb_d2.addons.workbench.convert import FORMATS
 from rsb_d2.checkpoint.convert import TARGETS
+from rsb_d2.errors import end_with_closed_pipe
 from rsb_d2.predictor import DTYPES
 from tests.helpers.paths import ROOT
 
@@ -167,3 +168,37 @@ def test_every_program_has_a_line_of_help():
     text = " ".join(make_parser().format_help().split())
     assert all(f" {name} " in text for name in PROGRAMS)
     assert isinstance(make_parser(), argparse.ArgumentParser)
+
+
+def run_without_reader(*command, **options):
+    """Run a command whose stdout nobody reads; return its status and stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-W", "ignore", *map(str, command)],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **options},
+        )
+    finally:
+        os.close(writer)
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_a_program_quietly(unbuffered, sample_data, tmp_path):
+    words = [sample_data / "annotations/val.json", "--images", sample_data / "val"]
+    words = [ROOT / "tools" / "convert_data.py", *words, "--output", tmp_path / "out"]
+    assert run_without_reader(*words, PYTHONUNBUFFERED=unbuffered) == (141, "")
+    assert (tmp_path / "out" / "train.json").is_file()
+
+
+def test_help_into_a_closed_pipe():
+    assert run_without_reader(rsb_d2_cli.__file__, "--help", PYTHONUNBUFFERED="") == (141, "")
+
+
+def test_another_broken_pipe_is_an_error():
+    with pytest.raises(BrokenPipeError), end_with_closed_pipe():
+        raise BrokenPipeError

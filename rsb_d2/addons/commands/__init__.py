@@ -12,7 +12,7 @@ import sys
 import warnings
 from typing import List
 
-from ...errors import UserError, printable
+from ...errors import UserError, end_with_closed_pipe, printable
 
 # By the name on the command line: the module here.
 PROGRAMS = {
@@ -78,10 +78,10 @@ def run(argv: List[str], tool: str = "") -> int:
     Returns:
         int: exit status; 2 after a :class:`UserError`.
     """
-    args = make_parser(tool).parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    with warnings.catch_warnings():
+    with end_with_closed_pipe(), warnings.catch_warnings():
+        args = make_parser(tool).parse_args(argv)
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
         warnings.simplefilter("ignore", FutureWarning)  # torch's about Detectron2's code
         try:
             return args.function(args)
