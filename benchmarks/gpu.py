@@ -65,6 +65,7 @@ def rows_of_parts(device: str) -> Dict[str, List[Row]]:
         common = f"{large} --batch {n} --runs 5 --rows 'an iteration'"
         words = f"{common} {low}" + (" --memory" if n == 2 else "")
         add("training", "training", 90, f"bfloat16 x{n}", words)
+        add("training", "training", 60, f"bfloat16, graphs x{n}", f"{words} --cuda-graphs")
         add("training", "training", 60, f"float32 x{n}", common)
     common = f"{on_device} --batch 256 --runs 5"
     add("pretraining", "pretraining", 60, "bfloat16", f"{common} {low} --loader-workers 8")

@@ -164,8 +164,8 @@ class Step:
             return self._losses()
 
     def backward(self) -> None:
+        self._optimizer.zero_grad()  # as in the trainers, before the forward pass
         loss = sum(self.forward().values())
-        self._optimizer.zero_grad()
         with tf32(self._with_tf32):
             self._scaler.scale(loss).backward()
 

@@ -39,6 +39,7 @@ LOSS_TOLERANCE, LOSS_TOLERANCE_LOW = 2e-3, 0.03
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--compile", action="store_true", help="ours with MODEL.COMPILE")
+    parser.add_argument("--cuda-graphs", action="store_true", help="ours with MODEL.CUDA_GRAPHS")
     parser.add_argument("--nchw", action="store_true", help="ours without MODEL.CHANNELS_LAST")
     parser.add_argument("--no-fold", action="store_true", help="ours without TIMM.FOLD_NORM")
 
@@ -56,7 +57,7 @@ def prepare(args: argparse.Namespace, name: str) -> Prepared:
     if name == "ours":
         dtype = args.dtype
         cfg.MODEL.CHANNELS_LAST, cfg.MODEL.COMPILE = not args.nchw, args.compile
-        cfg.MODEL.TIMM.FOLD_NORM = not args.no_fold
+        cfg.MODEL.TIMM.FOLD_NORM, cfg.MODEL.CUDA_GRAPHS = not args.no_fold, args.cuda_graphs
     model = Trainer.build_model(cfg)
     seed_weights(model)
     if name == "ours":

@@ -169,6 +169,10 @@ def _defaults() -> CN:
     # Compile backbone and FPN with torch.compile for training. The first iterations take minutes,
     # and on the CPU it needs a C++ compiler; checkpoints are the same with and without it.
     cfg.MODEL.COMPILE = False
+    # Training on one GPU: record the forward and the backward pass of backbone, FPN and dense head,
+    # of a classifier of all of it, as CUDA graphs, for up to 8 sizes of batches that come more than
+    # once. Nothing is padded for it, so a fixed size (INPUT.LSJ) gains most. It needs torch 2.14.
+    cfg.MODEL.CUDA_GRAPHS = False
 
     # A running average of the weights and buffers over the training (EMA), by timm's ModelEmaV3. It
     # is in each checkpoint as "ema", is evaluated alongside the model with "ema/" before the

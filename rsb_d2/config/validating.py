@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from ..checkpoint import check_architecture, has_run, locate
 from ..checkpoint.run_folder import CONFIG_KEY, read_newest_entry
 from ..data.builtin import PANOPTIC
+from ..engine.cuda_graphs import check_cuda_graphs
 from ..engine.tasks import check_config, get_task
 from ..engine.train_step import check_accumulation
 from ..engine.trainer import check_compiler
@@ -46,6 +47,7 @@ _MATTERS = (
 # ... except these: where, how fast and how long it runs, what it keeps, how it is evaluated.
 _MAY_DIFFER = (
     *("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CHANNELS_LAST", "MODEL.COMPILE"),
+    "MODEL.CUDA_GRAPHS",
     *("MODEL.TIMM.FOLD_NORM", "MODEL_EMA.DEVICE", "SOLVER.AMP."),
     *("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_", "SOLVER.RESUME_WITH_CHANGES"),
     *("SOLVER.MAX_EPOCHS", "SOLVER.STEP_EPOCHS", "SOLVER.ACCUMULATE_STEPS"),
@@ -82,6 +84,7 @@ def validate(cfg: CfgNode, eval_only: bool = False, resume: bool = False) -> Non
         check_best_metric(cfg)
         check_optimizer(cfg)
         check_accumulation(cfg, comm.get_world_size())
+        check_cuda_graphs(cfg, comm.get_world_size())
     dry_run(cfg, eval_only, task.build_and_run)
     if not (resume and has_run(cfg.OUTPUT_DIR)):  # which has its own weights
         check_weights(cfg, eval_only)

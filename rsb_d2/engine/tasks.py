@@ -1,9 +1,10 @@
 """Kinds of training: the parts around a model and Detectron2's trainer, by META_ARCHITECTURE."""
 
-from typing import Collection, Iterable, Sequence
+from typing import Collection, Iterable, List, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import nn
 
 from ..config.checks import check_schedule, check_values
@@ -94,6 +95,13 @@ class Task:
         Weights keep their names. One program serves all image sizes.
         """
         model.backbone.compile(dynamic=True)
+
+    def parts_to_record(self, model: nn.Module) -> List[nn.Module]:
+        """Return the parts of a model that training records with ``MODEL.CUDA_GRAPHS``."""
+        head = getattr(getattr(model, "proposal_generator", None), "rpn_head", None)
+        if isinstance(model, DenseDetector):
+            head = model.head
+        return [model.backbone, *([] if head is None else [head])]
 
 
 def get_task(cfg: CfgNode) -> Task:

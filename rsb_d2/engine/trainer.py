@@ -39,6 +39,7 @@ from ..solver import build_optimizer
 from ..solver.ema import AverageUpdate, build_average, evaluate_with_average
 from ..solver.epochs import check_resolved
 from ..utils import unwrap
+from .cuda_graphs import RecordedPart, check_cuda_graphs
 from .hooks import (
     BestCheckpointer,
     CheckpointWriter,
@@ -401,8 +402,9 @@ class Trainer(DefaultTrainer):
 def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     """Replace layers of a model, in place, by faster ones with equal results.
 
-    ``MODEL.TIMM.FOLD_NORM`` folds fixed norms, ``MODEL.COMPILE`` compiles, and a stock RPN selects
-    its proposals before it decodes them. Names and values of the weights stay.
+    ``MODEL.TIMM.FOLD_NORM`` folds fixed norms, ``MODEL.COMPILE`` compiles, ``MODEL.CUDA_GRAPHS``
+    records CUDA graphs, and a stock RPN selects its proposals before it decodes them. Names and
+    values of the weights stay.
     (``MODEL.CHANNELS_LAST`` also matters for evaluation, so :meth:`Trainer.build_model` applies
     it.)
     """
@@ -417,6 +419,10 @@ def prepare_for_training(model: nn.Module, cfg: CfgNode) -> None:
     if cfg.MODEL.COMPILE:
         check_compiler(cfg)
         get_task(cfg).compile(model)
+    if cfg.MODEL.CUDA_GRAPHS:
+        check_cuda_graphs(cfg, comm.get_world_size())
+        for part in get_task(cfg).parts_to_record(model):
+            part.forward = RecordedPart(part)
 
 
 def check_compiler(cfg: CfgNode) -> None:

@@ -234,10 +234,13 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
         """``1 / sqrt(running_var + eps)`` and ``-running_mean``, (C,) each.
 
         They are cached until the statistics change, which saves two small kernels per layer and
-        step.
+        step. A CUDA graph computes them in each replay.
         """
         mean, var = self.running_mean, self.running_var
-        if torch.compiler.is_compiling() or mean.is_inference() or var.is_inference():
+        is_traced = torch.compiler.is_compiling() or (
+            torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        )
+        if is_traced or mean.is_inference() or var.is_inference():
             return (var + self.eps).rsqrt(), -mean
         key = (id(mean), mean._version, id(var), var._version, var.device, var.dtype, self.eps)
         if self.__dict__.get("_known", (None,))[0] != key:

@@ -1,11 +1,12 @@
 """Image classification as a kind of training, and its checks."""
 
 import logging
-from typing import Collection, Iterable, Sequence
+from typing import Collection, Iterable, List, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from torch import nn
 
 from ..config import get_value
 from ..config.defaults import default_config
@@ -118,6 +119,9 @@ class ClassificationTask(Task):
 
     def compile(self, model: ImageClassifier) -> None:
         model.network.compile()  # all images have one size
+
+    def parts_to_record(self, model: ImageClassifier) -> List[nn.Module]:
+        return [model.network]
 
 
 def _check_images(keys: CfgNode) -> None:

@@ -130,6 +130,7 @@ def test_results_that_differ_are_not_measured(monkeypatch, capsys):
         ("training --device tpu9", "--device: is 'tpu9', but torch finds no such device"),
         ("inference --dtype bfloat16", "name with --weights a model"),
         ("pretraining --batch 3", "--batch is 3; images are mixed in pairs"),
+        ("training --image-size 64x64 --cuda-graphs", "MODEL.CUDA_GRAPHS is for a GPU"),
         ("startup --rows build", "--rows: there is no row 'build'"),
     ],
 )
