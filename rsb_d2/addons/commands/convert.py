@@ -1,4 +1,4 @@
-"""Convert YOLO, Pascal VOC and LabelMe data sets to COCO, and any of them to YOLO.
+"""Convert YOLO, Pascal VOC, LabelMe and VIA data sets to COCO, and any of them to YOLO.
 
 rsb-d2 convert my_yolo/data.yaml --output my_coco
 rsb-d2 convert my_voc --output my_coco --split 0.8 --seed 1
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="source",
         default="",
-        choices=("yolo", "voc", "labelme", "coco"),
+        choices=("yolo", "voc", "labelme", "via", "coco"),
         help="input format (detected)",
     )
     parser.add_argument("--to", default="coco", choices=("coco", "yolo"), help="output format")
@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="class names in order (default: sorted)",
+    )
+    parser.add_argument(
+        "--attribute", default="", metavar="NAME", help="of VIA's regions, which is their class"
     )
     parser.add_argument(
         "--split", type=float, metavar="F", help="fraction of training images, such as 0.8"
@@ -76,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         target=args.to,
         images=args.images,
         classes=args.classes,
+        attribute=args.attribute,
         split=args.split,
         seed=args.seed,
         clip=args.clip,

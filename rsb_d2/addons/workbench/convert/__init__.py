@@ -1,4 +1,4 @@
-"""Conversion of data sets: YOLO, Pascal VOC, LabelMe and COCO to COCO, and all of them to YOLO.
+"""Conversion of data sets: YOLO, Pascal VOC, LabelMe, VIA and COCO to COCO, and all to YOLO.
 
 :func:`convert` reads the files of one format into a :class:`~.records.DataSet`, checks and splits
 it, writes the files of another format, and compares them with the data set when read again.
@@ -9,6 +9,7 @@ refuses or counts; the module docstrings of :mod:`.voc` and :mod:`.yolo` list th
 draws images at random, so that a rare class may be missing from a split.
 """
 
+import itertools
 import json
 import os
 import random
@@ -35,13 +36,14 @@ from .records import (
     files_in,
 )
 from .shapes import fit_objects
+from .via import is_via, is_via_csv, read_via
 from .voc import read_voc
 from .yolo import find_data_yaml, read_yolo, write_yolo
 
 _TOLERANCE = 0.01  # in pixels, of the written files; files have more digits
 _BACKGROUND = object()
 
-FORMATS = ("yolo", "voc", "labelme", "coco")
+FORMATS = ("yolo", "voc", "labelme", "via", "coco")
 
 
 @dataclass
@@ -65,17 +67,23 @@ class Conversion:
         pictures = {id(picture): picture for picture in self.data.pictures()}.values()
         notes = self.data.notes
         objects = sum(len(picture.objects) for picture in pictures) - notes["crowds left out"]
-        left_out = [
-            f"{number} {what.replace(' left out', '')}"
-            for what, number in notes.items()
-            if number and what.startswith(OBJECTS_LEFT_OUT + IMAGES_LEFT_OUT)
-        ]
         return (
             f"{count(self.data.images_read, 'image')} with "
             f"{count(self.data.objects_read, 'object')} read, "
             f"{count(len(pictures), 'image')} with {count(objects, 'object')} written. Left out: "
-            f"{'; '.join(left_out) or 'nothing'}"
+            f"{_left_out(notes, OBJECTS_LEFT_OUT + IMAGES_LEFT_OUT) or 'nothing'}"
         )
+
+
+def _left_out(notes: Dict[str, int], reasons: Tuple[str, ...]) -> str:
+    found = []
+    for what, number in notes.items():
+        if number and what.startswith(reasons):
+            name, _, rest = what.replace(" left out", "").partition(" ")
+            if number == 1 and not rest.startswith("and "):
+                name = "box" if name == "boxes" else name.removesuffix("s")
+            found.append(f"{number} {name} {rest}".strip())
+    return "; ".join(found)
 
 
 def convert(
@@ -86,6 +94,7 @@ def convert(
     target: str = "coco",
     images: Sequence[str] = (),
     classes: Sequence[str] = (),
+    attribute: str = "",
     split: float | None = None,
     seed: int = 0,
     clip: bool = False,
@@ -102,7 +111,8 @@ def convert(
         target (str): ``"coco"`` or ``"yolo"``.
         images (sequence of str): folder of the images; for COCO files, one for all or one each.
         classes (sequence of str): names of the classes in the desired order, for formats without
-            a list of classes (VOC, LabelMe); sorted by default.
+            a list of classes (VOC, LabelMe, VIA); sorted by default.
+        attribute (str): for VIA, the attribute of regions that is their class; ``""`` to choose it.
         split (float or None): fraction of the images of train and val to train on, between 0 and
             1, stratified by class; ``None`` keeps the existing splits.
         seed (int): seed of the split.
@@ -122,7 +132,13 @@ def convert(
             raise UserError(f"there is no file or folder {path}")
     source = source or tell_format(inputs[0])
     problems = Problems()
-    data = _read(source, inputs, images, output, problems)
+    if attribute and source != "via":
+        raise UserError("--attribute: only regions of VIA have attributes")
+    if source == "via":
+        _check_one(source, inputs, images)
+        data = read_via(inputs[0], images[0] if images else "", attribute, classes, problems)
+    else:
+        data = _read(source, inputs, images, output, problems)
     if classes:
         _order_classes(data, classes, source, problems)
     alike = alike_names(data.names)
@@ -133,7 +149,10 @@ def convert(
     if labelled_only:
         _leave_out_unlabelled(data)
     if not any(picture.objects for picture in data.pictures()):
-        raise UserError(f"{inputs[0]} has no objects in it, so there is nothing to convert")
+        reason = f"{inputs[0]} has {count(data.objects_read, 'object')}"
+        if data.objects_read:
+            reason += f", all of them left out: {_left_out(data.notes, OBJECTS_LEFT_OUT)}"
+        raise UserError(f"{reason}; there is nothing to convert")
     root = data.root or common_folder(data.pictures())
     _check_names(data, root, problems)
     problems.stop_if_any()
@@ -165,12 +184,13 @@ def tell_format(path: str) -> str:
     """
     if os.path.isfile(path):
         ending = os.path.splitext(path)[1].lower()
-        known = {".yaml": "yolo", ".yml": "yolo", ".xml": "voc", ".json": _format_of_json(path)}
-        if known.get(ending):
-            return known[ending]
+        known = {".yaml": "yolo", ".yml": "yolo", ".xml": "voc"}
+        found = known.get(ending) or _format_of(path)
+        if found:
+            return found
         raise UserError(
-            f"{path} has an unknown format; name one with --from, or export the data in COCO's "
-            "format, as CVAT, Label Studio, VIA and Datumaro can"
+            f"{path} is not a file of COCO, LabelMe, VIA 1 or 2, Pascal VOC or YOLO; export the "
+            "data in COCO's format, as CVAT, Label Studio and Datumaro can"
         )
     if export_splits(path):
         return "coco"
@@ -183,8 +203,8 @@ def tell_format(path: str) -> str:
         no_yaml = e
     if files_in(path, (".xml",)):
         found.append("voc")
-    if any(_format_of_json(file) == "labelme" for file in files_in(path, (".json",))[:100]):
-        found.append("labelme")
+    formats = map(_format_of, files_in(path, (".json", ".csv")))
+    found += list(itertools.islice((f for f in formats if f in ("labelme", "via")), 1))
     if len(found) == 1:
         return found[0]
     if found:
@@ -193,13 +213,14 @@ def tell_format(path: str) -> str:
         raise no_yaml
     raise UserError(
         f"{path} has an unknown format: it has no data.yaml (YOLO), XML files (Pascal VOC) "
-        "or JSON files (LabelMe); for COCO, name the JSON file"
+        "or files of LabelMe or VIA; for COCO, name the JSON file"
     )
 
 
-def _format_of_json(path: str) -> str:
+def _format_of(path: str) -> str:
+    """Return the format of a JSON or CSV file, or ``""``."""
     if not path.lower().endswith(".json"):
-        return ""
+        return "via" if is_via_csv(path) else ""
     try:
         with open(path, encoding="utf-8-sig") as f:
             content = json.load(f)
@@ -207,6 +228,8 @@ def _format_of_json(path: str) -> str:
         return "labelme"  # whose reader reports the error
     if isinstance(content, dict) and "shapes" in content:
         return "labelme"
+    if is_via(content):
+        return "via"
     return "coco" if isinstance(content, dict) and "annotations" in content else ""
 
 
@@ -221,8 +244,7 @@ def _read(
         if not images:
             raise UserError("name the folder of the images with --images")
         return read_coco(list(inputs), list(images), problems)
-    if len(inputs) > 1 or len(images) > 1:
-        raise UserError(f"of {source}, name one folder or file, and one folder with --images")
+    _check_one(source, inputs, images)
     if source == "yolo":
         if images:
             raise UserError("--images: of YOLO, data.yaml names the folders of the images")
@@ -231,6 +253,11 @@ def _read(
     if source == "voc":
         return read_voc(inputs[0], folder, problems)
     return read_labelme(inputs[0], folder, os.path.abspath(output), problems)
+
+
+def _check_one(source: str, inputs: Sequence[str], images: Sequence[str]) -> None:
+    if len(inputs) > 1 or len(images) > 1:
+        raise UserError(f"of {source}, name one folder or file, and one folder with --images")
 
 
 def _order_classes(data: DataSet, classes: Sequence[str], source: str, problems: Problems) -> None:

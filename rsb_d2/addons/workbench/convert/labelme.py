@@ -32,9 +32,8 @@ from .records import (
     note_left_out,
     progress,
 )
-from .shapes import box_of
+from .shapes import box_of, ellipse
 
-_CORNERS = 64
 _IGNORED = ("__ignore__", "_background_")
 _OPEN_SHAPES = ("point", "points", "line", "linestrip")
 _NOTE = "points, lines and shapes called __ignore__ left out"
@@ -175,7 +174,8 @@ def _read_shape(shape: Any, size: Tuple[int, int], where: str) -> Object | None:
         x, y, w, h = box_of([[n for point in points for n in point]])
         return Object(label, (x, y, w, h), where=where)
     if kind == "circle" and len(points) == 2:
-        polygon, box = _circle(*points)
+        radius = math.dist(*points)
+        polygon, box = ellipse(*points[0], radius, radius)
         return Object(label, box, [polygon], where=where)
     if kind == "polygon" and len(points) < 3:
         raise ValueError(f"is a polygon of {len(points)} points, but needs three or more")
@@ -189,13 +189,6 @@ def _is_point(point: Any) -> bool:
     if not (isinstance(point, list) and len(point) == 2):
         return False
     return all(type(n) is float or (type(n) is int and abs(n) < 2**53) for n in point)
-
-
-def _circle(middle: List[float], edge: List[float]) -> Tuple[Polygon, Tuple]:
-    (x, y), r = middle, math.dist(middle, edge)
-    angles = [2 * math.pi * i / _CORNERS for i in range(_CORNERS)]
-    polygon = [n for a in angles for n in (x + r * math.cos(a), y + r * math.sin(a))]
-    return polygon, (x - r, y - r, 2 * r, 2 * r)
 
 
 def _read_mask(

@@ -18,7 +18,7 @@ _SLOW = 2000  # number of files from which a progress bar is shown
 # read less these are written.
 OBJECTS_LEFT_OUT = (
     *("objects of no area", "objects that are there twice", "objects of images in no list"),
-    *("boxes of one pixel", "points, lines and shapes", "masks without a pixel", "shapes joined"),
+    *("boxes of one pixel", "points", "masks without a pixel", "shapes joined"),
     *("annotations that cannot be used", "crowds left out"),
 )
 IMAGES_LEFT_OUT = ("images without a label file", "images in no list")

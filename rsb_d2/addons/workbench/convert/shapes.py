@@ -14,6 +14,8 @@ from .records import DataSet, Object, Picture, Polygon, Problems
 # round differently. The check of COCO files has the same value.
 _TOLERANCE = 1.0
 
+_CORNERS = 64  # of polygons on ellipses
+
 
 def box_of(polygons: Sequence[Polygon]) -> Tuple[float, float, float, float]:
     """Return the box around polygons: x, y, width, height; NaN if a point is not finite."""
@@ -22,6 +24,25 @@ def box_of(polygons: Sequence[Polygon]) -> Tuple[float, float, float, float]:
     if not all(map(math.isfinite, xs + ys)):  # min and max may ignore NaN
         return (math.nan,) * 4
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def ellipse(
+    x: float, y: float, rx: float, ry: float, angle: float = 0.0
+) -> Tuple[Polygon, Tuple[float, float, float, float]]:
+    """Return a polygon of 64 corners on an ellipse, and the box of the ellipse.
+
+    Args:
+        x, y (float): the center.
+        rx, ry (float): the radii.
+        angle (float): of the first radius, in radians, clockwise in the image.
+    """
+    sin, cos = math.sin(angle), math.cos(angle)
+    polygon: Polygon = []
+    for a in (2 * math.pi * i / _CORNERS for i in range(_CORNERS)):
+        u, v = rx * math.cos(a), ry * math.sin(a)
+        polygon += [x + u * cos - v * sin, y + u * sin + v * cos]
+    w, h = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
+    return polygon, (x - w, y - h, 2 * w, 2 * h)
 
 
 def area_of(thing: Object) -> float:
