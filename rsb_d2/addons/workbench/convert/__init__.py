@@ -38,7 +38,7 @@ from .records import (
 from .shapes import fit_objects
 from .via import is_via, is_via_csv, read_via
 from .voc import read_voc
-from .yolo import find_data_yaml, read_yolo, write_yolo
+from .yolo import find_data_yaml, is_label_file, read_yolo, write_yolo
 
 _TOLERANCE = 0.01  # in pixels, of the written files; files have more digits
 _BACKGROUND = object()
@@ -184,7 +184,7 @@ def tell_format(path: str) -> str:
     """
     if os.path.isfile(path):
         ending = os.path.splitext(path)[1].lower()
-        known = {".yaml": "yolo", ".yml": "yolo", ".xml": "voc"}
+        known = {".yaml": "yolo", ".yml": "yolo", ".data": "yolo", ".xml": "voc"}
         found = known.get(ending) or _format_of(path)
         if found:
             return found
@@ -196,7 +196,8 @@ def tell_format(path: str) -> str:
         return "coco"
     found = []
     try:
-        if find_data_yaml(path).endswith((".yaml", ".yml")):
+        file = find_data_yaml(path)
+        if file.endswith((".yaml", ".yml")) and os.path.dirname(file) == os.path.normpath(path):
             return "yolo"
         found.append("yolo")
     except UserError as e:
@@ -205,11 +206,13 @@ def tell_format(path: str) -> str:
         found.append("voc")
     formats = map(_format_of, files_in(path, (".json", ".csv")))
     found += list(itertools.islice((f for f in formats if f in ("labelme", "via")), 1))
+    if len(found) > 1 and not any(map(is_label_file, files_in(path, (".txt",)))):
+        found = [name for name in found if name != "yolo"]  # it has only names of classes
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"{path} has files of {' and '.join(found)}; name one with --from")
-    if files_in(path, (".txt",)):
+    if files_in(path, (".txt", ".yaml", ".yml")):
         raise no_yaml
     raise UserError(
         f"{path} has an unknown format: it has no data.yaml (YOLO), XML files (Pascal VOC) "

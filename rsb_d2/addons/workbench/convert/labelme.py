@@ -75,14 +75,14 @@ def read_labelme(path: str, images: str, output: str, problems: Problems) -> Dat
     if not pictures:
         raise UserError(f"{path} has no JSON files of LabelMe")
     if os.path.isdir(path):
-        pictures += finder.unlabelled(claims)
+        pictures += finder.unlabelled(claims, notes)
     names = sorted({thing.category for picture in pictures for thing in picture.objects})
     data = DataSet(names, in_order(finder.by_folder(pictures)), notes)
     data.count_read(pictures)
     named = first((os.path.relpath(file, root) for file in others), 3)
     notes[f"JSON files without 'shapes' left out ({named})"] += len(others)
     if os.path.isdir(path):
-        note_left_out(data, [path, images] if images else [path], others)
+        note_left_out(data, [path, images] if images else [path], [*others, *finder.unreadable])
     return data
 
 

@@ -9,7 +9,7 @@ from typing import Any, Callable, Collection, Dict, Iterable, List, Mapping, Seq
 from tqdm import tqdm
 
 from ....data.images import BadImageError, image_size, is_image_name
-from ....errors import UserError, first, printable
+from ....errors import UserError, count, first, printable
 from ....files import files_below
 
 _SLOW = 2000  # number of files from which a progress bar is shown
@@ -21,6 +21,7 @@ OBJECTS_LEFT_OUT = (
     *("boxes of one pixel", "points", "masks without a pixel", "shapes joined"),
     *("annotations that cannot be used", "crowds left out"),
 )
+_UNREADABLE = "images without a label file that cannot be read left out"
 IMAGES_LEFT_OUT = ("images without a label file", "images in no list")
 
 Size = Tuple[int, int]  # width, height
@@ -108,8 +109,12 @@ class DataSet:
     objects_read: int = 0
 
     def count_read(self, pictures: Collection[Picture]) -> None:
-        """Set the numbers of images and objects in the files, all of whose images are given."""
-        self.images_read = len(pictures)
+        """Set the numbers of images and objects in the files, all of whose images are given.
+
+        Unreadable images are counted from the notes.
+        """
+        unreadable = sum(n for what, n in self.notes.items() if what.startswith(_UNREADABLE))
+        self.images_read = len(pictures) + unreadable
         self.objects_read = sum(picture.num_read for picture in pictures)
 
     def pictures(self) -> List[Picture]:
@@ -138,7 +143,7 @@ class Problems:
         message = f"{where}: {what}"
         if others:
             places = "; ".join(where for where, _ in others)
-            message += f" (and {self._count - 1} more mistakes: {places}"
+            message += f" (and {count(self._count - 1, 'more mistake')}: {places}"
             message += "; ...)" if self._count > len(self._first) else ")"
         raise UserError(printable(message))
 
@@ -171,7 +176,10 @@ def note_left_out(
     known = {os.path.realpath(path) for p in data.pictures() for path in (p.path, p.source)}
     known.update(map(os.path.realpath, taken))
     left_out: Dict[str, List[str]] = {}
-    for folder in dict.fromkeys(folders):
+    folders = dict.fromkeys(map(os.path.normpath, folders))
+    for folder in folders:
+        if any(parent in folders for parent in _parents(folder)):
+            continue  # listed with the folder above
         files, passed_over = files_below(folder)
         for path in files + passed_over:
             if os.path.realpath(path) not in known or path.endswith("/"):
@@ -180,6 +188,16 @@ def note_left_out(
                 left_out.setdefault(kind, []).append(name)
     for kind, names in sorted(left_out.items()):
         data.notes[f"{kind} not taken ({first(names, 3)})"] += len(names)
+
+
+def _parents(folder: str) -> Iterable[str]:
+    while folder != (folder := os.path.dirname(folder)):
+        yield folder
+
+
+def note_unreadable(notes: Counter, paths: Collection[str]) -> None:
+    """Add images that cannot be read to the notes; without labels, nothing is lost."""
+    notes[f"{_UNREADABLE} ({first(map(os.path.basename, paths), 3)})"] += len(paths)
 
 
 def _kind(path: str) -> str:
@@ -261,6 +279,7 @@ class ImageFinder:
         self._images = images
         self._siblings = siblings
         self._listings: Dict[str, Dict[str, List[str]]] = {}
+        self.unreadable: List[str] = []  # images without a label file
 
     def find(self, file: str, name: str, problems: Problems) -> Tuple[str | None, Size]:
         """Return the absolute path of an image, or None, and its width and height.
@@ -297,14 +316,12 @@ class ImageFinder:
                     return os.path.abspath(os.path.join(folder, found[0]))
         return None
 
-    def unlabelled(self, labelled: Dict[str, str]) -> List[Picture]:
+    def unlabelled(self, labelled: Dict[str, str], notes: Counter) -> List[Picture]:
         """Return the images without a label file in all searched folders: background.
 
         Args:
             labelled (dict[str, str]): label files by real path of the image.
-
-        Raises:
-            BadImageError: if an image cannot be read.
+            notes (Counter): counts images that cannot be read, which are left out.
         """
         paths = {
             os.path.abspath(os.path.join(folder, name))
@@ -315,7 +332,14 @@ class ImageFinder:
         # Only once if a folder is a link to another.
         found = {os.path.realpath(path): path for path in sorted(paths, reverse=True)}
         paths = sorted(path for real, path in found.items() if real not in labelled)
-        return [Picture(path, image_size(path)) for path in paths]
+        pictures, self.unreadable = [], []
+        for path in paths:
+            try:
+                pictures.append(Picture(path, image_size(path)))
+            except BadImageError:
+                self.unreadable.append(path)
+        note_unreadable(notes, self.unreadable)
+        return pictures
 
     def by_folder(self, pictures: List[Picture]) -> Dict[str, List[Picture]]:
         """Split images by folders called ``train``, ``val`` and ``test``; others are ``train``."""

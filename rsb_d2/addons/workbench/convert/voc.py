@@ -62,14 +62,14 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
         if picture is not None and claim(claims, picture.path, file, problems):
             pictures.append(picture)
     if os.path.isdir(path):
-        pictures += finder.unlabelled(claims)
+        pictures += finder.unlabelled(claims, notes)
     names = sorted({thing.category for picture in pictures for thing in picture.objects})
     lists = _read_lists(root)
     data = DataSet(names, {"train": pictures}, notes)
     data.count_read(pictures)
     if os.path.isdir(path):
         used = [os.path.join(root, *_LISTS_FOLDER, f"{name}.txt") for name in lists]
-        note_left_out(data, [path, images] if images else [path], used)
+        note_left_out(data, [path, images] if images else [path], [*used, *finder.unreadable])
     splits = _by_lists(pictures, root, lists, notes) if lists else finder.by_folder(pictures)
     data.splits = in_order(splits)
     return data

@@ -1,12 +1,12 @@
 """YOLO's files as Ultralytics reads and writes them: ``data.yaml``, images and label files.
 
-Without a ``data.yaml``, the names of the classes are a line each in ``classes.txt`` (LabelImg and
-Label Studio), ``_darknet.labels`` (Roboflow) or ``obj.names`` (CVAT), in the folder of the data set
-or in those of its splits, and the images are all in this folder.
+Darknet's ``.data`` file (CVAT) names the same files. Without either, the names of the classes are a
+line each in ``classes.txt`` (LabelImg and Label Studio), ``_darknet.labels`` (Roboflow) or
+``obj.names``, anywhere in the folder of the data set, and the images are all in this folder.
 
 A label file has a row per object: ``class x y width height`` is a box by its center,
 ``class x y x y x y ...`` a polygon, in fractions of the image's width and height. Rows of both
-kinds may be in one file.
+kinds may be in one file. The four corners of an oriented box are a polygon as well.
 
 hotcoco 1.3 has ``COCO.from_yolo`` and ``to_yolo``, which do not replace this module. The reader
 refuses polygons and ``names`` as a mapping; it accepts NaN, negative boxes, boxes beyond the image,
@@ -22,7 +22,7 @@ from typing import Any, Dict, List, NamedTuple, Set, Tuple
 import yaml
 from PIL import Image
 
-from ....data.images import image_size, is_image_name
+from ....data.images import BadImageError, image_size, is_image_name
 from ....errors import UserError, first
 from ....files import files_below
 from .records import (
@@ -36,6 +36,7 @@ from .records import (
     common_folder,
     in_order,
     note_left_out,
+    note_unreadable,
     progress,
     split_of,
 )
@@ -48,6 +49,7 @@ _OF_ULTRALYTICS = (".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".ti
 
 # Files that list the names of the classes, a line each.
 _NAME_FILES = ("classes.txt", "_darknet.labels", "obj.names")
+_MOVED = "paths that do not exist, looked up in the folder of the data set"
 
 
 # ---- data.yaml ----
@@ -59,64 +61,68 @@ class DataYaml(NamedTuple):
     Args:
         names (list[str]): class names by index.
         images (dict[str, list[str]]): image paths of ``train``, ``val`` and ``test``.
-        folders (list[str]): folders that were searched for images.
-        repeated (int): number of images that are listed more than once.
+        folders (list[str]): folders that have the images.
         keypoints (int): number of keypoint values after the box in each row.
-        moved (int): number of entries with an absolute path of another machine.
         files (list[str]): those that were read.
+        notes (Counter): how many entries were left out or found elsewhere, by reason.
     """
 
     names: List[str]
     images: Dict[str, List[str]]
     folders: List[str]
-    repeated: int
     keypoints: int
-    moved: int
     files: List[str]
+    notes: Counter
 
 
 def read_data_yaml(path: str) -> DataYaml:
-    """Read a ``data.yaml``, or a file with the names of the classes, and list its images.
+    """Read a ``data.yaml``, a ``.data`` file or one with the names of the classes; list the images.
+
+    Args:
+        path (str): the file, or a folder as of :func:`find_data_yaml`.
 
     Raises:
         UserError: if the file cannot be read, has no names or no splits, or if a file that it names
-            is missing.
+            is missing, except for those of ``test``.
     """
+    path, start = find_data_yaml(path), path
     if os.path.basename(path) in _NAME_FILES:
-        return _read_names(path)
-    content = _load(path)
+        return _read_names(path, start if os.path.isdir(start) else _above_splits(path))
+    files = [path]
+    content = _load_darknet(path, files) if path.lower().endswith(".data") else _load(path)
     names = _names(content, path)
     root = _root(content, path)
     images: Dict[str, List[str]] = {}
     folders: List[str] = []
-    repeated = moved = 0
+    notes: Counter = Counter()
     for key, split in SPLIT_NAMES.items():
         if not content.get(key):
             continue
-        entries = content[key] if isinstance(content[key], list) else [content[key]]
-        found = [image for entry in entries for image in _images(entry, root, path, key, folders)]
+        found = []
+        for entry in content[key] if isinstance(content[key], list) else [content[key]]:
+            place = _place(entry, root) if isinstance(entry, str) and entry else None
+            if place is not None:
+                notes[_MOVED] += _direct_place(entry, root) is None
+                found += _images(entry, place, root, path, key, folders, files)
+            elif split == "test":  # Roboflow names it even if there is none
+                notes[f"missing folder of '{key}' passed over ({entry})"] += 1
+            else:
+                raise UserError(
+                    f"{path}: '{key}' is {entry}, but there is no such folder or list in {root}"
+                )
         images.setdefault(split, []).extend(dict.fromkeys(found))
-        repeated += len(found) - len(set(found))
-        moved += sum(_is_of_another_machine(entry) for entry in entries)
+        notes["images listed more than once"] += len(found) - len(set(found))
     if not any(images.values()):
         raise UserError(f"{path} names no images: write 'train: FOLDER', and 'val:' likewise")
-    return DataYaml(names, images, folders, repeated, _keypoints(content, path), moved, [path])
+    return DataYaml(names, images, folders, _keypoints(content, path), files, notes)
 
 
-def _read_names(path: str) -> DataYaml:
+def _read_names(path: str, root: str) -> DataYaml:
     """Read a file of names; the images are all in the folder of the data set, split by folders."""
-    root, name = os.path.split(path)
-    if os.path.basename(root) in ("labels", *SPLIT_NAMES):
-        root = os.path.dirname(root) or "."
+    name = os.path.basename(path)
     files, _ = files_below(root)
     copies = [file for file in files if os.path.basename(file) == name]
-    try:
-        lists = []
-        for file in copies:
-            with open(file, encoding="utf-8-sig") as f:
-                lists.append([line.strip() for line in f if line.strip()])
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{file} cannot be read as text") from None
+    lists = [_lines(file) for file in copies]
     names = lists[0]
     other = next((file for file, found in zip(copies, lists) if found != names), None)
     if other is not None:
@@ -128,7 +134,35 @@ def _read_names(path: str) -> DataYaml:
         images.setdefault(split_of(image, root) or "train", []).append(os.path.normpath(image))
     if not images:
         raise UserError(f"{root} has the file {name}, but no images")
-    return DataYaml(names, images, [root], 0, 0, 0, copies)
+    return DataYaml(names, images, [root], 0, copies, Counter())
+
+
+def _above_splits(path: str) -> str:
+    """Return the folder of a file, or the one above if it is of labels or of a split."""
+    folder = os.path.dirname(path)
+    while os.path.basename(folder) in ("labels", *SPLIT_NAMES):
+        folder = os.path.dirname(folder)
+    return folder or "."
+
+
+def _lines(path: str) -> List[str]:
+    """Return the lines of a text file that are not empty."""
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            return [line.strip() for line in f if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path} cannot be read as text") from None
+
+
+def _load_darknet(path: str, files: List[str]) -> Dict[str, Any]:
+    """Return the contents of a ``.data`` file as those of a ``data.yaml``."""
+    parts = [line.partition("=") for line in _lines(path)]
+    content: Dict[str, Any] = {key.strip(): value.strip() for key, _, value in parts}
+    place = _place(content.get("names") or "obj.names", os.path.dirname(os.path.abspath(path)))
+    if place is None:
+        raise UserError(f"{path}: 'names' is {content.get('names')}, which does not exist")
+    files.append(place)
+    return {**content, "names": _lines(place), "nc": content.get("classes")}
 
 
 def _load(path: str) -> Dict[str, Any]:
@@ -195,59 +229,61 @@ def _root(content: Dict[str, Any], path: str) -> str:
     return folder  # the path is of another machine, or of Ultralytics' own folder of data sets
 
 
-def _images(entry: Any, root: str, path: str, key: str, folders: List[str]) -> List[str]:
-    place = _place(entry, root) if isinstance(entry, str) and entry else None
-    if place is None:
-        raise UserError(
-            f"{path}: '{key}' is {entry}, but there is no such folder or list in {root}"
-        )
+def _images(
+    entry: str, place: str, root: str, path: str, key: str, folders: List[str], files: List[str]
+) -> List[str]:
     if os.path.isdir(place):
         folders.append(place)
-        files, passed_over = files_below(place)
-        images = list(filter(is_image_name, files))
+        found, passed_over = files_below(place)
+        images = list(filter(is_image_name, found))
         if not images:
-            others = first((os.path.relpath(file, place) for file in files + passed_over), 3)
+            others = first((os.path.relpath(file, place) for file in found + passed_over), 3)
             there = f"; there are {others}" if others else ""
             raise UserError(f"{path}: '{key}' is {entry}, a folder without images{there}")
         return [os.path.normpath(image) for image in images]
     if is_image_name(place):
         return [os.path.normpath(place)]
     try:
-        with open(place, encoding="utf-8-sig") as f:
-            lines = [line.strip() for line in f if line.strip()]
-    except (OSError, UnicodeDecodeError):
+        lines = _lines(place)
+    except UserError:
         raise UserError(f"{path}: '{key}' is {place}, which is not a list of images") from None
     images = [_listed(line, os.path.dirname(place), root) for line in lines]
     missing = [line for line, image in zip(lines, images) if image is None]
     if missing or not images:
         what = f"names images that do not exist ({first(missing)})" if missing else "is empty"
         raise UserError(f"{place} {what}")
+    files.append(place)
+    folders += dict.fromkeys(map(os.path.dirname, images))
     return images
 
 
 def _place(entry: str, root: str) -> str | None:
+    """Return the file or folder that a path means, or None."""
+    return _direct_place(entry, root) or _end_below(entry, root)
+
+
+def _direct_place(entry: str, root: str) -> str | None:
     entry = os.path.expanduser(entry.replace("\\", "/"))
     # Files of Roboflow are next to the folders that they call ../train/images.
-    for candidate in (entry, entry[3:] if entry.startswith("../") else entry):
+    for candidate in (entry, entry.removeprefix("../")):
         candidate = os.path.join(root, candidate)
         if os.path.exists(candidate):
             return os.path.normpath(candidate)
-    return _place_of_another_machine(entry, root) if _is_of_another_machine(entry) else None
+    return None
 
 
-def _is_of_another_machine(entry: Any) -> bool:
-    """Whether an entry is an absolute path that does not exist, such as ``/content/data/train``."""
-    is_path = isinstance(entry, str) and entry.replace("\\", "/").startswith("/")
-    return is_path and not os.path.exists(entry)
+def _end_below(path: str, root: str) -> str | None:
+    """Return the longest end of a path of another machine that exists in the data set's folder.
 
-
-def _place_of_another_machine(entry: str, root: str) -> str | None:
-    """Return the longest end of a path that exists below the folder of ``data.yaml``."""
-    parts = entry.strip("/").split("/")
-    for begin in range(1, len(parts)):
+    The end includes the last folder that names a split: other images are in another split.
+    """
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for begin in range(len(parts)):
         candidate = os.path.join(root, *parts[begin:])
         if os.path.exists(candidate):
             return os.path.normpath(candidate)
+        if parts[begin].lower() in SPLIT_NAMES:
+            return None
     return None
 
 
@@ -257,7 +293,7 @@ def _listed(line: str, folder: str, root: str) -> str | None:
         candidate = os.path.normpath(os.path.join(start, line))
         if os.path.isfile(candidate):
             return candidate
-    return None
+    return _end_below(line, root)
 
 
 # ---- reading ----
@@ -273,15 +309,11 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
     Raises:
         UserError: if ``data.yaml`` is missing or invalid, or if an image cannot be read.
     """
-    description = read_data_yaml(find_data_yaml(path))
-    notes = Counter(
-        {
-            "images listed more than once": description.repeated,
-            "absolute paths of another machine looked up next to data.yaml": description.moved,
-        }
-    )
+    description = read_data_yaml(path)
+    notes = Counter(description.notes)
     owners: Dict[str, str] = {}
     pictures: Dict[str, Picture] = {}
+    unreadable: List[str] = []
     splits = {}
     for split, images in description.images.items():
         claims: Dict[str, str] = {}
@@ -290,7 +322,15 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
                 notes["images that are in two splits"] += 1
                 continue
             label = label_path(image)
-            picture = pictures[image] = Picture(os.path.abspath(image), image_size(image))
+            try:
+                picture = Picture(os.path.abspath(image), image_size(image))
+            except BadImageError as e:
+                if os.path.isfile(label):
+                    problems.add(label, str(e))
+                elif image not in unreadable:
+                    unreadable.append(image)
+                continue
+            pictures[image] = picture
             if os.path.isfile(label):
                 picture.source = label
                 claim(claims, image, label, problems)
@@ -298,7 +338,8 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
                 if other != image:
                     problems.add(label, f"would be of two images, {other} and {image}; rename one")
                 picture.objects = _read_labels(picture, description, notes, problems)
-        splits[split] = [pictures[image] for image in images]
+        splits[split] = [pictures[image] for image in images if image in pictures]
+    note_unreadable(notes, unreadable)
     data = DataSet(description.names, in_order(splits), notes)
     data.count_read(pictures.values())
     folders = description.folders
@@ -306,13 +347,13 @@ def read_yolo(path: str, problems: Problems) -> DataSet:
     note_left_out(
         data,
         [*folders, *filter(os.path.isdir, labels)],
-        description.files,
-        {"label files without an image": _is_label_file},
+        [*description.files, *unreadable],
+        {"label files without an image": is_label_file},
     )
     return data
 
 
-def _is_label_file(path: str) -> bool:
+def is_label_file(path: str) -> bool:
     """Whether a file is empty or begins with a row of a label file."""
     if not path.endswith(".txt"):
         return False
@@ -325,27 +366,52 @@ def _is_label_file(path: str) -> bool:
 
 
 def find_data_yaml(path: str) -> str:
-    """Return the ``data.yaml`` of a folder, its only YAML file, or its file of class names.
+    """Return the file that describes the data set in a folder.
 
-    A file is returned as it is.
+    It is the ``data.yaml`` of the folder, its only YAML file or the only one with names and splits,
+    the ``data.yaml`` of the only folder below that has one, its ``.data`` file, or a file of class
+    names. A file is returned as it is.
 
     Raises:
-        UserError: if there is no such file.
+        UserError: if there is no such file, or more than one.
     """
     if not os.path.isdir(path):
         return path
-    names = sorted(n for n in os.listdir(path) if n.lower().endswith((".yaml", ".yml")))
-    for name in ("data.yaml", "data.yml", "dataset.yaml", *(names if len(names) == 1 else [])):
-        if name in names:
-            return os.path.join(path, name)
-    for part in (".", *sorted(SPLIT_NAMES), "labels"):
-        for name in _NAME_FILES:
-            if os.path.isfile(os.path.join(path, part, name)):
-                return os.path.normpath(os.path.join(path, part, name))
+    files = sorted(files_below(path)[0], key=lambda file: (file.count(os.sep), file))
+    own = [f for f in files if os.path.dirname(f) == os.path.normpath(path)]
+    yamls = [f for f in own if f.lower().endswith((".yaml", ".yml"))]
+    named = [f for f in files if os.path.basename(f) in ("data.yaml", "data.yml", "dataset.yaml")]
+    if len(yamls) > 1:
+        yamls = [f for f in yamls if f in named] or list(filter(_is_data_yaml, yamls))
+    if len(yamls) > 1 and yamls[0] in named:
+        yamls = yamls[:1]
+    darknet = [f for f in files if f.lower().endswith(".data") and _is_darknet(f)]
+    found = yamls or named or darknet
+    if len(found) > 1:
+        raise UserError(f"{path} has several data sets; name the file of one: {first(found)}")
+    found += [f for name in _NAME_FILES for f in files if os.path.basename(f) == name]
+    if found:
+        return found[0]
     raise UserError(
         f"{path} has no data.yaml, which names the classes and the folders of the images; write "
         "one with the lines 'train: images/train', 'val: images/val' and 'names: [cat, dog]'"
     )
+
+
+def _is_data_yaml(path: str) -> bool:
+    try:
+        content = _load(path)
+    except UserError:
+        return False
+    return bool({"names", "nc"} & content.keys() and SPLIT_NAMES.keys() & content.keys())
+
+
+def _is_darknet(path: str) -> bool:
+    try:
+        keys = {line.partition("=")[0].strip() for line in _lines(path)}
+    except UserError:
+        return False
+    return "names" in keys and bool(SPLIT_NAMES.keys() & keys)
 
 
 def label_path(image: str) -> str:
@@ -373,10 +439,13 @@ def _read_labels(
             continue
         picture.num_read += 1
         where = f"{picture.source}, line {number}"
-        if description.keypoints and len(row) == 5 + description.keypoints:
-            notes["objects whose keypoints are left out"] += 1
-            row = row[:5]
         try:
+            if description.keypoints and len(row) != 5:
+                if len(row) != 5 + description.keypoints:
+                    numbers = f"5 or {5 + description.keypoints}"
+                    raise ValueError(f"has {len(row)} numbers, not the {numbers} of 'kpt_shape'")
+                notes["objects whose keypoints are left out"] += 1
+                row = row[:5]
             objects.append(_read_row(row, picture.size, description.names, where))
         except ValueError as e:
             problems.add(where, str(e))
@@ -386,7 +455,8 @@ def _read_labels(
 def _read_row(row: List[str], size: Tuple[int, int], names: List[str], where: str) -> Object:
     if len(row) < 5 or len(row) % 2 == 0:
         raise ValueError(
-            f"has {len(row)} numbers; write 'class x y width height', or 'class x y x y x y ...'"
+            f"has {len(row)} numbers; write 'class x y width height', or 'class x y x y x y ...'; "
+            "keypoints need 'kpt_shape' in data.yaml"
         )
     try:
         index, *numbers = map(float, row)

@@ -103,7 +103,23 @@ def cvat_yolo(folder):
     write(folder / "train.txt", "data/obj_train_data/a.jpg\n")
 
 
-@pytest.mark.parametrize("make", [labelimg_yolo, label_studio_yolo, roboflow_darknet, cvat_yolo])
+def labelimg_yolo_in_splits(folder):
+    """LabelImg writes classes.txt next to the label files."""
+    image(folder / "images" / "train" / "a.jpg")
+    write(folder / "labels" / "train" / "a.txt", ROW)
+    write(folder / "labels" / "train" / "classes.txt", "cat\ndog\n")
+
+
+NAMES_ONLY = [
+    labelimg_yolo,
+    label_studio_yolo,
+    roboflow_darknet,
+    cvat_yolo,
+    labelimg_yolo_in_splits,
+]
+
+
+@pytest.mark.parametrize("make", NAMES_ONLY)
 def test_class_names_without_a_data_yaml(make, tmp_path):
     make(tmp_path / "data")
     contents, _ = converted(tmp_path / "data", tmp_path / "out")
@@ -121,6 +137,120 @@ def test_splits_of_darknet_files(tmp_path):
     write(tmp_path / "data" / "test" / "_darknet.labels", "dog\n")
     with pytest.raises(UserError, match="other classes than .*; they must be the same"):
         converted(tmp_path / "data", tmp_path / "other")
+
+
+def darknet(folder):
+    for name in "abc":
+        image(folder / "data" / "obj" / f"{name}.jpg")
+        write(folder / "data" / "obj" / f"{name}.txt", ROW)
+    write(folder / "data" / "obj.names", "cat\ndog\n")
+    lines = "classes = 2\ntrain  = data/train.txt\nvalid  = data/test.txt\nnames = data/obj.names\n"
+    write(folder / "data" / "obj.data", lines + "backup = backup/\n")
+    write(folder / "data" / "train.txt", "data/obj/a.jpg\n")
+    write(folder / "data" / "test.txt", "data/obj/b.jpg\n")
+
+
+@pytest.mark.parametrize("source", [".", "data", "data/obj.data"])
+def test_lists_of_darknet(source, tmp_path):
+    """Their paths are relative to the folder in which darknet was started."""
+    darknet(tmp_path / "in")
+    contents, notes = converted(tmp_path / "in" / source, tmp_path / "out")
+    assert boxes(contents) == {"train": [("a.jpg", "cat", BOX)], "val": [("b.jpg", "cat", BOX)]}
+    assert notes.pop("paths that do not exist, looked up in the folder of the data set") == 2
+    assert notes == {
+        "images not taken (c.jpg)": 1,
+        "label files without an image not taken (c.txt)": 1,
+    }
+
+
+LISTS = {
+    "a byte order mark": ["\ufeff./images/train/a.jpg\r\n", "./images/val/b.jpg"],
+    "of Colab": ["/content/data/images/train/a.jpg", "/content/data/images/val/b.jpg"],
+    "of Windows": ["C:\\me\\images\\train\\a.jpg\r\n", "D:/data/images/val/b.jpg"],
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_images(kind, tmp_path):
+    for split, name, line in zip(("train", "val"), "ab", LISTS[kind]):
+        image(tmp_path / "in" / "images" / split / f"{name}.jpg")
+        write(tmp_path / "in" / "labels" / split / f"{name}.txt", ROW)
+        write(tmp_path / "in" / f"{split}.txt", line)
+    write(tmp_path / "in" / "data.yaml", "train: train.txt\nval: val.txt\nnames: [cat, dog]\n")
+    contents, _ = converted(tmp_path / "in", tmp_path / "out")
+    assert {s: [name for name, *_ in found] for s, found in boxes(contents).items()} == {
+        "train": ["train/a.jpg"],
+        "val": ["val/b.jpg"],
+    }
+
+
+def test_another_split_is_not_taken_for_a_missing_one(tmp_path):
+    for name in ("images/a", "images/b"):
+        image(tmp_path / "in" / f"{name}.jpg")
+    yaml = "train: images\nval: /content/data/val/images\nnames: [cat, dog]\n"
+    write(tmp_path / "in" / "data.yaml", yaml)
+    with pytest.raises(UserError, match="'val' is /content/data/val/images, but there is no"):
+        converted(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_missing_test_split_is_a_note(tmp_path):
+    image(tmp_path / "in" / "train" / "images" / "a.jpg")
+    write(tmp_path / "in" / "train" / "labels" / "a.txt", ROW)
+    yaml = "train: ../train/images\ntest: ../test/images\nnames: [cat, dog]\n"
+    write(tmp_path / "in" / "data.yaml", yaml)
+    contents, notes = converted(tmp_path / "in", tmp_path / "out")
+    assert list(contents) == ["train"]
+    assert notes == {"missing folder of 'test' passed over (../test/images)": 1}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [["my/data.yaml"], ["coco8.yaml", "args.yaml"], ["data.yaml", "x/data.yaml"], ["x.yml"]],
+)
+def test_which_yaml_describes_the_data_set(files, tmp_path):
+    image(tmp_path / "in" / "my" / "images" / "a.jpg")
+    write(tmp_path / "in" / "my" / "labels" / "a.txt", ROW)
+    folder = "images" if files[0].startswith("my") else "my/images"
+    write(tmp_path / "in" / files[0], f"train: {folder}\nnames: [cat, dog]\n")
+    for name in files[1:]:
+        write(tmp_path / "in" / name, "task: detect\nepochs: 100\n")
+    assert boxes(converted(tmp_path / "in", tmp_path / "out")[0]) == {
+        "train": [("a.jpg", "cat", BOX)]
+    }
+
+
+def test_several_yaml_files_of_data_sets(tmp_path):
+    for name in "ab":
+        image(tmp_path / "in" / name / "images" / "a.jpg")
+        write(tmp_path / "in" / name / "data.yaml", "train: images\nnames: [cat]\n")
+    with pytest.raises(UserError, match="has several data sets; name the file of one: .*a/data.y"):
+        converted(tmp_path / "in", tmp_path / "out")
+
+
+def test_oriented_boxes_are_polygons(tmp_path):
+    image(tmp_path / "in" / "a.jpg")
+    write(tmp_path / "in" / "a.txt", "0 0.2 0.1 0.5 0.2 0.4 0.5 0.1 0.4\n")
+    write(tmp_path / "in" / "classes.txt", "cat\n")
+    (found,) = converted(tmp_path / "in", tmp_path / "out")[0]["train"]["annotations"]
+    assert found["segmentation"] == [[20, 8, 50, 16, 40, 40, 10, 32]]
+    assert found["bbox"] == [10, 8, 40, 32]
+
+
+def test_keypoints_of_ultralytics(tmp_path):
+    points = " .5 .5 2 .4 .4 1"
+    image(tmp_path / "in" / "images" / "a.jpg")
+    write(tmp_path / "in" / "labels" / "a.txt", f"{ROW}{points}\n{ROW}")
+    write(tmp_path / "in" / "data.yaml", "train: images\nnames: [cat]\nkpt_shape: [2, 3]\n")
+    contents, notes = converted(tmp_path / "in", tmp_path / "out")
+    assert boxes(contents) == {"train": [("a.jpg", "cat", BOX)]}
+    assert notes == {
+        "objects whose keypoints are left out": 1,
+        "objects that are there twice left out": 1,
+    }
+    # With two values each, which could be a polygon.
+    write(tmp_path / "in" / "labels" / "a.txt", f"{ROW} .5 .5 .4 .4")
+    with pytest.raises(UserError, match="line 1: has 9 numbers, not the 5 or 11 of 'kpt_shape'"):
+        converted(tmp_path / "in", tmp_path / "other")
 
 
 @pytest.mark.parametrize("make", [labelimg_yolo, label_studio_yolo])

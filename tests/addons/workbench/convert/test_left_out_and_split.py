@@ -82,6 +82,35 @@ def test_images_and_labels_of_no_one(tmp_path):
     assert notes == {"images not taken (d.png, e.png, f.png, ...)": 5}
 
 
+@pytest.mark.parametrize("make", [make_yolo, make_voc, make_labelme])
+def test_unreadable_images_without_labels_are_counted(tmp_path, make):
+    source, folder = make(tmp_path / "in")
+    write(folder / "half.png", "x")
+    found = convert([str(source)], str(tmp_path / "out"))
+    assert found.summary() == (
+        "3 images with 1 object read, 2 images with 1 object written. Left out: "
+        "1 image without a label file that cannot be read (half.png)"
+    )
+
+
+def test_an_unreadable_image_with_labels_stops(tmp_path):
+    source, folder = make_yolo(tmp_path / "in")
+    write(folder / "half.png", "x")
+    write(tmp_path / "in" / "labels" / "half.txt", "0 .5 .5 .1 .1")
+    with pytest.raises(UserError, match="half.txt: cannot use the image .*half.png"):
+        convert([str(source)], str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["labels/classes.txt", "classes.txt", "data/data.yaml"])
+def test_names_of_classes_next_to_another_format(tmp_path, name):
+    make_voc(tmp_path / "in")
+    write(tmp_path / "in" / name, "cat\n")
+    assert convert([str(tmp_path / "in")], str(tmp_path / "out")).source == "voc"
+    write(tmp_path / "in" / "a.txt", "0 .5 .5 .1 .1")
+    with pytest.raises(UserError, match="has files of yolo and voc; name one with --from"):
+        convert([str(tmp_path / "in")], str(tmp_path / "other"))
+
+
 # ---- splits ----
 
 

@@ -61,6 +61,7 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
         ("train: ../images/a\nval: ../images/b", {"train": 2, "val": 1}),  # as of Roboflow
         ("path: /nowhere\ntrain: images/a\ntest: images/b", {"train": 2, "test": 1}),
         ("train: /content/in/images/a\nval: /content/in/images/b", {"train": 2, "val": 1}),
+        ("train: C:\\me\\images\\a\nval: C:/me/images/b", {"train": 2, "val": 1}),
     ],
 )
 def test_where_images_are(tmp_path, head, splits):
@@ -71,8 +72,8 @@ def test_where_images_are(tmp_path, head, splits):
     assert {split: len(c["images"]) for split, c in contents.items()} == splits
     assert sum(len(c["annotations"]) for c in contents.values()) == 1 + ("images/b" in head)
     assert ("images listed more than once" in notes) == ("list.txt" in head)
-    moved = "absolute paths of another machine looked up next to data.yaml"
-    assert notes.get(moved, 0) == head.count("/content/")
+    moved = "paths that do not exist, looked up in the folder of the data set"
+    assert notes.get(moved, 0) == head.count("/content/") + head.count("C:")
 
 
 GOOD = "0 .5 .5 .1 .1\n"
@@ -91,9 +92,10 @@ GOOD = "0 .5 .5 .1 .1\n"
         ("0 .5 .5 .1 inf", "not finite"),
         ("0 .5 .5 -.1 .1", "negative size"),
         ("0 .5 .5 .1", "has 4 numbers"),
-        ("0 .5 .5 .1 .1 .9", "has 6 numbers"),
+        ("0 .5 .5 .1 .1 .9", "keypoints need 'kpt_shape' in data.yaml"),
         ("cat .5 .5 .1 .1", "not a number: cat"),
         (GOOD + "3 .5 .5 .1 .1\n" * 5, "4 more mistakes"),
+        (GOOD + "3 .5 .5 .1 .1\n" * 2, "1 more mistake: "),
     ],
 )
 def test_bad_rows_stop_in_one_line(tmp_path, rows, message):
