@@ -300,7 +300,7 @@ class _Check:
             text = f"left out categories that only group others: {first(self._groups)}"
             found.append((logging.INFO, text))
         if alike := alike_names(category["name"] for category in self._categories):
-            text = f"categories differ only in upper and lower case: {first(alike)}"
+            text = f"categories differ only in upper and lower case or blanks: {first(alike)}"
             found.append((logging.WARNING, text))
         dropped = {reason: ids for reason, ids in self._dropped.items() if ids}
         if dropped:
@@ -393,10 +393,10 @@ def _used_in(path: str, categories: List[Dict[str, Any]]) -> Set[int]:
 
 
 def alike_names(names: Iterable[str]) -> List[str]:
-    """Return the names that another one equals except for upper and lower case."""
-    names = list(names)
-    counts = Counter(name.casefold() for name in names)
-    return [name for name in names if counts[name.casefold()] > 1]
+    """Return the names that another one equals except for upper and lower case, and blanks."""
+    keys = {name: " ".join(name.casefold().split()) for name in names}
+    counts = Counter(keys.values())
+    return [name for name, key in keys.items() if counts[key] > 1]
 
 
 def _num_keypoints(category: Dict[str, Any]) -> int | None:

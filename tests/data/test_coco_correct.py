@@ -266,7 +266,7 @@ def test_categories_that_differ_only_in_case_are_a_warning(write_coco, caplog):
     content["categories"][0]["name"] = "Cat"
     with caplog.at_level(logging.WARNING, "rsb_d2"):
         register(write_coco(content))
-    assert "categories differ only in upper and lower case: cat, Cat" in caplog.text
+    assert "categories differ only in upper and lower case or blanks: cat, Cat" in caplog.text
 
 
 def test_names_of_images_with_backslashes(write_coco, images):

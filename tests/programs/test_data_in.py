@@ -86,7 +86,7 @@ def test_what_is_said(tmp_path, convert_data):
     status, out, _ = convert_data("my_yolo", "--output", "out")
     assert status == 0
     assert "train: 3 images, 2 of them background (1 without a label file), 1 object: cat 1" in out
-    assert "note: train has no dog" in out and "objects that are there twice left out: 1" in out
+    assert "note: train has no dog" in out and "objects listed twice left out: 1" in out
     assert 'DATASETS.TEST "()"' in out
 
 

@@ -142,7 +142,8 @@ def convert(
     if classes:
         _order_classes(data, classes, source, problems)
     alike = alike_names(data.names)
-    data.notes[f"classes that differ only in upper and lower case ({first(alike)})"] += len(alike)
+    differ = "classes that differ only in upper and lower case or blanks"
+    data.notes[f"{differ} ({first(alike)})"] += len(alike)
     problems.stop_if_any()
     fit_objects(data, problems, clip, keep=(source, target) == ("coco", "coco"))
     problems.stop_if_any()

@@ -1,8 +1,9 @@
 """LabelMe, which hotcoco does not read: a JSON file per image with polygons, rectangles and masks.
 
-A circle becomes a polygon of 64 corners. Shapes with the same label and ``group_id`` are one object
-of several polygons. Points, lines and shapes labeled ``__ignore__`` are left out. An image that is
-stored only in its JSON file is written next to the COCO file.
+A circle becomes a polygon of 64 corners, an oriented rectangle one of four; X-AnyLabeling calls it
+``rotation``. Shapes with the same label and ``group_id`` are one object of several polygons.
+Points, lines and shapes labeled ``__ignore__`` are left out. An image that is stored only in its
+JSON file is written next to the COCO file.
 """
 
 import base64
@@ -55,7 +56,7 @@ def read_labelme(path: str, images: str, output: str, problems: Problems) -> Dat
     """
     root = path if os.path.isdir(path) else os.path.dirname(path) or "."
     files = files_in(path, (".json",)) if os.path.isdir(path) else [path]
-    finder = ImageFinder(root, images, siblings=())
+    finder = ImageFinder(root, images)
     notes: Counter = Counter()
     claims: Dict[str, str] = {}
     pictures: List[Picture] = []
@@ -160,7 +161,8 @@ def _read_shapes(
 
 def _read_shape(shape: Any, size: Tuple[int, int], where: str) -> Object | None:
     label = shape.get("label") if isinstance(shape, dict) else None
-    if not isinstance(label, str) or not label:
+    label = str(label).strip() if type(label) in (str, int) else ""
+    if not label:
         raise ValueError("has no 'label'")
     kind = shape.get("shape_type") or "polygon"
     if label in _IGNORED or kind in _OPEN_SHAPES:
@@ -179,7 +181,7 @@ def _read_shape(shape: Any, size: Tuple[int, int], where: str) -> Object | None:
         return Object(label, box, [polygon], where=where)
     if kind == "polygon" and len(points) < 3:
         raise ValueError(f"is a polygon of {len(points)} points, but needs three or more")
-    if kind not in ("polygon", "oriented_rectangle"):
+    if kind not in ("polygon", "oriented_rectangle", "rotation"):
         raise ValueError(f"is a {kind} of {len(points)} points, which is not supported")
     polygon = [float(n) for point in points for n in point]
     return Object(label, box_of([polygon]), [polygon], where=where)

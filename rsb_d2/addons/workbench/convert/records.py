@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Callable, Collection, Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, List, Mapping, Tuple
 
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ _SLOW = 2000  # number of files from which a progress bar is shown
 # Beginnings of the notes that count objects, and images, that are left out: the numbers that are
 # read less these are written.
 OBJECTS_LEFT_OUT = (
-    *("objects of no area", "objects that are there twice", "objects of images in no list"),
+    *("objects of no area", "objects listed twice", "objects of images in no list"),
     *("boxes of one pixel", "points", "masks without a pixel", "shapes joined"),
     *("annotations that cannot be used", "crowds left out"),
 )
@@ -264,20 +264,24 @@ def claim(claims: Dict[str, str], path: str, source: str, problems: Problems) ->
 # ---- images of label files ----
 
 
+# Names of folders of images, next to a folder of label files or in it, in any case.
+_FOLDERS = ("jpegimages", "images", "image", "imgs", "img")
+
+
 class ImageFinder:
     """Finds the image of a label file by the name in it, or by the name of the label file.
 
     Args:
         root (str): folder of the data set.
-        images (str): folder of the images; ``""`` for that of the label file and ``siblings``.
-        siblings (sequence of str): names of folders next to the folder of a label file, or next to
-            a folder above it in the data set: they may have the same subfolders.
+        images (str): folder of the images; ``""`` for that of the label file, and for folders
+            called ``JPEGImages``, ``images`` and the like in it, next to it or next to a folder
+            above it in the data set: they may have the same subfolders.
     """
 
-    def __init__(self, root: str, images: str, siblings: Sequence[str] = ()):
+    def __init__(self, root: str, images: str):
         self._root = root
         self._images = images
-        self._siblings = siblings
+        self._searched: Dict[str, List[str]] = {}  # by the folder of the label file
         self._listings: Dict[str, Dict[str, List[str]]] = {}
         self.unreadable: List[str] = []  # images without a label file
 
@@ -291,7 +295,8 @@ class ImageFinder:
         """
         path = self.look(file, name)
         if path is None:
-            problems.add(file, f"is of the image {name or '(no name)'}, which does not exist")
+            hint = "" if self._images else "; --images names the folder of the images"
+            problems.add(file, f"is of the image {name or '(no name)'}, which does not exist{hint}")
             return None, (0, 0)
         try:
             return path, image_size(path)
@@ -314,6 +319,12 @@ class ImageFinder:
                 found = self._listing(folder).get(os.path.splitext(stem)[0], [])
                 if len(found) == 1:
                     return os.path.abspath(os.path.join(folder, found[0]))
+        above = os.path.dirname(os.path.dirname(os.path.abspath(file)))
+        path = os.path.join(above, os.path.basename(name))
+        is_inside = not os.path.relpath(above, self._root).startswith("..")
+        if name and is_inside and not self._images and os.path.isfile(path):
+            self._listing(above)
+            return path
         return None
 
     def unlabelled(self, labelled: Dict[str, str], notes: Counter) -> List[Picture]:
@@ -358,27 +369,28 @@ class ImageFinder:
         return reason
 
     def _folders(self, file: str) -> List[str]:
-        if self._images:
-            folders = [self._images]
-        else:
-            own = os.path.dirname(file) or "."
-            folders = [f for f in self._folders_beside(own) if os.path.isdir(f)] + [own]
-        for folder in folders:
-            self._listing(folder)
-        return folders
+        own = os.path.dirname(file) or "."
+        if own not in self._searched:
+            folders = [self._images] if self._images else [own, *self._folders_beside(own)]
+            self._searched[own] = [folder for folder in folders if os.path.isdir(folder)]
+            for folder in self._searched[own]:
+                self._listing(folder)
+        return self._searched[own]
 
     def _folders_beside(self, own: str) -> List[str]:
         """Return the folders for images of a folder of label files, mirrored subfolders first."""
         mirrored, flat = [], []
-        above, rest = own, ""
+        above, below = own, []  # and the folders from there to the label files
         while True:
+            for other in sorted(os.listdir(above or ".")):
+                if other.lower() in _FOLDERS:
+                    mirrored.append(os.path.normpath(os.path.join(above, other, *below[1:])))
+                    flat.append(os.path.normpath(os.path.join(above, other)))
+            is_top = os.path.relpath(above or ".", self._root).startswith(".")  # or ".."
             above, name = os.path.split(above)
-            for other in self._siblings:
-                mirrored.append(os.path.normpath(os.path.join(above, other, rest)))
-                flat.append(os.path.normpath(os.path.join(above, other)))
-            rest = os.path.join(name, rest)
-            if not name or os.path.relpath(above or ".", self._root).startswith("."):  # or ".."
+            if not name or (is_top and below):
                 return list(dict.fromkeys(mirrored + flat))
+            below = [name, *below]
 
     def _listing(self, folder: str) -> Dict[str, List[str]]:
         """Return the names of the images in a folder by their stems."""

@@ -82,7 +82,7 @@ def fit_objects(data: DataSet, problems: Problems, clip: bool, keep: bool = Fals
             if thing.box[2] <= 0 or thing.box[3] <= 0:
                 data.notes["objects of no area left out"] += 1
             elif key in seen:
-                data.notes["objects that are there twice left out"] += 1
+                data.notes["objects listed twice left out"] += 1
             else:
                 seen.add(key)
                 kept.append(thing)

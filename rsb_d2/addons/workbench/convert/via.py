@@ -72,7 +72,7 @@ def read_via(
     """
     root = path if os.path.isdir(path) else os.path.dirname(path) or "."
     files = files_in(path, (".json", ".csv")) if os.path.isdir(path) else [path]
-    finder = ImageFinder(root, images, siblings=("images",))
+    finder = ImageFinder(root, images)
     notes: Counter = Counter()
     claims: Dict[str, str] = {}
     pictures: List[Picture] = []

@@ -11,11 +11,12 @@ missing images, sizes other than the image's, repeated objects, and XML files th
 
 import os
 from collections import Counter
-from typing import Dict, List
+from typing import Dict, List, Tuple
 from xml.etree import ElementTree
 
 from ....errors import UserError, first
 from .records import (
+    SPLIT_NAMES,
     DataSet,
     ImageFinder,
     Object,
@@ -28,7 +29,6 @@ from .records import (
     progress,
 )
 
-_LISTS = ("train", "val", "test")
 _LISTS_FOLDER = ("ImageSets", "Main")
 
 
@@ -36,70 +36,86 @@ def read_voc(path: str, images: str, problems: Problems) -> DataSet:
     """Read a data set.
 
     Args:
-        path (str): a folder with ``Annotations`` and ``JPEGImages`` or the folder that it is in, a
-            folder with XML files and images, or an XML file; the two folders may have the same
-            subfolders. Splits are those of
+        path (str): a folder with ``Annotations`` and ``JPEGImages`` or a folder above it, a
+            folder with XML files and images, or an XML file. Splits are those of
             ``ImageSets/Main``, or otherwise folders called ``train``, ``val`` and ``test``.
-        images (str): folder of the images; ``""`` for ``JPEGImages`` or ``images`` next to the
-            folder of the XML files, or that folder itself.
+        images (str): folder of the images; ``""`` for those of :class:`ImageFinder`.
         problems (Problems): collects mistakes in the files.
 
     Raises:
         UserError: if there is no XML file, if there are several data sets in a folder, or if an
             image cannot be read.
     """
-    path = _data_set_in(path)
+    given, path = path, _data_set_in(path)
     root = path if os.path.isdir(path) else os.path.dirname(path) or "."
     files = files_in(path, (".xml",)) if os.path.isdir(path) else [path]
     if not files:
         raise UserError(f"{path} has no XML files in it")
-    finder = ImageFinder(root, images, siblings=("JPEGImages", "images"))
+    finder = ImageFinder(root, images)
     notes: Counter = Counter()
     claims: Dict[str, str] = {}
     pictures: List[Picture] = []
+    others: List[str] = []
     for file in progress(files, "XML files"):
-        picture = _read_file(file, finder, notes, problems)
+        element = _load(file, problems)
+        if element is None:
+            continue
+        if element.tag != "annotation":
+            others.append(file)
+            continue
+        picture = _read_file(element, file, finder, notes, problems)
         if picture is not None and claim(claims, picture.path, file, problems):
             pictures.append(picture)
+    problems.stop_if_any()
+    if not pictures:
+        raise UserError(
+            f"{others[0]} is not Pascal VOC, whose files begin with <annotation>; export the data "
+            "as Pascal VOC or in COCO's format, as CVAT can"
+        )
     if os.path.isdir(path):
         pictures += finder.unlabelled(claims, notes)
     names = sorted({thing.category for picture in pictures for thing in picture.objects})
-    lists = _read_lists(root)
+    lists, used = _read_lists(root)
     data = DataSet(names, {"train": pictures}, notes)
     data.count_read(pictures)
+    named = first((os.path.relpath(file, root) for file in others), 3)
+    notes[f"XML files that are not Pascal VOC left out ({named})"] += len(others)
     if os.path.isdir(path):
-        used = [os.path.join(root, *_LISTS_FOLDER, f"{name}.txt") for name in lists]
-        note_left_out(data, [path, images] if images else [path], [*used, *finder.unreadable])
+        folders = [given, path, *([images] if images else [])]
+        note_left_out(data, folders, [*used, *others, *finder.unreadable])
     splits = _by_lists(pictures, root, lists, notes) if lists else finder.by_folder(pictures)
     data.splits = in_order(splits)
     return data
 
 
 def _data_set_in(path: str) -> str:
-    """Return the only folder in a folder that has lists of images, as VOC2007 in VOCdevkit."""
+    """Return the only folder below a folder that has lists of images, as VOC2007 in VOCdevkit."""
     if not os.path.isdir(path) or os.path.isdir(os.path.join(path, "Annotations")):
         return path
-    folders = [os.path.join(path, name) for name in sorted(os.listdir(path))]
-    found = [f for f in folders if os.path.isdir(os.path.join(f, *_LISTS_FOLDER))]
+    above, name = os.path.split(os.path.abspath(path))
+    if name == "Annotations" and os.path.isdir(os.path.join(above, *_LISTS_FOLDER)):
+        return above
+    ending = os.path.join(os.sep, *_LISTS_FOLDER)
+    lists = {os.path.dirname(file) for file in files_in(path, (".txt",))}
+    found = sorted(f.removesuffix(ending) for f in lists if f.endswith(ending))
     if len(found) > 1:
         raise UserError(f"{path} has several data sets; name one of {first(found)}")
     return found[0] if found else path
 
 
-def _read_file(
-    file: str, finder: ImageFinder, notes: Counter, problems: Problems
-) -> Picture | None:
+def _load(file: str, problems: Problems) -> ElementTree.Element | None:
     try:
-        root = ElementTree.parse(file).getroot()
+        return ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, LookupError, ValueError) as e:
         problems.add(file, f"is truncated or not XML ({e})")
-        return None
     except OSError as e:
         problems.add(file, f"cannot be read: {e.strerror}")
-        return None
-    if root.tag != "annotation":
-        problems.add(file, f"is not Pascal VOC: it begins with <{root.tag}>, not <annotation>")
-        return None
+    return None
+
+
+def _read_file(
+    root: ElementTree.Element, file: str, finder: ImageFinder, notes: Counter, problems: Problems
+) -> Picture | None:
     image, size = finder.find(file, (root.findtext("filename") or "").strip(), problems)
     if image is None:
         return None
@@ -148,31 +164,42 @@ def _integer(text: str | None) -> int:
         return 0
 
 
-def _read_lists(root: str) -> Dict[str, List[str]]:
+def _read_lists(root: str) -> Tuple[Dict[str, List[str]], List[str]]:
+    """Return the lines of the lists by split, and the paths of the lists."""
     folder = os.path.join(root, *_LISTS_FOLDER)
-    names = [n for n in _LISTS if os.path.isfile(os.path.join(folder, f"{n}.txt"))]
-    lists = {}
-    for name in names:
-        with open(os.path.join(folder, f"{name}.txt"), errors="replace") as f:
-            lists[name] = [line.split()[0] for line in f if line.strip()]
-    return lists
+    files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    splits = {n: SPLIT_NAMES.get(n[:-4].lower(), "") for n in files if n.lower().endswith(".txt")}
+    if not {"train", "val"} & set(splits.values()) and "trainval.txt" in splits:
+        splits["trainval.txt"] = "train"  # as of VOC2007, with its test set
+    lists: Dict[str, List[str]] = {}
+    used = [os.path.join(folder, name) for name, split in splits.items() if split]
+    for file in used:
+        with open(file, encoding="utf-8-sig", errors="replace") as f:
+            lines = [line.strip() for line in f if line.strip()]
+        lists.setdefault(splits[os.path.basename(file)], []).extend(lines)
+    return lists, used
 
 
 def _by_lists(
     pictures: List[Picture], root: str, lists: Dict[str, List[str]], notes: Counter
 ) -> Dict[str, List[Picture]]:
-    by_stem: Dict[str, Picture] = {}  # without the folder, and with that below Annotations
+    by_stem: Dict[str, List[Picture]] = {}  # without the folder, and with that below Annotations
     for picture in pictures:
         path = os.path.splitext(os.path.abspath(picture.source or picture.path))[0]
-        by_stem[os.path.basename(path)] = picture
-        by_stem["/".join(os.path.relpath(path, root).split(os.sep)[1:])] = picture
-    splits = {}
-    for name, stems in lists.items():
-        unknown = [stem for stem in stems if stem not in by_stem]
-        if unknown:
-            raise UserError(f"ImageSets/Main/{name}.txt has {unknown[0]}, which has no image")
-        splits[name] = [by_stem[stem] for stem in dict.fromkeys(stems)]
-    listed = {id(by_stem[stem]) for stems in lists.values() for stem in stems}
+        below = "/".join(os.path.relpath(path, os.path.abspath(root)).split(os.sep)[1:])
+        for stem in {os.path.basename(path), below}:
+            by_stem.setdefault(stem, []).append(picture)
+    splits: Dict[str, List[Picture]] = {}
+    for name, lines in lists.items():
+        for line in dict.fromkeys(lines):
+            # The name may have blanks, an extension, or a number after it.
+            stems = [os.path.splitext(text)[0] for text in (line, line.split()[0])]
+            found = next((by_stem[s] for s in (line, *stems) if s in by_stem), [])
+            if len(found) != 1:
+                what = f"is of {len(found)} images: add their folder" if found else "has no image"
+                raise UserError(f"ImageSets/Main: the list of {name} has {line}, which {what}")
+            splits.setdefault(name, []).append(found[0])
+    listed = {id(picture) for found in splits.values() for picture in found}
     left_out = [picture for picture in pictures if id(picture) not in listed]
     others = sorted(os.path.splitext(os.path.basename(p.source or p.path))[0] for p in left_out)
     notes["objects of images in no list left out"] += sum(len(p.objects) for p in left_out)

@@ -245,7 +245,7 @@ def test_keypoints_of_ultralytics(tmp_path):
     assert boxes(contents) == {"train": [("a.jpg", "cat", BOX)]}
     assert notes == {
         "objects whose keypoints are left out": 1,
-        "objects that are there twice left out": 1,
+        "objects listed twice left out": 1,
     }
     # With two values each, which could be a polygon.
     write(tmp_path / "in" / "labels" / "a.txt", f"{ROW} .5 .5 .4 .4")

@@ -51,6 +51,18 @@ def test_shapes(tmp_path):
     assert list(notes.values()) == [3]
 
 
+@pytest.mark.parametrize("kind", ["oriented_rectangle", "rotation"])
+def test_rotated_rectangles(tmp_path, kind):
+    """Of LabelMe and X-AnyLabeling."""
+    image(tmp_path / "in" / "a.png")
+    shape = (7, kind, [[20, 10], [40, 20], [30, 40], [10, 30]], None)
+    labelme(tmp_path / "in" / "a.json", [shape], "a.png")
+    content = converted(tmp_path / "in", tmp_path / "out")[0]["train"]
+    (found,) = content["annotations"]
+    assert found["segmentation"] == [[20, 10, 40, 20, 30, 40, 10, 30]]
+    assert found["bbox"] == [10, 10, 30, 30] and content["categories"][0]["name"] == "7"
+
+
 def test_groups_are_one_object(tmp_path):
     image(tmp_path / "in" / "a.png")
     second = [[50, 8], [70, 8], [70, 40]]

@@ -156,7 +156,7 @@ def test_one_image_cannot_be_split():
 def test_classes_that_differ_only_in_case_are_a_note(tmp_path):
     data = yolo(tmp_path / "y", {"a": "0 .5 .5 .1 .1\n1 .5 .5 .2 .2"}, names=("Cat", "cat", "dog"))
     _, notes = converted(data, tmp_path / "out")
-    assert notes == {"classes that differ only in upper and lower case (Cat, cat)": 2}
+    assert notes == {"classes that differ only in upper and lower case or blanks (Cat, cat)": 2}
 
 
 def odd_yolo(folder):

@@ -8,6 +8,7 @@ from tests.helpers.data.label_files import (
     boxes_by_image,
     converted,
     image,
+    labelme,
     objects_of,
     voc,
     write,
@@ -66,7 +67,7 @@ def test_lists_are_the_splits(folder, tmp_path):
     assert names == {"train": ["a.jpg"], "val": ["b.jpg", "d.jpg"]}
     assert notes["images in no list of ImageSets/Main left out (c)"] == 1
     write(folder / "ImageSets" / "Main" / "val.txt", "b\nnone\n")
-    with pytest.raises(UserError, match="val.txt has none, which has no image"):
+    with pytest.raises(UserError, match="the list of val has none, which has no image"):
         converted(folder, tmp_path / "other")
 
 
@@ -84,6 +85,92 @@ def test_names_that_are_out_of_date(folder, tmp_path, name):
     voc(folder / "Annotations" / "b.xml", [("cat", 0, 11, 21, 30, 40)], name)
     content = converted(folder, tmp_path / "out")[0]["train"]
     assert objects_of(content)[-1][:2] == ("b.jpg", "cat")
+
+
+def test_other_xml_files_are_counted(folder, tmp_path):
+    write(folder / "Annotations" / "e.xml", "<html></html>")
+    contents, notes = converted(folder, tmp_path / "out")
+    assert notes["XML files that are not Pascal VOC left out (Annotations/e.xml)"] == 1
+    assert len(contents["train"]["images"]) == 4 and not any(".xml not taken" in n for n in notes)
+
+
+def test_the_xml_file_of_another_tool(tmp_path):
+    """CVAT's own format has all images in one file."""
+    write(tmp_path / "in" / "annotations.xml", "<?xml version='1.0'?><annotations/>")
+    with pytest.raises(UserError, match="annotations.xml is not Pascal VOC, .* COCO's format"):
+        converted(tmp_path / "in", tmp_path / "out")
+
+
+LISTS = {
+    "train and val": ({"train": "a\n", "val": "b\n"}, {"train": "a", "val": "b"}),
+    "trainval and test": ({"trainval": "a\n", "test": "b\n"}, {"train": "a", "test": "b"}),
+    "all four": ({"train": "a", "val": "b", "trainval": "a\nb"}, {"train": "a", "val": "b"}),
+    "of CVAT": ({"Train": "a\n", "Validation": "b\n"}, {"train": "a", "val": "b"}),
+    "of Roboflow's names": ({"valid": "b\n", "train": "a\n"}, {"train": "a", "val": "b"}),
+    "with extensions": ({"train": "a.jpg\r\n", "val": "\ufeffb.jpg\n"}, {"train": "a", "val": "b"}),
+    "with numbers": ({"train": "a  1\n", "val": "b -1\n"}, {"train": "a", "val": "b"}),
+    "with blanks": ({"train": "a\n", "val": "my b 1\n"}, {"train": "a", "val": "my b 1"}),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_kinds_of_lists(kind, tmp_path):
+    files, splits = LISTS[kind]
+    for name in splits.values():
+        image(tmp_path / "in" / "JPEGImages" / f"{name}.jpg")
+        box = [("cat", 0, 1, 1, 10, 10)]
+        voc(tmp_path / "in" / "Annotations" / f"{name}.xml", box, f"{name}.jpg")
+    for name, text in files.items():
+        write(tmp_path / "in" / "ImageSets" / "Main" / f"{name}.txt", text)
+    contents, _ = converted(tmp_path / "in", tmp_path / "out")
+    assert {split: [i["file_name"] for i in c["images"]] for split, c in contents.items()} == {
+        split: [f"{name}.jpg"] for split, name in splits.items()
+    }
+
+
+def test_a_listed_name_of_two_images(tmp_path):
+    for part in ("day", "night"):
+        image(tmp_path / "in" / "JPEGImages" / part / "a.jpg")
+        box = [("cat", 0, 1, 1, 10, 10)]
+        voc(tmp_path / "in" / "Annotations" / part / "a.xml", box, "a.jpg")
+    write(tmp_path / "in" / "ImageSets" / "Main" / "train.txt", "a\n")
+    with pytest.raises(UserError, match="has a, which is of 2 images: add their folder"):
+        converted(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("above", [".", "VOCdevkit", "VOCdevkit/VOC2007/Annotations"])
+def test_a_data_set_named_by_another_folder(folder, above, tmp_path):
+    write(folder / "ImageSets" / "Main" / "train.txt", "a\n")
+    write(folder / "ImageSets" / "Main" / "val.txt", "b\nc\nd\n")
+    place = tmp_path / "zip" / "VOCdevkit" / "VOC2007"
+    place.parent.mkdir(parents=True)
+    folder.rename(place)
+    image(tmp_path / "zip" / "other" / "x.jpg")
+    contents, notes = converted(tmp_path / "zip" / above, tmp_path / "out")
+    assert {split: len(c["images"]) for split, c in contents.items()} == {"train": 1, "val": 3}
+    assert notes.get("images not taken (other/x.jpg)", 0) == (above == ".")
+
+
+PLACES = {
+    "Images": ("Annotations", "Images"),
+    "imgs below the label files": (".", "imgs"),
+    "above the label files": ("labels", "."),
+    "mirrored": ("Annotations/day", "Images/day"),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("write_labels", [voc, labelme])
+def test_folders_of_images(kind, write_labels, tmp_path):
+    labels, images = PLACES[kind]
+    image(tmp_path / "in" / images / "a.jpg")
+    thing = ("cat", 0, 11, 21, 30, 40)
+    file = tmp_path / "in" / labels / ("a.xml" if write_labels is voc else "a.json")
+    if write_labels is labelme:
+        thing = ("cat", "rectangle", [[10, 20], [30, 40]], None)
+    write_labels(file, [thing], "a.jpg")
+    content = converted(tmp_path / "in", tmp_path / "out")[0]["train"]
+    assert objects_of(content) == [("a.jpg", "cat", [10, 20, 20, 20], 0)]
 
 
 def cut(folder):
@@ -119,7 +206,6 @@ def one(*thing, filename="b.jpg", **size):
             "b.jpg, which does not exist",
         ),
         (lambda f: (f / "JPEGImages" / "b.jpg").write_text(""), "b.jpg: the file is empty"),
-        (lambda f: write(f / "Annotations" / "e.xml", "<html></html>"), "is not Pascal VOC"),
     ],
 )
 def test_bad_files_stop_in_one_line(folder, tmp_path, change, message):
