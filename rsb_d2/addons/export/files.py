@@ -30,9 +30,6 @@ NO_TORCHSCRIPT = (
     f"{TORCH_EXPORT} for torch.export or in {ONNX}"
 )
 
-# By default OpenVINO computes in bfloat16 if the processor does.
-IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
-
 
 # ---- running ----
 
@@ -175,13 +172,16 @@ def save_ir(model: Any) -> Tuple[bytes, bytes]:
             return xml.read(), weights.read()
 
 
-def run_openvino(path: str, weights: str = "", threads: int = 0) -> Detector:
-    """Load an IR or an ONNX file into OpenVINO, on the CPU, in float32.
+def run_openvino(
+    path: str, weights: str = "", threads: int = 0, precision: str = "f32"
+) -> Detector:
+    """Load an IR or an ONNX file into OpenVINO, on the CPU.
 
     Args:
         path (str): of the ``.xml`` or ``.onnx`` file.
         weights (str): of an IR's weights, if they are not in the ``.bin`` file next to it.
         threads (int): to compute with; as many as OpenVINO thinks best by default.
+        precision (str): ``"f32"``, or ``"bf16"`` for bfloat16 where the processor has it.
 
     Returns:
         callable: from a uint8 image (H, W, 3) to its :class:`Detections`.
@@ -192,13 +192,15 @@ def run_openvino(path: str, weights: str = "", threads: int = 0) -> Detector:
             model = core.read_model(xml.read(), f.read())
     else:
         model = core.read_model(path)
-    return run_openvino_model(model, threads)
+    return run_openvino_model(model, threads, precision)
 
 
-def run_openvino_model(model: Any, threads: int = 0) -> Detector:
+def run_openvino_model(model: Any, threads: int = 0, precision: str = "f32") -> Detector:
     """Compile an ``openvino.Model`` of a detector; as :func:`run_openvino`."""
     core = import_openvino().Core()
-    compiled = core.compile_model(model, "CPU", {**IN_FLOAT32, "INFERENCE_NUM_THREADS": threads})
+    # By default OpenVINO computes in bfloat16 if the processor does.
+    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
 
     def run(*inputs: np.ndarray) -> List[np.ndarray]:

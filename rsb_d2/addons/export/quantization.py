@@ -212,7 +212,7 @@ def quantize(cfg: CfgNode, int8: Int8, xml: bytes, weights: bytes, prepare: Prep
         raise UserError("--keep-float leaves no layer to quantize")
     inside = between.union(layers)
     outside = [name for op in model.get_ops() if (name := op.get_friendly_name()) not in inside]
-    before = _measure(cfg, dataset, run_openvino_model(model), prepare)
+    before = measure_ap(cfg, dataset, run_openvino_model(model), prepare)
     quantized = nncf.quantize(
         model,
         nncf.Dataset(int8.images, _reader(cfg, prepare)),
@@ -220,7 +220,7 @@ def quantize(cfg: CfgNode, int8: Int8, xml: bytes, weights: bytes, prepare: Prep
         preset=nncf.QuantizationPreset.MIXED,  # a zero point for features of both signs
         ignored_scope=nncf.IgnoredScope(names=outside, validate=False),
     )
-    found = _measure(cfg, dataset, run_openvino_model(quantized), prepare)
+    found = measure_ap(cfg, dataset, run_openvino_model(quantized), prepare)
     after = {task: found.get(task, 0.0) for task in before}  # without a detection there is no segm
     drop, task = max((before[task] - after[task], task) for task in before)
     if drop > int8.max_ap_drop:
@@ -283,10 +283,21 @@ def _reader(cfg: CfgNode, prepare: Prepare) -> Callable[[str], np.ndarray]:
 # ---- AP ----
 
 
-def _measure(
+def measure_ap(
     cfg: CfgNode, dataset: str, detector: Detector, prepare: Prepare, limit: int | None = None
 ) -> Dict[str, float]:
-    """The AP (0 ... 100) of a file by task, on a data set or on its first images."""
+    """Measure the AP of a file.
+
+    Args:
+        cfg (CfgNode): of the detector.
+        dataset (str): its registered name.
+        detector (callable): from a uint8 image (H, W, 3) to its :class:`Detections`.
+        prepare (callable): as for :func:`quantize`.
+        limit (int or None): number of images, the first ones; all by default.
+
+    Returns:
+        dict[str, float]: 0 ... 100, by task; 0 where the evaluator has none.
+    """
     loader = itertools.islice(Trainer.build_test_loader(cfg, dataset), limit)
     ids = []
     with tempfile.TemporaryDirectory() as folder:
@@ -326,7 +337,7 @@ def _costs(cfg: CfgNode, dataset: str, model: Any, layers: List[str], prepare: P
 
     def gain(group: Sequence[str]) -> float:
         detector = run_openvino_model(_in_float(model, group))
-        return sum(_measure(cfg, dataset, detector, prepare, _NUM_COMPARED).values()) - base
+        return sum(measure_ap(cfg, dataset, detector, prepare, _NUM_COMPARED).values()) - base
 
     base = 0.0
     base = gain([])
