@@ -54,6 +54,7 @@ def prepare(args: argparse.Namespace, name: str) -> Prepared:
         for seed, image in enumerate(make_images(args.image_size, args.batch))
     ]
     cfg, dtype = our_config(args.device), "float16" if name == "stock, AMP" else "float32"
+    cfg.DATALOADER.NUM_WORKERS = 0  # the batch is in memory
     if name == "ours":
         dtype = args.dtype
         cfg.MODEL.CHANNELS_LAST, cfg.MODEL.COMPILE = not args.nchw, args.compile

@@ -171,7 +171,8 @@ def _defaults() -> CN:
     cfg.MODEL.COMPILE = False
     # Training on one GPU: record the forward and the backward pass of backbone, FPN and dense head,
     # of a classifier of all of it, as CUDA graphs, for up to 8 sizes of batches that come more than
-    # once. Nothing is padded for it, so a fixed size (INPUT.LSJ) gains most. It needs torch 2.14.
+    # once. Nothing is padded for it, so a fixed size (INPUT.LSJ) gains most. It needs
+    # torch 2.14, or DATALOADER.NUM_WORKERS 0.
     cfg.MODEL.CUDA_GRAPHS = False
 
     # A running average of the weights and buffers over the training (EMA), by timm's ModelEmaV3. It

@@ -85,8 +85,7 @@ class RecordedPart:
                     (sample,),
                     allow_unused_input=True,
                     pool=self._pool,
-                    # The thread of the loader that pins memory may continue.
-                    capture_error_mode="thread_local",
+                    **({"capture_error_mode": "thread_local"} if _records_beside_threads() else {}),
                 )
             except RuntimeError as e:
                 raise UserError(
@@ -118,9 +117,13 @@ def check_cuda_graphs(cfg: CfgNode, world_size: int) -> None:
         reason = f"is for a training on one GPU, and there are {world_size} processes"
     elif cfg.MODEL.COMPILE:
         reason = "records what MODEL.COMPILE compiles; set one of them"
-    elif (
-        "capture_error_mode" not in inspect.signature(torch.cuda.make_graphed_callables).parameters
-    ):
-        reason = f"needs torch 2.14, and this is {torch.__version__}"
+    elif cfg.DATALOADER.NUM_WORKERS and not _records_beside_threads():
+        reason = f"needs torch 2.14, or DATALOADER.NUM_WORKERS 0; this is torch {torch.__version__}"
     if cfg.MODEL.CUDA_GRAPHS and reason:
         raise UserError(f"MODEL.CUDA_GRAPHS {reason}; write False")
+
+
+def _records_beside_threads() -> bool:
+    """Whether the loader's thread that pins memory may continue during a recording."""
+    parameters = inspect.signature(torch.cuda.make_graphed_callables).parameters
+    return "capture_error_mode" in parameters

@@ -153,5 +153,8 @@ def test_a_torch_that_cannot_record_beside_a_loader(monkeypatch):
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda callables, sample_args: None)
     cfg = make_seeded_config("faster", "MODEL.CUDA_GRAPHS", "True")
     cfg.MODEL.DEVICE = "cuda"
-    with pytest.raises(UserError, match="needs torch 2.14, and this is"):
+    cfg.DATALOADER.NUM_WORKERS = 1
+    with pytest.raises(UserError, match="needs torch 2.14, or DATALOADER.NUM_WORKERS 0; this is"):
         check_cuda_graphs(cfg, 1)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    check_cuda_graphs(cfg, 1)
