@@ -9,7 +9,6 @@ refuses or counts; the module docstrings of :mod:`.voc` and :mod:`.yolo` list th
 draws images at random, so that a rare class may be missing from a split.
 """
 
-import itertools
 import json
 import os
 import random
@@ -24,6 +23,7 @@ from ....data.coco_check import ROBOFLOW_FILE, alike_names, export_splits
 from ....errors import UserError, count, first, is_utf8, printable
 from ....files import whole_folder
 from .coco import merge_headers, read_coco, write_coco
+from .coco_repair import images_of, splits_of
 from .labelme import read_labelme
 from .records import (
     IMAGES_LEFT_OUT,
@@ -205,8 +205,15 @@ def tell_format(path: str) -> str:
         no_yaml = e
     if files_in(path, (".xml",)):
         found.append("voc")
-    formats = map(_format_of, files_in(path, (".json", ".csv")))
-    found += list(itertools.islice((f for f in formats if f in ("labelme", "via")), 1))
+    others = set()
+    for file in files_in(path, (".json", ".csv")):
+        others.add(_format_of(file))
+        if others & {"labelme", "via"}:
+            break
+    # A file of COCO may be made of the others.
+    found += [f for f in ("labelme", "via") if f in others] or ["coco"] * (
+        "coco" in others and not found
+    )
     if len(found) > 1 and not any(map(is_label_file, files_in(path, (".txt",)))):
         found = [name for name in found if name != "yolo"]  # it has only names of classes
     if len(found) == 1:
@@ -217,7 +224,7 @@ def tell_format(path: str) -> str:
         raise no_yaml
     raise UserError(
         f"{path} has an unknown format: it has no data.yaml (YOLO), XML files (Pascal VOC) "
-        "or files of LabelMe or VIA; for COCO, name the JSON file"
+        "or files of LabelMe, VIA or COCO"
     )
 
 
@@ -245,9 +252,12 @@ def _read(
         if export and len(inputs) == 1 and not images:
             files = [os.path.join(folder, ROBOFLOW_FILE) for folder in export.values()]
             return read_coco(files, list(export.values()), problems, tuple(export))
-        if not images:
-            raise UserError("name the folder of the images with --images")
-        return read_coco(list(inputs), list(images), problems)
+        if len(inputs) == 1 and os.path.isdir(inputs[0]):
+            files = splits_of(_coco_files(inputs[0]), inputs[0])
+        else:
+            files = dict(zip(("train", "val", "test", *inputs), inputs))
+        folders = list(images) or [images_of(path) for path in files.values()]
+        return read_coco(list(files.values()), folders, problems, tuple(files))
     _check_one(source, inputs, images)
     if source == "yolo":
         if images:
@@ -257,6 +267,13 @@ def _read(
     if source == "voc":
         return read_voc(inputs[0], folder, problems)
     return read_labelme(inputs[0], folder, os.path.abspath(output), problems)
+
+
+def _coco_files(folder: str) -> List[str]:
+    files = [file for file in files_in(folder, (".json",)) if _format_of(file) == "coco"]
+    if not files:
+        raise UserError(f"{folder} has no JSON files of COCO")
+    return files
 
 
 def _check_one(source: str, inputs: Sequence[str], images: Sequence[str]) -> None:

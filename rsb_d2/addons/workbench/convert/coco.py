@@ -2,19 +2,22 @@
 
 A conversion from COCO to COCO keeps all contents: other keys of the file, and every image and
 annotation with ids and order. It changes only splits, ids that two files share, image names if the
-files have different image folders, and objects that ``--clip`` cuts.
+files have different image folders, objects that ``--clip`` cuts, and what :mod:`.coco_repair` does.
 """
 
+import codecs
 import itertools
 import json
 import logging
 import os
+import tempfile
 from collections import Counter
-from typing import Any, Dict, Iterable, Iterator, List, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 from ....data.coco_check import check_coco_json, correct_masks, drop_bad_boxes
 from ....data.images import image_size
 from ....errors import UserError, first
+from .coco_repair import load, repair
 from .records import DataSet, Object, Picture, Problems, note_left_out, progress
 from .shapes import area_of
 
@@ -44,8 +47,11 @@ def read_coco(
     folders = [os.path.abspath(folder) for folder in images]
     data = DataSet([], {}, root=os.path.commonpath(folders))
     positions = itertools.count()
-    for split, path, folder in zip(splits, paths, itertools.cycle(folders)):
-        content, names, ids = _load(path, folder, paths)
+    with tempfile.TemporaryDirectory() as temporary:
+        checked = _check_all(paths, folders, data.notes, temporary)
+    for split, path, folder, (content, names, ids) in zip(
+        splits, paths, itertools.cycle(folders), checked
+    ):
         if data.names and (data.names, data.ids) != (names, ids):
             raise UserError(f"{path} has other categories than {paths[0]}; they must be the same")
         data.names, data.ids = names, ids
@@ -64,18 +70,39 @@ def read_coco(
     return data
 
 
-def _load(path: str, folder: str, paths: List[str]) -> tuple:
-    try:
-        checked = check_coco_json(path, folder, with_masks=False, others=paths)
+def _check_all(
+    paths: List[str], folders: List[str], notes: Counter, temporary: str
+) -> List[Tuple[Dict[str, Any], List[str], List[int]]]:
+    """Repair and check files; return the contents, class names and category ids of each."""
+    contents, read = [], []
+    for number, (path, folder) in enumerate(zip(paths, itertools.cycle(folders))):
+        content = load(path)
+        done = repair(content, folder)
+        notes.update(done)
+        if done or _has_mark(path):
+            path = os.path.join(temporary, str(number), os.path.basename(path))
+            os.mkdir(os.path.dirname(path))
+            with open(path, "w", encoding="utf-8") as f:
+                json.dump(content, f)
+        contents.append(content)
+        read.append(path)
+    found = []
+    for path, copy, folder, content in zip(paths, read, itertools.cycle(folders), contents):
+        try:
+            checked = check_coco_json(copy, folder, with_masks=False, others=read)
+        except UserError as e:
+            raise UserError(f"{path}: {e}".replace(copy, path)) from None
+        except OSError as e:
+            raise UserError(f"{path} cannot be read: {e.strerror}") from None
         for level, message in checked.messages:
-            logger.log(level, message)
-        with open(path, encoding="utf-8") as f:
-            content = json.load(f)
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from None
-    except OSError as e:
-        raise UserError(f"{path} cannot be read: {e.strerror}") from None
-    return content, checked.category_names, checked.category_ids
+            logger.log(level, message.replace(copy, path))
+        found.append((content, checked.category_names, checked.category_ids))
+    return found
+
+
+def _has_mark(path: str) -> bool:
+    with open(path, "rb") as f:
+        return f.read(3) == codecs.BOM_UTF8
 
 
 def _pictures(
@@ -110,7 +137,8 @@ def _pictures(
     unusable = len(content["annotations"]) - len(usable)
     data.notes["annotations that cannot be used left out"] += unusable
     # The usable masks, along with the unchanged annotations.
-    corrected, _, _ = correct_masks([dict(a) for a in usable], sizes, with_masks=False)
+    corrected, _, changed = correct_masks([dict(a) for a in usable], sizes, with_masks=False)
+    data.notes["masks that cannot be used, in part or at all"] += sum(changed.values())
     names = dict(zip(data.ids, data.names))
     for record, with_mask in zip(usable, corrected):
         mask = with_mask.get("segmentation")

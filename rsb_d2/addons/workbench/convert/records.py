@@ -236,6 +236,25 @@ SPLIT_NAMES = {
 }
 
 
+def end_below(path: str, root: str, splits: Collection[str] = SPLIT_NAMES) -> str | None:
+    """Return the longest end of a path of another machine that exists in a folder, or None.
+
+    Args:
+        path (str): a path of any operating system.
+        root (str): the folder.
+        splits (collection of str): names of folders that the end must include, in lower case: the
+            rest of the path would be of another split.
+    """
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for begin in range(len(parts)):
+        candidate = os.path.join(root, *parts[begin:])
+        if os.path.exists(candidate):
+            return os.path.normpath(candidate)
+        if parts[begin].lower() in splits:
+            return None
+    return None
+
+
 def in_order(splits: Dict[str, List[Picture]]) -> Dict[str, List[Picture]]:
     """Return the splits that have images, ``train`` first."""
     return {name: splits[name] for name in ("train", "val", "test") if splits.get(name)}

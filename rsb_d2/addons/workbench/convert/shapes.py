@@ -188,8 +188,13 @@ def polygons_of_mask(mask: np.ndarray) -> Tuple[List[Polygon], bool]:
     return polygons, holes
 
 
+def compressed(rle: dict) -> dict:
+    """Return COCO's run lengths in the compressed form, which pycocotools needs."""
+    if isinstance(rle["counts"], list):
+        return mask_util.frPyObjects(rle, *rle["size"])
+    return rle
+
+
 def decode_rle(rle: dict) -> np.ndarray:
     """Decode COCO's run lengths, compressed or not, to a mask: (H, W)."""
-    if isinstance(rle["counts"], list):
-        rle = mask_util.frPyObjects(rle, *rle["size"])
-    return mask_util.decode(rle)
+    return mask_util.decode(compressed(rle))

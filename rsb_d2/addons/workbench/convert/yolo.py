@@ -34,6 +34,7 @@ from .records import (
     Problems,
     claim,
     common_folder,
+    end_below,
     in_order,
     note_left_out,
     note_unreadable,
@@ -259,7 +260,7 @@ def _images(
 
 def _place(entry: str, root: str) -> str | None:
     """Return the file or folder that a path means, or None."""
-    return _direct_place(entry, root) or _end_below(entry, root)
+    return _direct_place(entry, root) or end_below(entry, root)
 
 
 def _direct_place(entry: str, root: str) -> str | None:
@@ -272,28 +273,13 @@ def _direct_place(entry: str, root: str) -> str | None:
     return None
 
 
-def _end_below(path: str, root: str) -> str | None:
-    """Return the longest end of a path of another machine that exists in the data set's folder.
-
-    The end includes the last folder that names a split: other images are in another split.
-    """
-    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    for begin in range(len(parts)):
-        candidate = os.path.join(root, *parts[begin:])
-        if os.path.exists(candidate):
-            return os.path.normpath(candidate)
-        if parts[begin].lower() in SPLIT_NAMES:
-            return None
-    return None
-
-
 def _listed(line: str, folder: str, root: str) -> str | None:
     line = line.replace("\\", "/")
     for start in (folder, root, os.getcwd()):
         candidate = os.path.normpath(os.path.join(start, line))
         if os.path.isfile(candidate):
             return candidate
-    return _end_below(line, root)
+    return end_below(line, root)
 
 
 # ---- reading ----

@@ -408,13 +408,180 @@ EXPORTS = {
 }
 
 
-def test_label_studio_on_windows(tmp_path):
+NAMES = [
+    "images\\a.jpg",
+    "..\\..\\label-studio\\data\\media\\upload\\1\\a.jpg",
+    "/data/upload/1/a.jpg",
+    "/data/local-files/?d=photos/a.jpg",
+    "http://localhost:8080/data/upload/1/a.jpg",
+    "C:\\me\\images\\a.jpg",
+    "%61.jpg",
+    "../images/a.jpg",
+]
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_image_names_of_another_machine(name, with_images, tmp_path):
     image(tmp_path / "export" / "images" / "a.jpg")
-    content = coco({"segmentation": [], "iscrowd": 0}, {"file_name": "images\\a.jpg"})
+    content = coco({"segmentation": [], "iscrowd": 0}, {"file_name": name})
     file = write(tmp_path / "export" / "result.json", json.dumps(content))
-    folder = tmp_path / "export"
-    contents, _ = converted(file, tmp_path / "out", images=[str(folder)])
-    assert boxes(contents) == {"train": [("images/a.jpg", "cat", BOX)]}
+    folders = {"images": [str(tmp_path / "export" / "images")]} if with_images else {}
+    contents, notes = converted(file, tmp_path / "out", **folders)
+    (found,) = boxes(contents)["train"]
+    assert found[0].split("/")[-1] == "a.jpg" and found[1:] == ("cat", BOX)
+    looked_up = "image names of another machine looked up in the folder of the images"
+    assert notes == ({} if name.startswith("images") and not with_images else {looked_up: 1})
+
+
+def test_two_names_that_end_in_one(tmp_path):
+    image(tmp_path / "images" / "a.jpg")
+    content = coco({}, {"file_name": "x/a.jpg"})
+    content["images"].append({**content["images"][0], "id": 2, "file_name": "y/a.jpg"})
+    file = write(tmp_path / "result.json", json.dumps(content))
+    with pytest.raises(UserError, match="image 2: is .*a.jpg, as is image 1; each once"):
+        converted(file, tmp_path / "out", images=[str(tmp_path / "images")])
+
+
+RUNS = {"counts": [820, 16, 64, 16, 7084], "size": [80, 100]}  # x 10 and 11, y 20 to 35
+REPAIRS = {
+    "ids that are texts read as numbers": ({"id": "7", "image_id": "1"}, {"id": "1"}, BOX, 3),
+    "image sizes that are missing read from the images": (
+        {},
+        {"width": 0, "height": 0},  # as of VIA, if an image was not opened
+        BOX,
+        1,
+    ),
+    "polygons that are not in a list wrapped in one": ({"segmentation": CORNERS}, {}, BOX, 1),
+    "boxes that are missing computed from masks": (
+        {"bbox": [], "segmentation": [CORNERS, [50, 20, 60, 20, 60, 30]]},
+        {},
+        [10, 20, 50, 16],
+        1,
+    ),
+    "boxes that are missing computed from masks ": (
+        {"bbox": None, "segmentation": RUNS},
+        {},
+        [10, 20, 2, 16],
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REPAIRS)
+def test_repairs(what, tmp_path):
+    annotation, record, box, number = REPAIRS[what]
+    image(tmp_path / "images" / "a.jpg")
+    file = write(tmp_path / "x.json", json.dumps(coco({"iscrowd": 0, **annotation}, record)))
+    before = file.read_text()
+    contents, notes = converted(file, tmp_path / "out")
+    assert boxes(contents) == {"train": [("a.jpg", "cat", box)]}
+    assert notes == {what.strip(): number} and file.read_text() == before
+    (found,) = contents["train"]["annotations"]
+    assert type(found["id"]) is type(found["image_id"]) is int
+    assert type(found.get("segmentation", [])) is dict or all(
+        len(polygon) >= 6 for polygon in found.get("segmentation", [])
+    )
+    assert [contents["train"]["images"][0][key] for key in ("width", "height")] == [100, 80]
+
+
+def test_repeated_annotation_ids_and_a_byte_order_mark(tmp_path):
+    image(tmp_path / "images" / "a.jpg")
+    content = coco({"iscrowd": 0})
+    content["annotations"].append({**content["annotations"][0], "bbox": [1, 2, 3, 4]})
+    file = write(tmp_path / "x.json", "\ufeff" + json.dumps(content))
+    contents, notes = converted(file, tmp_path / "out")
+    assert boxes(contents) == {"train": [("a.jpg", "cat", BOX), ("a.jpg", "cat", [1, 2, 3, 4])]}
+    assert [a["id"] for a in contents["train"]["annotations"]] == [1, 2]
+    assert notes == {"annotation ids changed, as another has the same": 1}
+
+
+def test_errors_name_the_file_itself(tmp_path):
+    image(tmp_path / "images" / "a.jpg")
+    file = write(tmp_path / "x.json", json.dumps(coco({"id": "1", "category_id": 8})))
+    with pytest.raises(UserError) as error:
+        converted(file, tmp_path / "out")
+    assert str(error.value).startswith(f"{file}: 1 annotations are of a category that is not in")
+
+
+def test_masks_of_another_size_are_a_note(tmp_path):
+    image(tmp_path / "images" / "a.jpg")
+    runs = {**RUNS, "size": [100, 80]}
+    file = write(tmp_path / "x.json", json.dumps(coco({"iscrowd": 0, "segmentation": runs})))
+    notes = converted(file, tmp_path / "out")[1]
+    assert notes == {"masks that cannot be used, in part or at all": 1}
+
+
+def coco_file(folder, file, picture, name="a.jpg"):
+    image(folder / picture)
+    write(folder / file, json.dumps(coco({"iscrowd": 0}, {"file_name": name})))
+
+
+FOLDERS = {
+    "CVAT": {"train": ("annotations/instances_default.json", "images/a.jpg")},
+    "CVAT, with subsets": {
+        "train": ("annotations/instances_Train.json", "images/Train/a.jpg"),
+        "val": ("annotations/instances_Validation.json", "images/Validation/a.jpg"),
+    },
+    "Datumaro": {
+        "train": ("annotations/instances_train.json", "images/train/a.jpg"),
+        "test": ("annotations/instances_test.json", "images/test/a.jpg"),
+    },
+    "COCO itself": {
+        "train": ("annotations/instances_train2017.json", "train2017/a.jpg"),
+        "val": ("annotations/instances_val2017.json", "val2017/a.jpg"),
+    },
+    "Label Studio": {"train": ("result.json", "images/a.jpg", "images/a.jpg")},
+    "Roboflow, without splits": {"train": ("_annotations.coco.json", "a.jpg")},
+    "Roboflow, from above": {
+        "train": ("cats.v1/train/_annotations.coco.json", "cats.v1/train/a.jpg"),
+        "val": ("cats.v1/valid/_annotations.coco.json", "cats.v1/valid/a.jpg"),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_folders_of_exports(kind, tmp_path):
+    for files in FOLDERS[kind].values():
+        coco_file(tmp_path / "in", *files)
+    found = convert([str(tmp_path / "in")], str(tmp_path / "out"))
+    assert found.source == "coco" and list(found.data.splits) == list(FOLDERS[kind])
+    for split, (_, picture, *_) in FOLDERS[kind].items():
+        (record,) = json.loads((tmp_path / "out" / f"{split}.json").read_text())["images"]
+        assert (tmp_path / "in" / picture).samefile(f"{found.root}/{record['file_name']}")
+
+
+def test_folders_that_are_not_clear(tmp_path):
+    coco_file(tmp_path / "in", "a.json", "images/a.jpg")
+    coco_file(tmp_path / "in", "b.json", "images/a.jpg")
+    with pytest.raises(UserError, match="several files of COCO for train: .*a.json, .*b.json; nam"):
+        converted(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "b.json").unlink()
+    (tmp_path / "in" / "images").rename(tmp_path / "in" / "photos")
+    with pytest.raises(UserError, match="a.json: name the folder of the images with --images"):
+        converted(tmp_path / "in", tmp_path / "out")
+
+
+OTHERS = {
+    "datumaro.json": {"categories": {"label": {"labels": []}}, "items": [{"id": "a"}]},
+    "label_studio.json": [{"id": 1, "annotations": [{"result": []}], "data": {"image": "a.jpg"}}],
+    "results.json": [{"image_id": 1, "category_id": 1, "bbox": BOX, "score": 0.5}],
+    "createml.json": [{"image": "a.jpg", "annotations": []}],
+    "export.ndjson": {},
+    "labels.csv": {},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_kinds_are_refused_in_one_line(name, tmp_path):
+    image(tmp_path / "in" / "a.jpg")
+    file = write(tmp_path / "in" / name, json.dumps(OTHERS[name]))
+    with pytest.raises(UserError, match="is not a file of COCO, LabelMe, VIA 1 or 2,") as error:
+        converted(file, tmp_path / "out")
+    assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(UserError, match="in has an unknown format: it has no data.yaml") as error:
+        converted(tmp_path / "in", tmp_path / "out")
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("tool", EXPORTS)
