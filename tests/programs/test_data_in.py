@@ -69,7 +69,7 @@ def test_a_yolo_data_set_trains_from_two_commands(tmp_path, convert_data):
         (["my_yolo", "--split", "80"], "--split is 80; write the fraction"),
         (["my_yolo", "--classes", "a"], "--classes: a data set of yolo names its classes"),
         (["my_yolo", "--images", "my_yolo"], "--images: of YOLO"),
-        (["my_yolo", "--from", "coco"], "name the folder of the images with --images"),
+        (["my_yolo", "--from", "coco"], "my_yolo has no JSON files of COCO"),
     ],
 )
 def test_mistakes_get_a_line(tmp_path, convert_data, words, message):
