@@ -1,8 +1,11 @@
 """A detector on a GPU: the graph of fixed shapes for each padded size, with one wait per batch."""
 
-import math
+import copy
+import logging
+import threading
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, Hashable, List, NamedTuple, Set, Tuple
 
 import torch
 from detectron2.layers import paste_masks_in_image
@@ -12,11 +15,12 @@ from torch import nn
 from ...modeling.heads import clip
 from .static import StaticDetector, static_detector
 
+logger = logging.getLogger(__name__)
+
+# Single images with a shorter side of 800 pixels and a longer one of up to 1,333 have 35, padded.
 _MAX_SIZES = 64
-# Recorded graphs pad the shorter and the longer side to these. Images with a shorter side of 800
-# pixels and a longer one of up to 1,333 then have 18 sizes instead of 35. Images of 4:3 and 3:2
-# become 800 x 1,088 and 800 x 1,216 as by padding to 32; 128 would add 6 and 5 % of pixels.
-_STEPS = (32, 64)
+# Threads take turns, as the tensors of a recording are the same in each replay.
+_LOCK = threading.Lock()
 # The first calls prepare handles and workspaces, before the kernels are recorded.
 _WARM_UP_CALLS = 2
 
@@ -53,7 +57,6 @@ def cuda_graphs(device: torch.device) -> Record:
 
 
 class _Graph(NamedTuple):
-    detector: StaticDetector
     inputs: Tuple[torch.Tensor, torch.Tensor]
     run: Callable[[], Any]
     outputs: Outputs
@@ -62,8 +65,7 @@ class _Graph(NamedTuple):
 class StaticInference:
     """Replaces ``forward`` of a detector, which computes the same with :func:`static_detector`.
 
-    A batch is padded as Detectron2 pads it, and where a graph is recorded to a multiple of 32 by 64
-    pixels, the longer side to that of 64. Images of which the detections may not be exact are
+    A batch is padded as Detectron2 pads it. Images of which the detections may not be exact are
     detected again by the model's own method.
     """
 
@@ -71,23 +73,23 @@ class StaticInference:
         """
         Args:
             model (nn.Module): one that :func:`static_detector` takes; in evaluation mode.
-            record (callable or None): such as :func:`cuda_graphs`, which is called once for each
-                batch size and padded size, of 64 at most. A copy has none, as it has its own
-                weights.
+            record (callable or None): such as :func:`cuda_graphs`, which is called when a batch
+                size and padded size comes for the second time, of 64 at most. If it fails, there is
+                a warning, and nothing more is recorded. A copy has none, as it has its own weights.
             to_cpu (bool): whether results are on the CPU, where masks are then pasted.
 
         Raises:
             UserError: for a model without a form with fixed shapes.
         """
-        static_detector(model, None)  # fail early
+        self._detector = static_detector(model, None)
         self._model = model
         self._record = record
-        self._steps = (1, 1) if record is None else _STEPS
         self._to_cpu = to_cpu
-        self._graphs: Dict[Any, _Graph] = {}
+        self._seen: Set[Hashable] = set()
+        self._graphs: Dict[Hashable, _Graph] = {}
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {**vars(self), "_record": None, "_graphs": {}}
+        return {**vars(self), "_record": None, "_seen": set(), "_graphs": {}}
 
     def __call__(self, batched_inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
         """As the method of ``GeneralizedRCNN`` or ``RetinaNet`` in evaluation mode."""
@@ -106,13 +108,14 @@ class StaticInference:
             return list
         images = [record["image"] for record in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
-        outputs = self._run(images, sizes)
-        if self._to_cpu and outputs["scores"].is_cuda:
-            device, copied = outputs["scores"].device, torch.cuda.Event()
-            outputs = {name: x.to("cpu", non_blocking=True) for name, x in outputs.items()}
-            copied.record(torch.cuda.current_stream(device))
-            return partial(self._finish, batched_inputs, sizes, outputs, copied)
-        results = self._finish(batched_inputs, sizes, outputs)
+        with _LOCK if self._record or self._graphs else nullcontext():
+            outputs = self._run(images, sizes)
+            if self._to_cpu and outputs["scores"].is_cuda:
+                device, copied = outputs["scores"].device, torch.cuda.Event()
+                outputs = {name: x.to("cpu", non_blocking=True) for name, x in outputs.items()}
+                copied.record(torch.cuda.current_stream(device))
+                return partial(self._finish, batched_inputs, sizes, outputs, copied)
+            results = self._finish(batched_inputs, sizes, outputs)
         return lambda: results
 
     @torch.inference_mode(False)
@@ -143,29 +146,37 @@ class StaticInference:
         return results
 
     def _run(self, images: List[torch.Tensor], sizes: List[Tuple[int, int]]) -> Outputs:
-        height, width = map(max, zip(*sizes))
         divisor = max(self._model.backbone.size_divisibility, 1)
-        steps = self._steps if height <= width else self._steps[::-1]
-        steps = [math.lcm(step, divisor) for step in steps]
-        padded = tuple(-(-side // step) * step for side, step in zip((height, width), steps))
+        detector = copy.copy(self._detector)  # which makes nothing from these two
+        detector.image_size = tuple(-(-max(sides) // divisor) * divisor for sides in zip(*sizes))
+        detector.batch_size = len(images)
         images = [x.to(self._model.pixel_mean.device, non_blocking=True) for x in images]
-        key = len(images), padded, images[0].dtype
+        inputs = detector.stack(images)
+        key = len(images), detector.image_size, images[0].dtype
         if key not in self._graphs:
-            if self._record is None or len(self._graphs) >= _MAX_SIZES:
-                detector = static_detector(self._model, padded, len(images))
-                return detector(*detector.stack(images))
-            self._graphs[key] = self._make(*key)
+            if key not in self._seen or not self._recorded(key, detector, inputs):
+                self._seen.add(key)
+                return detector(*inputs)
         graph = self._graphs[key]
-        for mine, given in zip(graph.inputs, graph.detector.stack(images)):
+        for mine, given in zip(graph.inputs, inputs):
             mine.copy_(given)
         graph.run()
         return graph.outputs
 
-    def _make(self, batch_size: int, padded: Tuple[int, int], dtype: torch.dtype) -> _Graph:
-        detector = static_detector(self._model, padded, batch_size)
-        image = torch.zeros(3, *padded, dtype=dtype, device=self._model.pixel_mean.device)
-        inputs = detector.stack([image] * batch_size)
-        return _Graph(detector, inputs, *self._record(lambda: detector(*inputs)))
+    def _recorded(
+        self, key: Hashable, detector: StaticDetector, inputs: Tuple[torch.Tensor, torch.Tensor]
+    ) -> bool:
+        """Record a size, if that can be done."""
+        if self._record is None or len(self._graphs) >= _MAX_SIZES:
+            return False
+        inputs = tuple(x.clone() for x in inputs)
+        try:
+            self._graphs[key] = _Graph(inputs, *self._record(lambda: detector(*inputs)))
+        except RuntimeError as e:
+            reason = " ".join(str(e).split())[:200]
+            logger.warning(f"Detections are computed without CUDA graphs: {reason}")
+            self._record = None
+        return key in self._graphs
 
 
 def _postprocess(found: Outputs, size: Tuple[int, int], original: Tuple[int, int]) -> Instances:

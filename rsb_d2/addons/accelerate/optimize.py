@@ -26,7 +26,7 @@ from ...modeling.heads import FastRPN, best
 from ...modeling.norm import BATCH_NORM_TYPES
 from ...modeling.published import LastLevelP6P7WithoutReLU
 from ...utils import unwrap
-from .graphs import Record, StaticInference, cuda_graphs
+from .graphs import StaticInference, cuda_graphs
 from .layers import (
     InferenceConv2d,
     InferenceFPN,
@@ -81,14 +81,13 @@ def optimize_for_inference(
             map of 1, are compiled again, up to torch's limit of recompilations. Without a compiler
             there is a warning, and nothing is compiled.
             ``"reduce-overhead"``, on a GPU: nothing is compiled, but the kernels from the padded
-            images to the detections are recorded as one CUDA graph at the first call with a batch
-            of each padded size, and then replayed, which costs the processor next to nothing. The
-            shorter side is padded to a multiple of 32 and the longer one to one of 64, which may
-            change scores in the third decimal, as padding in a batch does. There are 64 sizes at
-            most. In either way a copy of the result is as without.
+            images to the detections are recorded as one CUDA graph when a batch of a padded size
+            comes for the second time, and then replayed, which costs the processor next to nothing.
+            There are 64 sizes at most. In either way a copy of the result is as without.
         to_cpu (bool): for a model on a GPU that :func:`static_detector` takes, return detections on
-            the CPU, copied with the only wait; masks are pasted there. Other models return them
-            where they compute.
+            the CPU, copied with the only wait; masks are pasted there. Sizes that repeat are
+            recorded as with ``"reduce-overhead"``. Other models return detections where they
+            compute.
 
     Returns:
         nn.Module: takes and returns the same as ``model``.
@@ -127,8 +126,7 @@ def optimize_for_inference(
         fuse_all(result)
     result.eval()
     if device.type == "cuda":
-        record = cuda_graphs(device) if asked == "reduce-overhead" else None
-        _infer_statically(result, record, to_cpu)
+        _infer_statically(result, device, asked == "reduce-overhead", to_cpu)
     setattr(result, _MARK, (dtype, asked, to_cpu))
     result.train = _EvaluationOnly(result)
     return result
@@ -159,11 +157,14 @@ def _check_compile(compile: bool | str, device: torch.device) -> None:
         )
 
 
-def _infer_statically(model: nn.Module, record: Record | None, to_cpu: bool) -> None:
+def _infer_statically(
+    model: nn.Module, device: torch.device, must_record: bool, to_cpu: bool
+) -> None:
+    record = cuda_graphs(device) if must_record or to_cpu else None
     try:
         model.forward = StaticInference(model, record, to_cpu)
     except UserError as e:
-        if record is not None:
+        if must_record:
             raise UserError(f'compile is "reduce-overhead", but {e}') from None
         logger.info(f"Detections are computed with waits for the GPU: {e}")
 

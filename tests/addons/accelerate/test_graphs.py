@@ -1,6 +1,7 @@
-"""Recording and replaying, on the CPU, where a recording is the function itself."""
+"""Recording and replaying; on the CPU a recording is the function itself."""
 
 import copy
+import importlib
 import pickle
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from detectron2.config import get_cfg
 
 from rsb_d2 import UserError, optimize_for_inference
+from rsb_d2.addons.accelerate import graphs
 from rsb_d2.addons.accelerate.graphs import StaticInference
 from rsb_d2.engine.tasks import Task
 from rsb_d2.memory import send_images
@@ -15,23 +17,33 @@ from rsb_d2.predictor import Predictor
 from tests.helpers.models.optimized import check_detections, make_detector, make_images
 from tests.helpers.models.simulated_gpu import GPU, OnGPU, SimulatedGPU
 
+# The module, not the function of that name.
+optimize = importlib.import_module("rsb_d2.addons.accelerate.optimize")
+
 
 class Record:
-    """Runs the function again in a replay, and writes into the same outputs, as a graph does."""
+    """Counts; on the CPU runs the function again in a replay, into the same outputs."""
 
-    def __init__(self):
+    def __init__(self, device="cpu"):
         self.recorded = self.replayed = 0
+        self._record = self._simulate
+        if device == "cuda":
+            self._record = graphs.cuda_graphs(torch.device(device))
 
     def __call__(self, function):
         self.recorded += 1
-        outputs = function()
+        run, outputs = self._record(function)
 
         def replay():
+            assert graphs._LOCK.locked()  # another thread must not write into the inputs
             self.replayed += 1
-            for name, new in function().items():
-                outputs[name].copy_(new)
+            run()
 
         return replay, outputs
+
+    def _simulate(self, function):
+        outputs = function()
+        return lambda: [outputs[name].copy_(new) for name, new in function().items()], outputs
 
 
 def make_static(kind, record=None, **kwargs):
@@ -45,10 +57,9 @@ def make_static(kind, record=None, **kwargs):
 @pytest.mark.parametrize(
     "kind", ["mask", *(pytest.param(k, marks=pytest.mark.slow) for k in ("faster", "retinanet"))]
 )
-def test_a_detector_that_is_replayed(kind):
-    record = Record()
-    model, fast = make_static(kind, record)
-    model.backbone._size_divisibility = 64  # the longer side of a recorded graph is padded to it
+def test_a_detector_that_is_replayed(kind, device):
+    record = Record(device)
+    model, fast = make_static(kind, record, device=device)
     sizes = [((64, 96),), ((96, 64),), ((64, 96),), ((60, 90),), ((64, 96), (60, 70))]
     for size in sizes:
         images = make_images(*size)
@@ -61,13 +72,33 @@ def test_a_detector_that_is_replayed(kind):
                 check_detections(model(images), fast(images))
         # What was found is not overwritten by the next call.
         check_detections(model(images), found[0])
-    # Once for each batch size and size as padded.
-    assert record.recorded == 3 and record.replayed == len(sizes) * 4
+    # Each batch size and size as padded, when it has come again.
+    assert record.recorded == 3 and record.replayed == len(sizes) * 4 - 3
     for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert again.forward._model is again
         check_detections(fast(images), again(images), score=0, box=0)
-    assert record.recorded == 3 and record.replayed == len(sizes) * 4 + 2
+    assert record.recorded == 3 and record.replayed == len(sizes) * 4 - 3 + 2
     assert fast([]) == []
+
+
+def test_sizes_that_are_not_recorded(monkeypatch, caplog):
+    monkeypatch.setattr(graphs, "_MAX_SIZES", 1)
+    record = Record()
+    model, fast = make_static("faster", record)
+    batches = [make_images(size) for size in ((64, 96), (96, 64), (96, 96))]
+    expected = [model(batch) for batch in batches]
+    for batch, found in [*zip(batches, expected)] * 3:
+        check_detections(found, fast(batch))
+    assert record.recorded == 1 and record.replayed == 2 and not caplog.records
+
+    def fail(function):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    fast.forward = StaticInference(fast, fail)
+    for batch, found in [*zip(batches, expected)] * 2:
+        check_detections(found, fast(batch))
+    (warning,) = caplog.messages
+    assert warning.endswith("without CUDA graphs: operation not permitted when stream is capturing")
 
 
 @pytest.mark.parametrize("kind", ["mask", pytest.param("retinanet", marks=pytest.mark.slow)])
@@ -76,7 +107,10 @@ def test_one_wait_per_batch(kind, monkeypatch):
     model, images = make_detector(kind), make_images((64, 96), (70, 60))
     for image in images:
         image.update(height=77, width=50)
-    expected = model(images)
+    expected, records = model(images), []
+    monkeypatch.setattr(
+        optimize, "cuda_graphs", lambda device: records.append(Record()) or records[-1]
+    )
     with SimulatedGPU(monkeypatch) as gpu:
         gpu.send(model)
         stays = optimize_for_inference(model)
@@ -93,6 +127,8 @@ def test_one_wait_per_batch(kind, monkeypatch):
             assert gpu.waits == ["event"] * 2 + ["tolist"]
             assert all(isinstance(f["instances"].scores, OnGPU) for f in on_gpu)
             gpu.waits.clear()
+        # Prediction and evaluation, but not what stays.
+        assert [(record.recorded, record.replayed) for record in records] == [(1, 1)] * 2
         # One batch is computed while another one is read.
         finish = [predictor.start([image]) for image in images]
         assert not gpu.waits
