@@ -70,6 +70,7 @@ WORDS = [
     (["SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0", *SGD], "NESTEROV"),
     (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"], "SIZES"),
     (["MODEL.RPN.HEAD_NAME", "StandardRPNHeat"], "MODEL.RPN.HEAD_NAME"),
+    (["MODEL.CUDA_GRAPHS", "True", "MODEL.DEVICE", "cpu"], "CUDA_GRAPHS is for a GPU, .* is cpu"),
     # Data and weights.
     (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "NUM_CLASSES.* 2"),
     (["DATASETS.TRAIN", "('mone',)"], "'mone'; did you mean mine"),
