@@ -259,7 +259,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image, or of a kind that Pillow does not read"
+        return "it is not an image, or of a kind that Pillow does not read"
     if isinstance(error, Image.DecompressionBombError):
         return f"it is too large to be decoded ({error})"
     if isinstance(error, OSError) and error.strerror:

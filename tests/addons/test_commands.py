@@ -202,3 +202,13 @@ def test_help_into_a_closed_pipe():
 def test_another_broken_pipe_is_an_error():
     with pytest.raises(BrokenPipeError), end_with_closed_pipe():
         raise BrokenPipeError
+
+
+def test_unknown_options_are_reported_with_the_usage_of_the_program(capsys):
+    for words, tool in ((["--verbose"], "check.py"), (["MODEL.X", "1"], "")):
+        with pytest.raises(SystemExit):
+            rsb_d2_cli.main(["check", "--config-file", "a.yaml", *words], tool)
+        usage, *_, message = capsys.readouterr().err.splitlines()
+        name = tool or "rsb-d2 check"
+        assert usage.startswith(f"usage: {name} [-h] --config-file")
+        assert message == f"{name}: error: unrecognized arguments: {' '.join(words)}"

@@ -155,7 +155,7 @@ def bad_files():
     return {
         "missing": (None, "there is no such file"),
         "empty": (b"", "the file is empty"),
-        "text": (b"this is no image", "it is no image, or of a kind that Pillow does not read"),
+        "text": (b"this is no image", "it is not an image, or of a kind that Pillow does not read"),
         "cut short": (jpeg()[:1500], "it is damaged .*truncated"),
         "cut short PNG": (png(100, 80, pixels=b"\0" * 1000), "it is damaged"),
         "bomb": (png(20000, 20000, pixels=b"\0"), "too large to be decoded .*400000000 pixels"),

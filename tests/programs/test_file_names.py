@@ -68,7 +68,7 @@ def test_predict(tmp_path, data, tool):
     status, out, err = tool("predict", "--run", "{run}", str(data / "train"), *words)
     assert status == 1
     (skipped,) = [line for line in err if line.startswith("skipped ")]
-    assert "b\\udce9\\n.png: it is no image" in skipped
+    assert "b\\udce9\\n.png: it is not an image" in skipped
     rows = [line for line in out.splitlines() if ".jpg " in line]
     assert len(rows) == 4 and any("new\\nline.jpg" in row for row in rows)
     with open(f"{output}/images.json") as f:

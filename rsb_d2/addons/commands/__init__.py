@@ -61,7 +61,7 @@ def make_parser(tool: str = "") -> argparse.ArgumentParser:
             formatter_class=_HelpFormatter,
         )
         program.add_arguments(subparser)
-        subparser.set_defaults(function=program.run, prog=subparser.prog)
+        subparser.set_defaults(function=program.run, prog=subparser.prog, parser=subparser)
     return parser
 
 
@@ -79,7 +79,10 @@ def run(argv: List[str], tool: str = "") -> int:
         int: exit status; 2 after a :class:`UserError`.
     """
     with end_with_closed_pipe(), warnings.catch_warnings():
-        args = make_parser(tool).parse_args(argv)
+        args, others = make_parser(tool).parse_known_args(argv)
+        parser = vars(args).pop("parser")
+        if others:  # reported with the usage of the program, not with that of the command
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")
         warnings.simplefilter("ignore", FutureWarning)  # torch's about Detectron2's code

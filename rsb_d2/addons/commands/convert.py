@@ -2,8 +2,9 @@
 
 rsb-d2 convert my_yolo/data.yaml --output my_coco
 rsb-d2 convert my_voc --output my_coco --split 0.8 --seed 1
-    a folder with Annotations and JPEGImages, or with XML files and images together
 rsb-d2 convert my_labelme --output my_coco --split 0.8 --classes cat dog
+rsb-d2 convert via_project.json --output my_coco --attribute species
+rsb-d2 convert my_cvat_export --output my_coco --split 0.8
 rsb-d2 convert train.json val.json --images train val --to yolo --output my_yolo
 
 COCO files are written to OUTPUT/train.json, val.json and test.json and refer to the images in their
@@ -18,7 +19,7 @@ from collections import Counter
 from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from ...errors import count, printable
+from ...errors import count, first, printable
 
 if TYPE_CHECKING:
     from ..workbench.convert import Conversion
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", type=expanduser, nargs="+", help="a folder or file; for COCO, one file per split"
+        "inputs",
+        type=expanduser,
+        nargs="+",
+        help="a folder or file; of COCO, also one per split",
     )
     parser.add_argument(
         "--output",
@@ -95,16 +99,17 @@ def _summary(conversion: "Conversion") -> list:
     lines = []
     for split, pictures in data.splits.items():
         counts = Counter(thing.category for p in pictures for thing in p.objects)
-        classes = ", ".join(f"{name} {counts[name]}" for name in data.names)
+        classes = ", ".join(f"{name} {counts[name]}" for name in data.names if counts[name])
+        classes = classes and f": {classes}"
         background = sum(not picture.objects for picture in pictures)
         unlabelled = sum(not picture.source for picture in pictures)
         lines.append(
             f"{split}: {count(len(pictures), 'image')}, {background} of them background "
-            f"({unlabelled} without a label file), {count(counts.total(), 'object')}: {classes}"
+            f"({unlabelled} without a label file), {count(counts.total(), 'object')}{classes}"
         )
         missing = [name for name in data.names if not counts[name]]
         if missing:
-            lines.append(f"note: {split} has no {', '.join(missing)}")
+            lines.append(f"note: {split} has no {first(missing, 10)}: {len(missing)}")
     lines += [f"note: {what}: {number}" for what, number in data.notes.items() if number]
     return [*lines, conversion.summary()]
 

@@ -95,7 +95,7 @@ def _describe(source: Source, split: str, warnings: List[str]) -> Dict[str, Any]
     rare = [f"{name} ({n})" for name, n in classes.items() if n < _FEW_OBJECTS]
     if rare and split == "train":
         warnings.append(
-            f"{source.name}: {len(rare)} classes have fewer than {_FEW_OBJECTS} objects: "
+            f"{source.name}: classes with fewer than {_FEW_OBJECTS} objects: {len(rare)}, "
             f"{first(rare, _EXAMPLES)}"
         )
     warnings.extend(source.warnings)

@@ -206,7 +206,7 @@ def test_images_to_compare_on(tmp_path):
     (image,) = comparison_images(cfg, [str(tmp_path)])
     assert (image == pictures(1)[0]).all()
     (tmp_path / "b.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="--images: .*b.png: it is no image"):
+    with pytest.raises(UserError, match="--images: .*b.png: it is not an image"):
         comparison_images(cfg, [str(tmp_path)])
 
 

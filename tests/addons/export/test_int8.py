@@ -216,7 +216,7 @@ def test_images_to_calibrate_on(tmp_path, caplog):
     (folder / "7.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="^--calibrate: .* has 31 images that can be read; .* 32"):
         calibration_images(str(folder))
-    assert "7.png: it is no image" in caplog.text
+    assert "7.png: it is not an image" in caplog.text
     for i in range(400):
         (folder / f"link{i}.png").symlink_to(folder / "0.png")
     assert len(calibration_images(str(folder))) in (299, 300)

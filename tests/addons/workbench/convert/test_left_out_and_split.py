@@ -192,7 +192,33 @@ def odd_coco(folder):
     return file, (2, 3, 2, 2)
 
 
-@pytest.mark.parametrize("make", [odd_yolo, odd_voc, odd_labelme, odd_coco])
+def odd_via(folder):
+    image(folder / "a.png"), image(folder / "b.png")
+    box = {"name": "rect", "x": 10, "y": 10, "width": 20, "height": 20}
+    shapes = [box, box, {**box, "width": 0}, {"name": "point", "cx": 5, "cy": 5}]
+    regions = [{"shape_attributes": s, "region_attributes": {"kind": "cat"}} for s in shapes]
+    entries = {"a": ("a.png", regions), "b": ("b.png", [])}
+    content = {k: {"filename": n, "size": 1, "regions": r} for k, (n, r) in entries.items()}
+    write(folder / "via.json", json.dumps(content))
+    return folder, (2, 4, 2, 1)
+
+
+def odd_folder_of_coco(folder):
+    """Whose records are repaired, and of which one cannot be."""
+    source, _ = make_coco(folder)
+    content = json.loads(source.read_text())
+    first = content["annotations"][0]
+    content["images"][0] |= {"file_name": "C:\\me\\a.png", "width": 0}
+    mask = {**first, "bbox": [], "segmentation": [1, 1, 9, 1, 9, 9]}
+    content["annotations"] += [mask, {**first, "id": "7", "bbox": [5, 5, 0, 9]}]
+    source.write_text(json.dumps(content))
+    return folder, (2, 3, 2, 2)
+
+
+ODD = [odd_yolo, odd_voc, odd_labelme, odd_coco, odd_via, odd_folder_of_coco]
+
+
+@pytest.mark.parametrize("make", ODD)
 @pytest.mark.parametrize("target", ["coco", "yolo"])
 def test_the_summary_adds_up(tmp_path, make, target, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
