@@ -7,7 +7,6 @@ names of images on another machine, ids that are texts, missing sizes and boxes,
 import itertools
 import json
 import os
-import re
 from collections import Counter
 from typing import Any, Dict, List, Sequence, Tuple
 from urllib.parse import unquote
@@ -16,7 +15,7 @@ import pycocotools.mask as mask_util
 
 from ....data.images import BadImageError, image_size
 from ....errors import UserError, first
-from .records import SPLIT_NAMES, end_below
+from .records import end_below, split_in_name
 from .shapes import box_of, compressed
 
 Record = Dict[str, Any]
@@ -30,8 +29,7 @@ def splits_of(files: Sequence[str], folder: str) -> Dict[str, str]:
     """
     found: Dict[str, str] = {}
     for file in files:
-        words = re.findall("[a-z]+", os.path.relpath(file, folder).lower())
-        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
+        split = split_in_name(file, folder)
         if split in found:
             raise UserError(
                 f"{folder} has several files of COCO for {split}: {first([found[split], file])}; "

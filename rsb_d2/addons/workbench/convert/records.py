@@ -1,6 +1,7 @@
 """Images with their objects in pixels, which all formats are read into and written from."""
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -224,6 +225,12 @@ def split_of(path: str, root: str) -> str:
         if name:
             return name
     return ""
+
+
+def split_in_name(path: str, root: str) -> str:
+    """Return the split that a word of a file's name, or of a folder's, names: else ``train``."""
+    words = re.findall("[a-z]+", os.path.relpath(path, root).lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
 
 
 SPLIT_NAMES = {

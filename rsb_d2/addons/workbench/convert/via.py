@@ -24,6 +24,7 @@ from .records import (
     in_order,
     note_left_out,
     progress,
+    split_in_name,
 )
 from .shapes import box_of, ellipse
 
@@ -60,8 +61,8 @@ def read_via(
     """Read a data set.
 
     Args:
-        path (str): a JSON or CSV file, or a folder of them. Subfolders called ``train``, ``val``
-            and ``test`` are splits.
+        path (str): a JSON or CSV file, or a folder of them, whose names or subfolders may name
+            splits, as ``via_val.json``.
         images (str): folder of the images; ``""`` for that of the file.
         attribute (str): the attribute that is the class; ``""`` to choose it.
         classes (sequence of str): the class of regions without attributes, if it is only one.
@@ -104,7 +105,11 @@ def read_via(
         raise UserError(f"{path} has no images with regions of VIA 1 or 2")
     _set_classes(regions, path, attribute, classes, problems)
     names = sorted({thing.category for thing, _ in regions})
-    data = DataSet(names, in_order(finder.by_folder(pictures)), notes)
+    splits: Dict[str, List[Picture]] = {}
+    for picture in pictures:
+        split = split_in_name(picture.source, root) if os.path.isdir(path) else "train"
+        splits.setdefault(split, []).append(picture)
+    data = DataSet(names, in_order(splits), notes)
     data.count_read(pictures)
     note_left_out(data, [root, images] if images else [root], used)
     return data

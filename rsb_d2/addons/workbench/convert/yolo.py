@@ -363,8 +363,9 @@ def find_data_yaml(path: str) -> str:
     """
     if not os.path.isdir(path):
         return path
-    files = sorted(files_below(path)[0], key=lambda file: (file.count(os.sep), file))
-    own = [f for f in files if os.path.dirname(f) == os.path.normpath(path)]
+    folder = os.path.normpath(path)
+    files = sorted(files_below(folder)[0], key=lambda file: (file.count(os.sep), file))
+    own = [f for f in files if os.path.dirname(f) == folder]
     yamls = [f for f in own if f.lower().endswith((".yaml", ".yml"))]
     named = [f for f in files if os.path.basename(f) in ("data.yaml", "data.yml", "dataset.yaml")]
     if len(yamls) > 1:

@@ -93,6 +93,17 @@ def test_unreadable_images_without_labels_are_counted(tmp_path, make):
     )
 
 
+@pytest.mark.parametrize("make", [make_yolo, make_voc, make_labelme, make_coco])
+@pytest.mark.parametrize("name", ["in", "./in", "in/", "../in", "."])
+def test_ways_to_write_a_folder(tmp_path, monkeypatch, make, name):
+    make(tmp_path / "in")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir({".": tmp_path / "in", "../in": tmp_path / "other"}.get(name, tmp_path))
+    found = convert([name], str(tmp_path / "out"))
+    assert found.summary().startswith("2 images with 1 object read, 2 images with 1 object written")
+    assert not any("not taken" in what for what, number in found.data.notes.items() if number)
+
+
 def test_an_unreadable_image_with_labels_stops(tmp_path):
     source, folder = make_yolo(tmp_path / "in")
     write(folder / "half.png", "x")

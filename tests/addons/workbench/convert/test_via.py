@@ -165,6 +165,20 @@ def test_splits_by_folders_and_images_elsewhere(tmp_path):
     assert objects_of(contents["train"])[0][0] == "a.jpg"
 
 
+def test_splits_by_names_of_files(tmp_path):
+    for split in ("train", "val"):
+        image(tmp_path / "in" / "images" / f"{split}.jpg")
+        content = annotations([region(RECT, label="cat")], f"{split}.jpg")
+        write(tmp_path / "in" / f"via_{split}.json", json.dumps(content))
+    contents, _ = converted(tmp_path / "in", tmp_path / "out")
+    assert {s: [name for name, *_ in objects_of(c)] for s, c in contents.items()} == {
+        "train": ["train.jpg"],
+        "val": ["val.jpg"],
+    }
+    contents, _ = converted(tmp_path / "in" / "via_val.json", tmp_path / "1")
+    assert [name for name, *_ in objects_of(contents["train"])] == ["val.jpg"]
+
+
 def text(*regions, **options):
     return json.dumps(annotations([*regions], **options))
 
