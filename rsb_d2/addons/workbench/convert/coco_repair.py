@@ -8,14 +8,14 @@ import itertools
 import json
 import os
 from collections import Counter
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence
 from urllib.parse import unquote
 
 import pycocotools.mask as mask_util
 
 from ....data.images import BadImageError, image_size
 from ....errors import UserError, first
-from .records import end_below, split_in_name
+from .records import end_below, is_number, split_in_name
 from .shapes import box_of, compressed
 
 Record = Dict[str, Any]
@@ -88,8 +88,8 @@ def repair(content: Record, folder: str) -> Counter:
     """
     done: Counter = Counter()
     images, annotations, categories = (
-        [r for r in content.get(key) or () if isinstance(r, dict)]
-        for key in ("images", "annotations", "categories")
+        [r for r in records if isinstance(r, dict)] if isinstance(records, list) else []
+        for records in map(content.get, ("images", "annotations", "categories"))
     )
     for record in itertools.chain(images, annotations, categories):
         for key in ("id", "image_id", "category_id"):
@@ -99,11 +99,10 @@ def repair(content: Record, folder: str) -> Counter:
                 done["ids that are texts read as numbers"] += 1
     for record in images:
         _repair_image(record, folder, done)
-    sizes = {r.get("id"): (r.get("height"), r.get("width")) for r in images if _is_id(r.get("id"))}
     ids = [r.get("id") for r in annotations if _is_id(r.get("id"))]
     new_ids, seen = itertools.count(max(ids, default=0) + 1), set()
     for record in annotations:
-        _repair_annotation(record, sizes, done)
+        _repair_annotation(record, done)
         if _is_id(i := record.get("id")):
             if i in seen:
                 record["id"] = next(new_ids)
@@ -155,20 +154,20 @@ def _find(name: str, folder: str) -> str | None:
     return None
 
 
-def _repair_annotation(record: Record, sizes: Dict[int, Tuple], done: Counter) -> None:
+def _repair_annotation(record: Record, done: Counter) -> None:
     mask = record.get("segmentation")
     if isinstance(mask, list) and len(mask) >= 6 and _are_numbers(mask):
         mask = record["segmentation"] = [mask]
         done["polygons that are not in a list wrapped in one"] += 1
     if record.get("bbox") or not mask:
         return
-    box = _box_of_mask(mask, sizes.get(record.get("image_id")))
+    box = _box_of_mask(mask)
     if box is not None:
         record["bbox"] = box
         done["boxes that are missing computed from masks"] += 1
 
 
-def _box_of_mask(mask: Any, size: Any) -> List[float] | None:
+def _box_of_mask(mask: Any) -> List[float] | None:
     if isinstance(mask, list):
         polygons = [p for p in mask if isinstance(p, list) and len(p) >= 6 and _are_numbers(p)]
         return list(box_of(polygons)) if polygons else None
@@ -179,4 +178,4 @@ def _box_of_mask(mask: Any, size: Any) -> List[float] | None:
 
 
 def _are_numbers(values: List[Any]) -> bool:
-    return all(type(n) in (int, float) for n in values)
+    return all(map(is_number, values))

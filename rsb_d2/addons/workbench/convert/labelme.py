@@ -30,6 +30,7 @@ from .records import (
     claim,
     files_in,
     in_order,
+    is_number,
     note_left_out,
     progress,
 )
@@ -188,9 +189,7 @@ def _read_shape(shape: Any, size: Tuple[int, int], where: str) -> Object | None:
 
 
 def _is_point(point: Any) -> bool:
-    if not (isinstance(point, list) and len(point) == 2):
-        return False
-    return all(type(n) is float or (type(n) is int and abs(n) < 2**53) for n in point)
+    return isinstance(point, list) and len(point) == 2 and all(map(is_number, point))
 
 
 def _read_mask(

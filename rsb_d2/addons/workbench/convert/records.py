@@ -155,6 +155,11 @@ def progress(items: Iterable[Any], what: str) -> Iterable[Any]:
     return tqdm(items, desc=what, disable=len(items) < _SLOW)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value from a JSON file is a number that a float can hold."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**53)
+
+
 def files_in(folder: str, endings: Tuple[str, ...]) -> List[str]:
     """Return the files with these extensions in a folder and its subfolders, sorted."""
     return [path for path in files_below(folder)[0] if path.lower().endswith(endings)]

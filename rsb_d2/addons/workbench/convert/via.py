@@ -22,6 +22,7 @@ from .records import (
     claim,
     files_in,
     in_order,
+    is_number,
     note_left_out,
     progress,
     split_in_name,
@@ -135,6 +136,8 @@ def _of_json(content: Dict[str, Any], file: str) -> Iterator[tuple]:
     for key, entry in content.get("_via_img_metadata", content).items():
         regions = entry["regions"]
         regions = list(regions.values()) if isinstance(regions, dict) else regions  # VIA 1
+        if not isinstance(entry["filename"], str):
+            raise TypeError
         yield f"{file}, {key}", entry["filename"], [dict(_checked(region)) for region in regions]
 
 
@@ -184,7 +187,7 @@ def _read_shape(shape: Dict[str, Any], where: str) -> Object | None:
 
 
 def _numbers(shape: Dict[str, Any], *keys: str) -> List[float]:
-    wrong = [key for key in keys if type(shape.get(key)) not in (int, float)]
+    wrong = [key for key in keys if not is_number(shape.get(key))]
     if wrong:
         raise ValueError(f"has no number '{wrong[0]}'")
     return [float(shape[key]) for key in keys]

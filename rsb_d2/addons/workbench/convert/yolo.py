@@ -159,9 +159,10 @@ def _load_darknet(path: str, files: List[str]) -> Dict[str, Any]:
     """Return the contents of a ``.data`` file as those of a ``data.yaml``."""
     parts = [line.partition("=") for line in _lines(path)]
     content: Dict[str, Any] = {key.strip(): value.strip() for key, _, value in parts}
-    place = _place(content.get("names") or "obj.names", os.path.dirname(os.path.abspath(path)))
+    names = content.get("names") or "obj.names"
+    place = _place(names, os.path.dirname(os.path.abspath(path)))
     if place is None:
-        raise UserError(f"{path}: 'names' is {content.get('names')}, which does not exist")
+        raise UserError(f"{path}: 'names' is {names}, which does not exist")
     files.append(place)
     return {**content, "names": _lines(place), "nc": content.get("classes")}
 

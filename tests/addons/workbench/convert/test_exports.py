@@ -512,6 +512,28 @@ def test_masks_of_another_size_are_a_note(tmp_path):
     assert notes == {"masks that cannot be used, in part or at all": 1}
 
 
+IMAGE = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}
+NOT_COCO = [
+    {"images": {"id": 1}, "annotations": 3, "categories": None},
+    {"images": [1, {"id": {}, "file_name": 5}], "annotations": [[]], "categories": [7]},
+    {"images": [IMAGE], "annotations": [{"id": [], "image_id": {}, "segmentation": [CORNERS]}]},
+    {"images": [IMAGE], "annotations": [{"id": 1, "segmentation": {"counts": "x"}}]},
+    {"images": [IMAGE], "annotations": [{"id": 1, "segmentation": [[10**400] * 6]}]},
+    {"images": [{"id": "1" * 30, "file_name": "a\0.jpg"}], "annotations": []},
+    {"images": [{"id": 1, "file_name": "a" * 5000}], "annotations": []},
+]
+
+
+@pytest.mark.parametrize("content", NOT_COCO)
+def test_records_that_cannot_be_repaired(content, tmp_path):
+    image(tmp_path / "images" / "a.jpg")
+    categories = {"categories": [{"id": 1, "name": "cat"}]}
+    file = write(tmp_path / "x.json", json.dumps({**categories, **content}))
+    with pytest.raises(UserError) as error:
+        converted(file, tmp_path / "out", images=[str(tmp_path / "images")])
+    assert str(error.value).startswith(f"{file}: ") and len(str(error.value).splitlines()) == 1
+
+
 def coco_file(folder, file, picture, name="a.jpg"):
     image(folder / picture)
     write(folder / file, json.dumps(coco({"iscrowd": 0}, {"file_name": name})))
