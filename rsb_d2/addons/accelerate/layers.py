@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
-from detectron2.modeling.backbone import FPN, Backbone
+from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone import resnet as d2_resnet
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
@@ -289,17 +289,15 @@ def replace_convs(root: nn.Module, dtype: torch.dtype) -> None:
         dtype (torch.dtype): of the new layers.
     """
     for parent in list(root.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is Conv2d and InferenceConv2d.takes(child):
-                setattr(parent, name, _from_detectron2(child, dtype))
-
-
-def _from_detectron2(conv: Conv2d, dtype: torch.dtype) -> InferenceConv2d:
-    after = [a for a in (conv.norm, conv.activation) if a is not None]
-    if after and type(after[0]) in _NORMS and can_fold(after[0]):
-        conv = fold_norm(conv, after.pop(0))
-    relu = len(after) > 0 and is_relu(after[-1])
-    return InferenceConv2d(conv, dtype, relu, after[:-1] if relu else after)
+        for name, conv in list(parent.named_children()):
+            if type(conv) is Conv2d and InferenceConv2d.takes(conv):
+                after = [a for a in (conv.norm, conv.activation) if a is not None]
+                if after and type(after[0]) in _NORMS and can_fold(after[0]):
+                    conv = fold_norm(conv, after.pop(0))
+                relu = bool(after) and is_relu(after[-1])
+                setattr(
+                    parent, name, InferenceConv2d(conv, dtype, relu, after[: len(after) - relu])
+                )
 
 
 def replace_rows(root: nn.Module, dtype: torch.dtype) -> None:
@@ -310,29 +308,22 @@ def replace_rows(root: nn.Module, dtype: torch.dtype) -> None:
             each layer's output goes to the next one only.
         dtype (torch.dtype): of the new layers.
     """
-    for module in list(root.modules()):
-        if isinstance(module, nn.Sequential):
-            _replace_row(module, dtype)
-
-
-def _replace_row(row: nn.Sequential, dtype: torch.dtype) -> None:
-    layers = list(row.named_children())
-    for i, (name, layer) in enumerate(layers):
-        following = [child for _, child in layers[i + 1 : i + 3]]
-        names = [n for n, _ in layers[i + 1 : i + 3]]
-        if type(layer) is nn.Conv2d and InferenceConv2d.takes(layer):
-            if following and type(following[0]) in _NORMS and can_fold(following[0]):
-                layer = fold_norm(layer, following.pop(0))
-                setattr(row, names.pop(0), nn.Identity())
-            new_type = InferenceConv2d
-        elif type(layer) is nn.Linear:
-            new_type = InferenceLinear
-        else:
-            continue
-        relu = bool(following) and type(following[0]) is nn.ReLU
-        if relu:
-            setattr(row, names[0], nn.Identity())
-        setattr(row, name, new_type(layer, dtype, relu))
+    for row in [module for module in root.modules() if isinstance(module, nn.Sequential)]:
+        layers = list(row.named_children())
+        for i, (name, layer) in enumerate(layers):
+            after = layers[i + 1 : i + 3]
+            is_conv = type(layer) is nn.Conv2d and InferenceConv2d.takes(layer)
+            if not is_conv and type(layer) is not nn.Linear:
+                continue
+            if is_conv and after and type(after[0][1]) in _NORMS and can_fold(after[0][1]):
+                layer = fold_norm(layer, after[0][1])
+                setattr(row, after.pop(0)[0], nn.Identity())
+            relu = bool(after) and type(after[0][1]) is nn.ReLU
+            if relu:
+                setattr(row, after[0][0], nn.Identity())
+            setattr(
+                row, name, (InferenceConv2d if is_conv else InferenceLinear)(layer, dtype, relu)
+            )
 
 
 def fold_net(root: nn.Module, in_channels: int, dtype: torch.dtype) -> int:
@@ -421,49 +412,38 @@ def replace_blocks(root: nn.Module) -> None:
 
 
 def _replacement(block: nn.Module) -> nn.Module | None:
-    if type(block) in (timm_resnet.BasicBlock, timm_resnet.Bottleneck):
-        return _from_timm(block)
-    if type(block) in (d2_resnet.BasicBlock, d2_resnet.BottleneckBlock):
-        convs = [getattr(block, n) for n in ("conv1", "conv2", "conv3") if hasattr(block, n)]
-        return _block(convs, block.shortcut, set_relu=True)
-    if type(block) is d2_resnet.BasicStem and _is_plain(block.conv1, relu=False):
+    parts = dict(block.named_children())
+    if type(block) is d2_resnet.BasicStem and _are_plain([block.conv1]):
         block.conv1.relu = True
         stem = nn.Sequential(block.conv1, nn.MaxPool2d(3, stride=2, padding=1))
         stem.stride = block.stride  # which ResNet reads
         return stem
+    convs = [parts.pop(name) for name in ("conv1", "conv2", "conv3") if name in parts]
+    if type(block) in (d2_resnet.BasicBlock, d2_resnet.BottleneckBlock):
+        if not _are_plain(convs):
+            return None
+        for conv in convs[:-1]:
+            conv.relu = True
+        return InferenceResidualBlock(convs, block.shortcut)
+    if type(block) in (timm_resnet.BasicBlock, timm_resnet.Bottleneck):
+        last, shortcut = parts.pop(f"act{len(convs)}"), parts.pop("downsample", None)
+        # The other parts are norms and activations, which are in the convolutions then.
+        is_folded = all(type(part) is nn.Identity for part in parts.values())
+        if is_folded and type(last) is nn.ReLU and _are_plain(convs, relu=True):
+            return InferenceResidualBlock(convs, shortcut)
     return None
 
 
-def _from_timm(block: nn.Module) -> nn.Module | None:
-    numbers = (1, 2, 3) if type(block) is timm_resnet.Bottleneck else (1, 2)
-    convs = [getattr(block, f"conv{i}") for i in numbers]
-    between = [getattr(block, f"bn{i}") for i in numbers]
-    between += [getattr(block, f"act{i}") for i in numbers[:-1]]
-    between += [getattr(block, name, None) for name in ("drop_block", "aa", "se", "drop_path")]
-    if any(type(m) not in (nn.Identity, type(None)) for m in between):
-        return None
-    last = getattr(block, f"act{numbers[-1]}")
-    return _block(convs, block.downsample) if type(last) is nn.ReLU else None
+def _are_plain(convs: List[nn.Module], relu: bool = False) -> bool:
+    """Whether convolutions are for inference, and nothing follows but the ReLU of all but one."""
+    relus = [relu] * (len(convs) - 1) + [False]
+    return all(
+        isinstance(conv, InferenceConv2d) and conv.relu is has_relu and not conv.has_more
+        for conv, has_relu in zip(convs, relus)
+    )
 
 
-def _block(
-    convs: List[nn.Module], shortcut: nn.Module | None, set_relu: bool = False
-) -> InferenceResidualBlock | None:
-    if not all(_is_plain(conv, relu=not set_relu) for conv in convs[:-1]):
-        return None
-    if not _is_plain(convs[-1], relu=False):
-        return None
-    for conv in convs[:-1]:
-        conv.relu = True
-    return InferenceResidualBlock(convs, shortcut)
-
-
-def _is_plain(conv: nn.Module, relu: bool) -> bool:
-    """Whether a convolution is for inference and has the ReLU, or not, and nothing else."""
-    return isinstance(conv, InferenceConv2d) and conv.relu is relu and not conv.has_more
-
-
-class InferenceFPN(Backbone):
+class InferenceFPN(FPN):
     """``FPN`` whose lateral convolutions add the features from the level above."""
 
     def __init__(self, fpn: FPN):
@@ -471,46 +451,27 @@ class InferenceFPN(Backbone):
         Args:
             fpn (FPN): a stock one, whose convolutions are replaced by :class:`InferenceConv2d`.
         """
-        super().__init__()
-        self.bottom_up = fpn.bottom_up
-        self.top_block = fpn.top_block
-        self.in_features = fpn.in_features
-        shapes = fpn.output_shape()
-        self._out_features = list(shapes)
-        self._out_feature_channels = {name: s.channels for name, s in shapes.items()}
-        self._out_feature_strides = {name: s.stride for name, s in shapes.items()}
-        self._size_divisibility = fpn.size_divisibility
-        self._padding_constraints = getattr(fpn, "padding_constraints", {})  # Detectron2's main
-        self._is_mean = fpn._fuse_type == "avg"
-        # Coarsest level first, as in `forward`; the names are the stock ones.
-        levels = [s for s in range(10) if hasattr(fpn, f"fpn_lateral{s}")][::-1]
-        self._convs = [(f"fpn_lateral{s}", f"fpn_output{s}") for s in levels]
-        for name in (n for names in self._convs for n in names):
-            setattr(self, name, getattr(fpn, name))
-
-    @property
-    def size_divisibility(self) -> int:
-        """int: as of the stock FPN."""
-        return self._size_divisibility
-
-    @property
-    def padding_constraints(self) -> Dict[str, int]:
-        """dict[str, int]: as of the stock FPN."""
-        return self._padding_constraints
+        nn.Module.__init__(self)
+        vars(self).update(vars(fpn))
+        # The stock lists, coarsest level first, have the convolutions from before.
+        convs = list(self.named_children())[::-1]
+        self.lateral_convs = [conv for name, conv in convs if name.startswith("fpn_lateral")]
+        self.output_convs = [conv for name, conv in convs if name.startswith("fpn_output")]
 
     def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
         """As the stock method."""
         bottom_up = self.bottom_up(x)
         results: List[torch.Tensor] = []
         above = None
-        for feature, (lateral_name, output_name) in zip(self.in_features[::-1], self._convs):
-            lateral, output = getattr(self, lateral_name), getattr(self, output_name)
+        for name, lateral, output in zip(
+            self.in_features[::-1], self.lateral_convs, self.output_convs
+        ):
             if above is None:
-                above = lateral(bottom_up[feature])
+                above = lateral(bottom_up[name])
             else:
                 above = F.interpolate(above, scale_factor=2.0, mode="nearest")
-                above = lateral.add(bottom_up[feature], above, inplace=True)
-                if self._is_mean:
+                above = lateral.add(bottom_up[name], above, inplace=True)
+                if self._fuse_type == "avg":
                     above /= 2
             results.insert(0, output(above))
         if self.top_block is not None:

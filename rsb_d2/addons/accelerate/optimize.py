@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import shutil
+from functools import partial
 from typing import Any, Dict, Tuple
 
 import torch
@@ -119,7 +120,7 @@ def optimize_for_inference(
     parts = [name for name, _ in result.named_children() if name != "backbone"]
     all_known = all([_optimize_part(result, name, dtype, device) for name in parts])
     if dtype != torch.float32 and not all_known:
-        result.backbone.register_forward_hook(_features_to_float32)
+        result.backbone.register_forward_hook(_output_to_float32)
     if compile:
         _compile(result)
     elif has_fused_kernels(device, dtype):
@@ -128,7 +129,7 @@ def optimize_for_inference(
     if device.type == "cuda":
         _infer_statically(result, device, asked == "reduce-overhead", to_cpu)
     setattr(result, _MARK, (dtype, asked, to_cpu))
-    result.train = _EvaluationOnly(result)
+    result.train = partial(_refuse_training, result)
     return result
 
 
@@ -169,19 +170,14 @@ def _infer_statically(
         logger.info(f"Detections are computed with waits for the GPU: {e}")
 
 
-class _EvaluationOnly:
+def _refuse_training(model: nn.Module, mode: bool = True) -> nn.Module:
     """Replaces ``train`` of an optimized model, which cannot be trained."""
-
-    def __init__(self, model: nn.Module):
-        self._model = model
-
-    def __call__(self, mode: bool = True) -> nn.Module:
-        if mode:
-            raise UserError(
-                "a model from optimize_for_inference cannot be trained: train the model that it "
-                "was made from, and optimize that again"
-            )
-        return type(self._model).train(self._model, False)
+    if mode:
+        raise UserError(
+            "a model from optimize_for_inference cannot be trained: train the model that it was "
+            "made from, and optimize that again"
+        )
+    return type(model).train(model, False)
 
 
 def _optimized_backbone(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -192,9 +188,13 @@ def _optimized_backbone(backbone: nn.Module, dtype: torch.dtype) -> nn.Module:
         logger.info(f"{type(bottom_up).__name__} stays as it is")
         bottom_up = None
     if type(backbone) is FPN:
-        for name, child in list(backbone.named_children()):
-            if child is not backbone.bottom_up:
-                _optimize_fpn_part(backbone, name, child, dtype)
+        # Everything but the stages, which may be unknown.
+        stages, backbone.bottom_up = backbone.bottom_up, None
+        replace_convs(backbone, dtype)
+        top = backbone.top_block
+        if type(top) in (LastLevelP6P7, LastLevelP6P7WithoutReLU):
+            top.p6, top.p7 = InferenceConv2d(top.p6, dtype), InferenceConv2d(top.p7, dtype)
+        backbone.to(dtype).bottom_up = stages
         backbone = InferenceFPN(backbone).eval()
     if bottom_up is not None:
         _optimize_stages(bottom_up, dtype)
@@ -209,33 +209,23 @@ def _optimize_stages(stages: nn.Module, dtype: torch.dtype) -> None:
     for module in stages.modules():
         if isinstance(module, BATCH_NORM_TYPES):
             module.float()  # torch normalises any dtype with statistics in float32
-    stages.register_forward_pre_hook(_InputTo(dtype))
+    stages.register_forward_pre_hook(partial(_to_input, dtype))
 
 
-def _optimize_fpn_part(fpn: FPN, name: str, part: nn.Module, dtype: torch.dtype) -> None:
-    if type(part) in (LastLevelP6P7, LastLevelP6P7WithoutReLU):
-        part.p6, part.p7 = InferenceConv2d(part.p6, dtype), InferenceConv2d(part.p7, dtype)
-    else:
-        holder = nn.ModuleDict({name: part})
-        replace_convs(holder, dtype)
-        setattr(fpn, name, holder[name].to(dtype))
-
-
-class _InputTo:
+def _to_input(
+    dtype: torch.dtype, module: nn.Module, inputs: Tuple[torch.Tensor]
+) -> Tuple[torch.Tensor]:
     """A forward pre-hook: the images in the dtype and the memory format of the backbone."""
-
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
-
-    def __call__(self, module: nn.Module, inputs: Tuple[torch.Tensor]) -> Tuple[torch.Tensor]:
-        return (inputs[0].to(self.dtype).contiguous(memory_format=torch.channels_last),)
+    return (inputs[0].to(dtype).contiguous(memory_format=torch.channels_last),)
 
 
-def _features_to_float32(
-    module: nn.Module, inputs: Any, features: Dict[str, torch.Tensor]
-) -> Dict[str, torch.Tensor]:
-    """A forward hook, for features that an unknown part takes."""
-    return {name: feature.float() for name, feature in features.items()}
+def _output_to_float32(
+    module: nn.Module, inputs: Any, output: torch.Tensor | Dict[str, torch.Tensor]
+) -> torch.Tensor | Dict[str, torch.Tensor]:
+    """A forward hook, for a feature or features that an unknown part takes."""
+    if isinstance(output, dict):
+        return {name: feature.float() for name, feature in output.items()}
+    return output.float()
 
 
 def _optimize_part(model: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> bool:
@@ -323,11 +313,6 @@ def _optimize_c4_heads(heads: TimmRes5ROIHeads, dtype: torch.dtype, device: torc
         _optimize_mask_head(mask_head, dtype)
     elif dtype != torch.float32:  # one that may not take it
         heads.res5.register_forward_hook(_output_to_float32)
-
-
-def _output_to_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """A forward hook, for an output that an unknown part takes."""
-    return output.float()
 
 
 def _optimize_mask_head(mask_head: MaskRCNNConvUpsampleHead, dtype: torch.dtype) -> None:

@@ -48,38 +48,28 @@ def axis_weights(
     Returns:
         AxisWeights
     """
-    size = size / bins
+    size = (size / bins)[:, None]
     samples = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
-    samples = samples.clamp_(min=0).long()
-    distance = (size / samples.clamp(min=1))[:, None]
-    origin = start[:, None] + torch.arange(bins, device=start.device) * size[:, None]
+    samples = samples.clamp_(min=0)
+    distance = size / samples.clamp(min=1)
+    origin = start[:, None] + torch.arange(bins, device=start.device) * size
 
-    # One entry for each sample of each bin.
-    bin_of = torch.repeat_interleave(samples.repeat_interleave(bins))
-    region_of = bin_of // bins
-    before = (samples.cumsum(0) - samples) * bins
-    index = (torch.arange(len(bin_of), device=start.device) - before[region_of]) % samples[
-        region_of
-    ]
-    position = origin.view(-1)[bin_of] + (index + 0.5) * distance.view(-1)[region_of]
-    share = ((position >= -1) & (position <= length)).to(position.dtype) / samples[region_of]
-    position.clamp_(0, length - 1)
+    # (R, B, S), where regions with fewer samples than others have some that do not count.
+    nth = torch.arange(max(int(samples.max()), 1), device=start.device)
+    position = origin[:, :, None] + (nth + 0.5) * distance[:, :, None]
+    is_sample = (nth < samples[:, :, None]) & (position >= -1) & (position <= length)
+    share = is_sample / samples.clamp(min=1)[:, :, None]
+    # The samples of a region with a negative size go backwards.
+    lowest = origin + torch.minimum(0.5 * distance, size - 0.5 * distance)
+    first = lowest.clamp_(0, length - 1).long()
+    position = position.clamp_(0, length - 1).where(nth < samples[:, :, None], first[:, :, None])
     cell = position.long()
     upper = position - cell
-
-    # The samples of a region with a negative size go backwards.
-    lowest = origin + torch.minimum(0.5 * distance, size[:, None] - 0.5 * distance)
-    first = lowest.clamp_(0, length - 1).long().view(-1)
-    nth = cell - first[bin_of]  # of the bin's cells
-    num = torch.ones_like(samples).scatter_reduce_(0, region_of, nth + 2, "amax")
-    width = int(num.max())
-    weights = start.new_zeros(len(first) * width + 1)
-    at = bin_of * width + nth
-    weights.index_add_(0, at, share * (1 - upper))
-    weights.index_add_(0, at + 1, share * upper)
-    return AxisWeights(
-        first.view_as(origin).int(), num.int(), weights[:-1].view(*origin.shape, width)
-    )
+    cell -= first[:, :, None]
+    num = cell.flatten(1).amax(dim=1) + 2
+    weights = start.new_zeros(*origin.shape, int(num.max()))
+    weights.scatter_add_(2, cell, share * (1 - upper)).scatter_add_(2, cell + 1, share * upper)
+    return AxisWeights(first.int(), num.int(), weights)
 
 
 def roi_align_channels_last(
