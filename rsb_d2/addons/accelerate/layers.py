@@ -129,7 +129,12 @@ class InferenceConv2d(_InferenceLayer):
         Returns:
             Tensor: (N, C', H', W') in channels-last, of ``output_dtype``.
         """
-        y = self._convolve(x, self.relu and not self.has_more)
+        relu = self.relu and not self.has_more
+        y = self._fused(x, relu)
+        if y is None:
+            more = self.stride, self.padding, self.dilation, self.groups
+            y = F.conv2d(self._to_mine(x), self.weight, self.bias, *more)
+            y = y.relu_() if relu else y
         for after in (*self.after, *self._functions_after):
             y = after(y)
         if self.relu and self.has_more:
@@ -152,56 +157,50 @@ class InferenceConv2d(_InferenceLayer):
         Returns:
             Tensor: of the output's shape.
         """
-        if self.is_fused and x.is_cuda and relu and not self.relu and not self.has_more:
-            y = self._cudnn(x, other)
-            if y is not None:
-                return y
-        if not self.is_fused or x.is_cuda or not x.numel() or self.relu or self.has_more:
-            total = self.forward(x).add_(other)
-            return total.relu_() if relu else total
-        x, mine = self._to_mine(x), self._to_mine(other)
-        end = ("add", 1.0, "relu" if relu else None, [], None)
-        if inplace:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(
-                mine, x, *self._arguments(), *end
-            )
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, mine, *self._arguments(), *end)
+        y = None if self.relu or self.has_more else self._fused(x, relu, other, inplace)
+        if y is None:
+            y = self.forward(x).add_(other)
+            y = y.relu_() if relu else y
+        return y
 
-    def _to_mine(self, x: torch.Tensor) -> torch.Tensor:
-        return x.to(self.weight.dtype).contiguous(memory_format=torch.channels_last)
-
-    def _arguments(self) -> tuple:
-        return self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
-
-    def _cudnn(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor | None:
-        """``relu(conv(x) + other)`` by one kernel of cuDNN; None if it has none."""
-        weight, bias, padding, stride, dilation, groups = self._arguments()
-        more = (bias, stride, padding, dilation, groups)
+    def _fused(
+        self,
+        x: torch.Tensor,
+        relu: bool,
+        other: torch.Tensor | None = None,
+        inplace: bool = False,
+    ) -> torch.Tensor | None:
+        """``conv(x) + other``, optionally with a ReLU, by one kernel; None if there is none."""
+        if not self.is_fused or not x.numel() or (x.is_cuda and not relu):
+            return None
+        arguments = self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         x = self._to_mine(x)
+        other = None if other is None else self._to_mine(other)
+        if x.is_cuda:
+            return self._cudnn(x, other)
+        if other is None:
+            end = "relu" if relu else "none", [], ""
+            return torch.ops.mkldnn._convolution_pointwise(x, *arguments, *end)
+        end = *arguments, "add", 1.0, "relu" if relu else None, [], None
+        if inplace:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *end)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *end)
+
+    def _cudnn(self, x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor | None:
+        more = self.bias, self.stride, self.padding, self.dilation, self.groups
         try:
             if other is None:
-                return torch.cudnn_convolution_relu(x, weight, *more)
-            return torch.cudnn_convolution_add_relu(x, weight, self._to_mine(other), 1.0, *more)
+                return torch.cudnn_convolution_relu(x, self.weight, *more)
+            return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, *more)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as e:  # before anything is computed
-            logger.info(f"cuDNN has no fused kernel for {tuple(weight.shape)}: {e}")
+            logger.info(f"cuDNN has no fused kernel for {tuple(self.weight.shape)}: {e}")
             self.is_fused = False
         return None
 
-    def _convolve(self, x: torch.Tensor, relu: bool) -> torch.Tensor:
-        if self.is_fused and relu and x.is_cuda and x.numel():
-            y = self._cudnn(x)
-            if y is not None:
-                return y
-        x = self._to_mine(x)
-        if self.is_fused and not x.is_cuda and x.numel():
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, *self._arguments(), "relu" if relu else "none", [], ""
-            )
-        weight, bias, padding, stride, dilation, groups = self._arguments()
-        y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-        return y.relu_() if relu else y
+    def _to_mine(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
 class InferenceLinear(_InferenceLayer):
@@ -236,16 +235,11 @@ class InferenceLinear(_InferenceLayer):
         return y.to(self.output_dtype)
 
 
-def fuse_all(root: nn.Module, fused: bool = True) -> None:
-    """Let all layers of this module's classes call fused kernels.
-
-    Args:
-        root (nn.Module): changed in place.
-        fused (bool): or not.
-    """
+def fuse_all(root: nn.Module) -> None:
+    """Let all layers of this module's classes below another, in place, call fused kernels."""
     for module in root.modules():
         if isinstance(module, _InferenceLayer):
-            module.is_fused = fused
+            module.is_fused = True
 
 
 # ---- folding ----

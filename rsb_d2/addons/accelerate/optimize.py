@@ -241,14 +241,9 @@ def _optimize_part(model: nn.Module, name: str, dtype: torch.dtype, device: torc
         rpn.best = best
         setattr(model, name, rpn.eval())
     elif type(part) is RetinaNetHead:
-        replace_rows(part, dtype)
-        for layer in ("cls_score", "bbox_pred"):
-            setattr(part, layer, _in_float32(InferenceConv2d(getattr(part, layer), dtype)))
-        part.to(dtype)
+        _optimize_layers(part, dtype, "cls_score", "bbox_pred")
     elif type(part) is SemSegFPNHead:
-        replace_convs(part, dtype)
-        _in_float32(part.predictor)
-        part.to(dtype)
+        _optimize_layers(part, dtype, "predictor")
     elif type(part) in _ROI_HEADS:
         return _optimize_roi_heads(part, dtype, device)
     elif type(part) is TimmRes5ROIHeads:
@@ -259,9 +254,17 @@ def _optimize_part(model: nn.Module, name: str, dtype: torch.dtype, device: torc
     return True
 
 
-def _in_float32(layer: InferenceConv2d) -> InferenceConv2d:
-    layer.output_dtype = torch.float32
-    return layer
+def _optimize_layers(part: nn.Module, dtype: torch.dtype, *last: str) -> None:
+    """Optimize the layers of a part; those that are named return float32."""
+    replace_rows(part, dtype)
+    replace_convs(part, dtype)
+    for name in last:
+        layer = getattr(part, name)
+        if not isinstance(layer, InferenceConv2d):
+            layer = InferenceConv2d(layer, dtype)
+            setattr(part, name, layer)
+        layer.output_dtype = torch.float32
+    part.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: torch.device) -> bool:
@@ -273,9 +276,7 @@ def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: tor
         for box_head in box_heads:
             if is_channels_last:
                 flatten_channels_last(box_head, heads.box_pooler.output_size)
-            replace_rows(box_head, dtype)
-            replace_convs(box_head, dtype)
-            box_head.to(dtype)
+            _optimize_layers(box_head, dtype)
         for predictor in predictors:
             _optimize_predictor(predictor)
     if heads.mask_on:
@@ -288,7 +289,7 @@ def _optimize_roi_heads(heads: StandardROIHeads, dtype: torch.dtype, device: tor
         _optimize_pooler(heads, "mask_pooler", is_known, dtype, device)
         if is_known:
             for mask_head in mask_heads:
-                _optimize_mask_head(mask_head, dtype)
+                _optimize_layers(mask_head, dtype, "predictor")
     if heads.keypoint_on:
         if heads.keypoint_pooler is None:
             return False
@@ -310,15 +311,9 @@ def _optimize_c4_heads(heads: TimmRes5ROIHeads, dtype: torch.dtype, device: torc
         _optimize_predictor(heads.box_predictor)
     mask_head = heads.mask_head if heads.mask_on else None
     if type(mask_head) is MaskRCNNConvUpsampleHead:
-        _optimize_mask_head(mask_head, dtype)
+        _optimize_layers(mask_head, dtype, "predictor")
     elif dtype != torch.float32:  # one that may not take it
         heads.res5.register_forward_hook(_output_to_float32)
-
-
-def _optimize_mask_head(mask_head: MaskRCNNConvUpsampleHead, dtype: torch.dtype) -> None:
-    replace_convs(mask_head, dtype)
-    _in_float32(mask_head.predictor)
-    mask_head.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def _optimize_pooler(

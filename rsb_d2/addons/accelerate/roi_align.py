@@ -94,14 +94,12 @@ def roi_align_channels_last(
         out.index_copy_(0, out_rows, table[:0].view(0, *out.shape[1:]))
         return
     bins_y, bins_x = pooler.output_size
-    x0, y0, x1, y1 = (rois[:, 1:] * pooler.spatial_scale).unbind(1)
-    if pooler.aligned:
-        x0, y0, x1, y1 = x0 - 0.5, y0 - 0.5, x1 - 0.5, y1 - 0.5
-    size_x, size_y = x1 - x0, y1 - y0
+    corners = rois[:, 1:] * pooler.spatial_scale - (0.5 if pooler.aligned else 0.0)
+    size = corners[:, 2:] - corners[:, :2]
     if not pooler.aligned:
-        size_x, size_y = size_x.clamp(min=1), size_y.clamp(min=1)
-    xs = axis_weights(x0, size_x, width, bins_x, pooler.sampling_ratio)
-    ys = axis_weights(y0, size_y, height, bins_y, pooler.sampling_ratio)
+        size = size.clamp(min=1)
+    xs = axis_weights(corners[:, 0], size[:, 0], width, bins_x, pooler.sampling_ratio)
+    ys = axis_weights(corners[:, 1], size[:, 1], height, bins_y, pooler.sampling_ratio)
     image = rois[:, 0].int()
 
     # Group the regions whose bins have equal numbers of cells.
@@ -143,16 +141,8 @@ class ChannelsLastROIPooler(ROIPooler):
         Args:
             pooler (ROIPooler): one for which :meth:`takes` holds.
         """
-        levels = list(pooler.level_poolers)
-        super().__init__(
-            pooler.output_size,
-            [level.spatial_scale for level in levels],
-            levels[0].sampling_ratio,
-            "ROIAlignV2" if levels[0].aligned else "ROIAlign",
-            pooler.canonical_box_size,
-            pooler.canonical_level,
-        )
-        self.training = pooler.training
+        nn.Module.__init__(self)
+        vars(self).update(vars(pooler))
 
     @staticmethod
     def takes(pooler: nn.Module) -> bool:
@@ -167,10 +157,7 @@ class ChannelsLastROIPooler(ROIPooler):
         """As the stock method; in mixed precision it also adds up gradients in float32."""
         dtype = x[0].dtype
         if torch.is_grad_enabled() and dtype != torch.float32:
-            return self._pool([feature.float() for feature in x], box_lists).to(dtype)
-        return self._pool(x, box_lists)
-
-    def _pool(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
+            x = [feature.float() for feature in x]
         num = sum(len(boxes) for boxes in box_lists)
         pooled = x[0].new_empty(num, *self.output_size, x[0].shape[1])
         if box_lists:
@@ -182,7 +169,7 @@ class ChannelsLastROIPooler(ROIPooler):
             for level, pooler in enumerate(self.level_poolers):
                 of_level = (levels == level).nonzero()[:, 0]
                 roi_align_channels_last(x[level], boxes[of_level], pooler, pooled, of_level)
-        return pooled.permute(0, 3, 1, 2)
+        return pooled.permute(0, 3, 1, 2).to(dtype)
 
 
 def pooled_in_float32(module: nn.Module, inputs: Tuple[Any, ...]) -> Tuple[Any, ...]:

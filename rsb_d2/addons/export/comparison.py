@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import torch
+from detectron2.structures import Instances
 
 from ...errors import UserError
 
@@ -34,6 +35,12 @@ class Detections:
     scores: np.ndarray
     classes: np.ndarray
     masks: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, instances: Instances, masks: torch.Tensor | None = None) -> "Detections":
+        """Those of a Detectron2 detector, on any device, with masks before they are pasted."""
+        values = (instances.pred_boxes.tensor, instances.scores, instances.pred_classes, masks)
+        return cls(*(None if value is None else value.cpu().numpy() for value in values))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -161,46 +168,22 @@ def compare_outputs(
     """
     instances, others = expected["instances"], found["instances"]
     pairs = []
-    difference = compare(
-        _detections(instances),
-        _detections(others),
-        score_threshold,
-        max_detections,
-        _PACKAGE_BOX,
-        _PACKAGE_SCORE,
-        pairs,
-    )
+    limits = score_threshold, max_detections, _PACKAGE_BOX, _PACKAGE_SCORE
+    difference = compare(Detections.of(instances), Detections.of(others), *limits, pairs)
     for i, j in pairs:
         one, other = instances[i], others[j]
         if one.has("pred_masks"):
-            share = _share(one.pred_masks[0], other.pred_masks[0])
-            difference.mask = max(difference.mask, share)
+            count = int((one.pred_masks != other.pred_masks).sum())
+            share = count / max(int((one.pred_masks | other.pred_masks).sum()), 1)
+            difference.mask = max(difference.mask, share if count > _FEW_PIXELS else 0.0)
         if one.has("pred_keypoints"):
             apart = (one.pred_keypoints - other.pred_keypoints).abs()[0, :, :2].max()
             difference.box = max(difference.box, float(apart))
-    difference.mask = max(difference.mask, _segmentation_share(expected, found))
+    if "sem_seg" in expected:
+        one, other = (outputs["sem_seg"].argmax(dim=0) for outputs in (expected, found))
+        difference.mask = max(difference.mask, float((one != other).float().mean()))
     if difference.box > _PACKAGE_BOX:
         raise UserError(f"a keypoint is {difference.box:.2g} pixels off")
     if difference.mask > _PACKAGE_MASK:
         raise UserError(f"{difference.mask:.2%} of the pixels of a mask or segmentation differ")
     return difference
-
-
-def _detections(instances) -> Detections:
-    return Detections(
-        instances.pred_boxes.tensor.numpy(),
-        instances.scores.numpy(),
-        instances.pred_classes.numpy(),
-    )
-
-
-def _share(one: torch.Tensor, other: torch.Tensor) -> float:
-    count = int((one != other).sum())
-    return count / max(int((one | other).sum()), 1) if count > _FEW_PIXELS else 0.0
-
-
-def _segmentation_share(expected: Outputs, found: Outputs) -> float:
-    if "sem_seg" not in expected:
-        return 0.0
-    one, other = (np.asarray(o["sem_seg"].argmax(dim=0)) for o in (expected, found))
-    return float((one != other).mean())

@@ -28,7 +28,7 @@ from ..workbench.sample.draw import draw_picture
 from .comparison import Detections, Difference, compare
 from .files import TORCH_EXPORT, Detector, format_of, on_cpu, run_model
 from .quantization import Int8, Quantized, quantize
-from .traceable import make_traceable, smallest_side
+from .traceable import make_traceable
 
 logger = logging.getLogger(__name__)
 
@@ -112,16 +112,14 @@ def export_detector(
         sized = [fit(image, size, pad_color(cfg)) for image in (*images, turned)]
     else:
         if kind.endings[0] == TORCH_EXPORT:
-            contract["input_min_side"] = str(smallest_side(model))
+            # torch.export makes another program for features of one row or column.
+            with_anchors = getattr(model, "proposal_generator", model)
+            contract["input_min_side"] = str(max(with_anchors.anchor_generator.strides) + 1)
         predictor = Predictor(cfg, model, classes)
         sized = [_resized(predictor, image) for image in images]
         sized = _of_several_sizes(sized, int(contract["input_min_side"]))
     expected = [run_model(model)(image) for image in sized]
-    if not any(len(detections) for detections in expected):
-        raise UserError(
-            f"nothing is detected in the {len(images)} images to compare on, with scores of "
-            f"{contract['score_threshold']} or more: give others with --images"
-        )
+    check_compared(sum(map(len, expected)), images, score_threshold(cfg))
     contents = kind.write(traceable, sized[0], contract, size is not None)
     files = [path[: -len(kind.endings[0])] + ending for ending in kind.endings]
     with ExitStack() as stack:
@@ -135,6 +133,15 @@ def export_detector(
             _fill(opened, (quantized.xml, quantized.weights))
     sizes = [image.shape[:2] for image in sized]
     return Exported(path, files, contract, sizes, difference, quantized)
+
+
+def check_compared(number: int, images: List[np.ndarray], threshold: float) -> None:
+    """Raise a :class:`UserError` if no detection was found in the images to compare on."""
+    if not number:
+        raise UserError(
+            f"nothing is detected in the {len(images)} images to compare on, with scores of "
+            f"{threshold} or more: give others with --images"
+        )
 
 
 def _fill(files: List[IO[bytes]], contents: Tuple[bytes, ...]) -> None:
@@ -179,11 +186,17 @@ def check_output(path: str) -> None:
         path (str): as for :func:`export_detector`.
     """
     format_of(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    if not is_utf8(os.path.abspath(path)):  # the only names that ONNX Runtime and torch take
-        raise UserError(f"--output: the name {os.path.abspath(path)} is not UTF-8; name another")
+    check_parent(path)
     if os.path.isdir(path):
         raise UserError(f"--output: {path} is a folder: name a file in it")
+
+
+def check_parent(path: str) -> None:
+    """Raise a :class:`UserError` unless a file or a folder of this name can be made."""
+    path = os.path.abspath(path)
+    folder = os.path.dirname(path)
+    if not is_utf8(path):  # the only names that ONNX Runtime and torch take
+        raise UserError(f"--output: the name {path} is not UTF-8; name another")
     if not os.path.isdir(folder):
         raise UserError(f"--output: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
@@ -216,17 +229,10 @@ def _compare_all(
     path: str,
 ) -> Difference:
     total = Difference()
+    limits = float(contract["score_threshold"]), int(contract["max_detections"])
     for image, detections in zip(images, expected):
         try:
-            found = detector(image)
-            total.add(
-                compare(
-                    detections,
-                    found,
-                    float(contract["score_threshold"]),
-                    int(contract["max_detections"]),
-                )
-            )
+            total.add(compare(detections, detector(image), *limits))
         except UserError as e:
             height, width = image.shape[:2]
             raise UserError(
@@ -262,7 +268,7 @@ def input_contract(
         "input_dtype": "uint8",
         "input_channels": cfg.INPUT.FORMAT,
         "input_normalization": "inside the model",
-        **(_free_size(cfg) if size is None else _fixed_size(cfg, size)),
+        **_input_size(cfg, size),
         "resize_filter": "bilinear, as of Pillow, before the model",
         "boxes": "x0, y0, x1, y1 in pixels of the input",
         "classes": "index into class_names",
@@ -290,19 +296,14 @@ def pad_color(cfg: CfgNode) -> Tuple[int, ...]:
     return tuple(min(max(round(mean), 0), 255) for mean in cfg.MODEL.PIXEL_MEAN)
 
 
-def _free_size(cfg: CfgNode) -> Dict[str, str]:
+def _input_size(cfg: CfgNode, size: Tuple[int, int] | None) -> Dict[str, str]:
+    if size is not None:
+        color = json.dumps(pad_color(cfg))
+        return {"input_height": str(size[0]), "input_width": str(size[1]), "pad_color": color}
     return {
         "input_min_side": str(MIN_SIDE),
         "resize_short_side": str(cfg.INPUT.MIN_SIZE_TEST),
         "resize_long_side_max": str(cfg.INPUT.MAX_SIZE_TEST),
-    }
-
-
-def _fixed_size(cfg: CfgNode, size: Tuple[int, int]) -> Dict[str, str]:
-    return {
-        "input_height": str(size[0]),
-        "input_width": str(size[1]),
-        "pad_color": json.dumps(pad_color(cfg)),
     }
 
 

@@ -1,6 +1,7 @@
 """The kinds of files that a detector is exported to: writing them, and running them on an image."""
 
 import copy
+import importlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
+from detectron2.modeling import GeneralizedRCNN
 from torch import nn
 
 from ...errors import UserError
@@ -34,18 +36,31 @@ NO_TORCHSCRIPT = (
 # ---- running ----
 
 
-def import_onnx() -> Tuple:
-    """Import ``onnx`` and ``onnxruntime``.
+def import_packages(what: str, *names: str) -> List[ModuleType]:
+    """Import packages that need not be installed.
+
+    Args:
+        what (str): what needs how many of them, for the error.
+        names (str): of the packages.
 
     Raises:
-        UserError: if they are not installed.
+        UserError: if one is not installed.
     """
     try:
-        import onnx
-        import onnxruntime
+        return [importlib.import_module(name) for name in names]
     except ImportError as e:
-        raise UserError(f"ONNX needs two packages more: pip install onnx onnxruntime ({e})") from e
-    return onnx, onnxruntime
+        raise UserError(f"{what}: pip install {' '.join(names)} ({e})") from e
+
+
+def import_onnx() -> List[ModuleType]:
+    """Import ``onnx`` and ``onnxruntime``; see :func:`import_packages`."""
+    return import_packages("ONNX needs two packages more", "onnx", "onnxruntime")
+
+
+def import_openvino() -> ModuleType:
+    """Import ``openvino``, and check for ``onnx``, by whose format a detector gets there."""
+    what = "OpenVINO's format needs two packages more"
+    return import_packages(what, "openvino", "onnx")[0]
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
@@ -99,7 +114,8 @@ def run_torch_export(path: str) -> Detector:
 
     def run(image: np.ndarray) -> Detections:
         with torch.no_grad():
-            return _detections(*function(torch.as_tensor(image))[: len(OUTPUTS)])
+            outputs = function(torch.as_tensor(image))[: len(OUTPUTS)]
+        return Detections(*(output.numpy() for output in outputs))
 
     return run
 
@@ -110,61 +126,25 @@ def run_model(model: nn.Module) -> Detector:
     def run(image: np.ndarray) -> Detections:
         batch = [{"image": torch.as_tensor(image).permute(2, 0, 1)}]
         with torch.no_grad():
-            instances = model(batch)[0]["instances"]
-            if not instances.has("pred_masks"):
-                return _detections(
-                    instances.pred_boxes.tensor, instances.scores, instances.pred_classes
-                )
+            if not isinstance(model, GeneralizedRCNN):
+                return Detections.of(model(batch)[0]["instances"])
             # The masks before they are pasted into the image.
             instances = model.inference(batch, do_postprocess=False)[0]
-            instances = instances[instances.pred_boxes.nonempty()]
-            return _detections(
-                instances.pred_boxes.tensor,
-                instances.scores,
-                instances.pred_classes,
-                instances.pred_masks[:, 0],
-            )
+        instances = instances[instances.pred_boxes.nonempty()]
+        has_masks = instances.has("pred_masks")
+        return Detections.of(instances, instances.pred_masks[:, 0] if has_masks else None)
 
     return run
-
-
-def _detections(*outputs: torch.Tensor) -> Detections:
-    return Detections(*(output.cpu().numpy() for output in outputs))
 
 
 # ---- OpenVINO ----
 
 
-def import_openvino() -> ModuleType:
-    """Import ``openvino``, and ``onnx``, by whose format a detector gets there.
-
-    Raises:
-        UserError: if they are not installed.
-    """
-    try:
-        import onnx  # noqa: F401
-        import openvino
-    except ImportError as e:
-        raise UserError(
-            f"OpenVINO's format needs two packages more: pip install openvino onnx ({e})"
-        ) from e
-    return openvino
-
-
-def to_ir(onnx_graph: bytes) -> Tuple[bytes, bytes]:
-    """Convert an ONNX graph; its weights stay float32.
-
-    Args:
-        onnx_graph (bytes): the content of an ONNX file.
-
-    Returns:
-        bytes, bytes: the contents of the ``.xml`` and of the ``.bin`` file.
-    """
-    return save_ir(import_openvino().Core().read_model(onnx_graph))
-
-
 def save_ir(model: Any) -> Tuple[bytes, bytes]:
-    """Write an ``openvino.Model``, its weights as they are; returns as :func:`to_ir`."""
+    """The contents of the ``.xml`` and the ``.bin`` file of an ``openvino.Model``.
+
+    Its weights stay as they are.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.xml")
         import_openvino().save_model(model, path, compress_to_fp16=False)
@@ -301,7 +281,8 @@ def _to_onnx(
 def _to_openvino(
     traceable: nn.Module, image: np.ndarray, contract: Dict[str, str], is_fixed: bool
 ) -> Tuple[bytes, bytes]:
-    return to_ir(*_to_onnx(traceable, image, contract, is_fixed))
+    (graph,) = _to_onnx(traceable, image, contract, is_fixed)
+    return save_ir(import_openvino().Core().read_model(graph))
 
 
 class _quiet(warnings.catch_warnings):

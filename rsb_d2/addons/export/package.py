@@ -1,14 +1,14 @@
 """From a detector to a folder for plain Detectron2, which has been run before it is there."""
 
+import copy
 import json
 import os
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Tuple
+from pathlib import Path
+from typing import Iterator, List, Tuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
@@ -18,8 +18,9 @@ from torch import nn
 from ...checkpoint.files import StateDict, save_weights
 from ...checkpoint.formats import resnet_to_detectron2
 from ...checkpoint.loading import COUNTER
+from ...config.nodes import flat_items
 from ...data.class_names import ClassNames
-from ...errors import UserError, is_utf8
+from ...errors import UserError
 from ...files import whole_folder
 from ...modeling import OpenMMLabCascadeROIHeads, OpenMMLabRetinaNet
 from ...modeling.published import LastLevelP6P7WithoutReLU
@@ -35,7 +36,7 @@ from ...pretraining.classifier import ImageClassifier
 from ...registration import backbone_name
 from ...solver.build import optimizer_name
 from .comparison import Difference, compare_outputs
-from .export import score_threshold
+from .export import check_compared, check_parent, score_threshold
 from .files import on_cpu
 
 CONFIG, WEIGHTS, CLASSES = "config.yaml", "model_final.pth", "classes.json"
@@ -51,6 +52,14 @@ BACKBONES = {
     RETINANET_FPN: "build_retinanet_resnet_fpn_backbone",
 }
 
+# Of classes that Detectron2 lacks from its own.
+_DIFFERENCES = {
+    OpenMMLabRetinaNet: "clips boxes to the image before NMS, Detectron2's RetinaNet afterwards",
+    OpenMMLabCascadeROIHeads: (
+        "averages the logits of its stages, Detectron2's CascadeROIHeads their probabilities, and "
+        "it has a mask head for each stage, Detectron2's one"
+    ),
+}
 _OF_STOCK_MODELS = ("detectron2.", "torch.", "fvcore.")
 
 # Of Detectron2's FrozenBatchNorm2d, which no key of its config changes.
@@ -129,10 +138,12 @@ def export_package(
     weights = os.path.join(os.path.abspath(folder), WEIGHTS)
     plain = plain_config(cfg, weights, datasets)
     with whole_folder(folder) as temporary:
-        _write(os.path.join(temporary, CONFIG), dump_differences(plain))
-        _write(os.path.join(temporary, CLASSES), _describe(classes, metadata))
         # With the names, for this project's own programs.
         names = {"class_names": list(classes.names), "class_ids": list(classes.ids)}
+        content = {"thing_classes": names["class_names"], "category_ids": names["class_ids"]}
+        content = json.dumps({**content, "metadata": metadata}, indent=1, ensure_ascii=False)
+        for name, text in ((CONFIG, dump_differences(plain)), (CLASSES, f"{content}\n")):
+            Path(temporary, name).write_text(text, encoding="utf-8")
         save_weights(os.path.join(temporary, WEIGHTS), plain_weights(model), **names)
         try:
             difference, num_rounded = _compare(temporary, cfg, model, classes, images)
@@ -144,19 +155,13 @@ def export_package(
 def check_folder(folder: str) -> None:
     """Raise a :class:`UserError` unless ``folder`` is one that a package can be written to."""
     path = os.path.abspath(folder)
-    if not is_utf8(path):
-        raise UserError(f"--output: the name {path} is not UTF-8; name another folder")
+    check_parent(path)
     if path.endswith(_FILE_ENDINGS):
         raise UserError(f"--output: {folder} is a file's name; --format detectron2 makes a folder")
     if os.path.lexists(path) and not os.path.isdir(path):
         raise UserError(f"--output: {folder} is a file: name a folder that is not there yet")
     if os.path.isdir(path) and os.listdir(path):
         raise UserError(f"--output: {folder} is not empty: name a folder that is not there yet")
-    parent = os.path.dirname(path)
-    if not os.path.isdir(parent):
-        raise UserError(f"--output: there is no folder {parent}")
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"--output: cannot write to the folder {parent}")
 
 
 def _metadata_lines(datasets: Tuple[Tuple[str, ...], ...], classes: ClassNames) -> List[str]:
@@ -167,21 +172,6 @@ def _metadata_lines(datasets: Tuple[Tuple[str, ...], ...], classes: ClassNames) 
     return ["from detectron2.data import MetadataCatalog", *lines]
 
 
-def _describe(classes: ClassNames, metadata: List[str]) -> str:
-    content = {
-        "thing_classes": list(classes.names),
-        "category_ids": list(classes.ids),
-        "metadata": metadata,
-    }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def _run(cfg: CfgNode, model: nn.Module, classes: ClassNames, image: np.ndarray) -> Dict[str, Any]:
-    predictor = Predictor(cfg, model, classes)
-    with torch.no_grad():
-        return model([predictor.prepare(image)])[0]
-
-
 def _compare(
     temporary: str,
     cfg: CfgNode,
@@ -190,6 +180,11 @@ def _compare(
     images: List[np.ndarray],
 ) -> Tuple[Difference, int]:
     """Run the package as its users will, but on the CPU, as the model.
+
+    The two sum over the channels of the image in another order, which in float32 rounds
+    differently, in the seventh digit. Fifty layers later that is the sixth or fifth digit of a
+    score, and sometimes the other one of two boxes that suppress each other. Where they differ,
+    both are run with their backbones in float64.
 
     Returns:
         Difference, int: where float32 tells the two apart, and nothing else does, from the model
@@ -203,31 +198,40 @@ def _compare(
     content = torch.load(plain.MODEL.WEIGHTS, weights_only=True)
     _check_names(predictor.model, content["model"])
     limits = score_threshold(cfg), cfg.TEST.DETECTIONS_PER_IMAGE
+    models = model, predictor.model
 
-    def compare_on(image: np.ndarray) -> Difference:
+    def compare_on(image: np.ndarray, mine: nn.Module, plain_model: nn.Module) -> Difference:
+        predictor.model = plain_model
         found = predictor(np.ascontiguousarray(image[:, :, ::-1]))
-        return compare_outputs(_run(cfg, model, classes, image), found, *limits)
+        with torch.no_grad():
+            expected = mine([Predictor(cfg, mine, classes).prepare(image)])[0]
+        return compare_outputs(expected, found, *limits)
 
     total, num_rounded = Difference(), 0
     for image in images:
         try:
-            total.add(compare_on(image))
+            total.add(compare_on(image, *models))
         except UserError as difference:
             try:
-                with summed_in_double(model, predictor.model):
-                    total.add(compare_on(image))
+                total.add(compare_on(image, *map(_with_float64_backbone, models)))
                 num_rounded += 1
             except UserError:
                 height, width = image.shape[:2]
                 raise UserError(
                     f"it differs from the model on an image of {width} x {height}: {difference}"
                 ) from None
-    if not total.detections:
-        raise UserError(
-            f"nothing is detected in the {len(images)} images to compare on, with scores of "
-            f"{limits[0]} or more: give others with --images"
-        )
+    check_compared(total.detections, images, limits[0])
     return total, num_rounded
+
+
+def _with_float64_backbone(model: nn.Module) -> nn.Module:
+    """A copy of a model, whose features are computed in float64 and returned in float32."""
+    model = copy.deepcopy(model)
+    model.backbone.double().register_forward_pre_hook(lambda _, images: (images[0].double(),))
+    model.backbone.register_forward_hook(
+        lambda _, images, features: {name: feature.float() for name, feature in features.items()}
+    )
+    return model
 
 
 def _check_names(model: nn.Module, weights: StateDict) -> None:
@@ -237,11 +241,6 @@ def _check_names(model: nn.Module, weights: StateDict) -> None:
         raise UserError(f"Detectron2's model has {name}, and the weights have no such")
     for name in weights.keys() - names:
         raise UserError(f"the weights have {name}, and Detectron2's model has no such")
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as f:
-        f.write(text)
 
 
 # ---- models that can be exported ----
@@ -281,17 +280,6 @@ def _reasons(cfg: CfgNode, model: nn.Module) -> Iterator[str]:
             f"ResNet without an FPN does not; {' and '.join(BACKBONES)} can be exported"
         )
     yield from _reasons_of_pyramid(cfg, model)
-    if type(model) is OpenMMLabRetinaNet:
-        yield (
-            "MODEL.META_ARCHITECTURE OpenMMLabRetinaNet clips boxes to the image before NMS, "
-            "Detectron2's RetinaNet afterwards"
-        )
-    if isinstance(getattr(model, "roi_heads", None), OpenMMLabCascadeROIHeads):
-        yield (
-            "MODEL.ROI_HEADS.NAME OpenMMLabCascadeROIHeads averages the logits of its stages, "
-            "Detectron2's CascadeROIHeads their probabilities, and it has a mask head for each "
-            "stage, Detectron2's one"
-        )
     yield from _foreign_parts(model)
 
 
@@ -319,7 +307,8 @@ def _foreign_parts(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         is_stock = f"{type(module).__module__}.".startswith(_OF_STOCK_MODELS)
         if not is_stock and not name.startswith("backbone.bottom_up"):
-            yield f"{type(module).__name__} ({name or 'the model'}) is no part of Detectron2"
+            what = f"{type(module).__name__} ({name or 'the model'})"
+            yield f"{what} {_DIFFERENCES.get(type(module), 'is no part of Detectron2')}"
 
 
 # ---- config and weights ----
@@ -403,21 +392,15 @@ def dump_differences(plain: CfgNode) -> str:
     Returns:
         str
     """
-    tree = _differences(plain, get_cfg(), "")
+    tree, defaults = {}, dict(flat_items(get_cfg()))
+    for key, value in flat_items(plain):
+        if value != defaults[key] or key in _ALWAYS or key.startswith(_ALWAYS_BELOW):
+            *nodes, name = key.split(".")
+            node = tree
+            for each in nodes:
+                node = node.setdefault(each, {})
+            node[name] = value
     return yaml.safe_dump(tree, default_flow_style=None, sort_keys=True, allow_unicode=True)
-
-
-def _differences(node: CfgNode, default: CfgNode, prefix: str) -> Dict[str, Any]:
-    tree = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, CfgNode):
-            below = _differences(value, default[key], f"{name}.")
-            if below:
-                tree[key] = below
-        elif value != default[key] or name in _ALWAYS or name.startswith(_ALWAYS_BELOW):
-            tree[key] = value
-    return tree
 
 
 def _take_over(plain: CfgNode, cfg: CfgNode) -> None:
@@ -454,32 +437,3 @@ def plain_weights(model: nn.Module) -> StateDict:
 
 def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous()  # also of a model that is channels-last
-
-
-# ---- rounding ----
-
-
-@contextmanager
-def summed_in_double(*models: nn.Module) -> Iterator[None]:
-    """Let models sum over the channels of the image in double, where the order does not matter.
-
-    That sum is the only one that a package computes in another order than its model. In float32
-    another order rounds differently, in the seventh digit. Fifty layers later that is the sixth or
-    fifth digit of a score, and sometimes the other one of two boxes that suppress each other.
-
-    Args:
-        models (nn.Module): detectors with an FPN; the first convolution below it takes the image.
-    """
-    with ExitStack() as stack:
-        for model in models:
-            bottom_up = model.backbone.bottom_up
-            conv = next(m for m in bottom_up.modules() if isinstance(m, nn.Conv2d))
-            stack.enter_context(conv.register_forward_hook(_sum_in_double))
-        yield
-
-
-def _sum_in_double(conv: nn.Conv2d, inputs: Tuple[torch.Tensor], output: torch.Tensor):
-    x = inputs[0].double()
-    x = F.conv2d(x, conv.weight.double(), None, conv.stride, conv.padding).float()
-    norm = getattr(conv, "norm", None)  # of Detectron2's Conv2d
-    return x if norm is None else norm(x)

@@ -32,7 +32,7 @@ from ...evaluation import COCOEvaluator, check_evaluators
 from ...predictor import Preparation
 from ..predict.files import find_images
 from .comparison import Detections
-from .files import Detector, import_openvino, run_openvino_model, save_ir
+from .files import Detector, import_openvino, import_packages, run_openvino_model, save_ir
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +93,8 @@ class Quantized:
 
 
 def import_nncf() -> ModuleType:
-    """Import ``nncf``.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    try:
-        import nncf
-    except ImportError as e:
-        raise UserError(f"--int8 needs a package more: pip install nncf ({e})") from e
-    return nncf
+    """Import ``nncf``; raises a :class:`UserError` if it is not installed."""
+    return import_packages("--int8 needs a package more", "nncf")[0]
 
 
 # ---- images to calibrate on, and data to measure on ----

@@ -6,7 +6,6 @@ It is the graph of :func:`rsb_d2.addons.accelerate.static_detector`, for one ima
 from typing import Tuple
 
 import torch
-from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from torch import nn
 
 from ..accelerate import StaticDetector, static_detector
@@ -39,15 +38,6 @@ def make_traceable(
     if batch_size is not None:
         return _Batch(static_detector(model, size, batch_size)).eval()
     return _OneImage(static_detector(model, size)).eval()
-
-
-def smallest_side(model: nn.Module) -> int:
-    """The shortest side, in pixels, that an exported program of any size takes.
-
-    ``torch.export`` makes another program for features of one row or column.
-    """
-    with_anchors = model if isinstance(model, RetinaNet) else model.proposal_generator
-    return max(with_anchors.anchor_generator.strides) + 1
 
 
 class _OneImage(nn.Module):

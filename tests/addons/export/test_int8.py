@@ -40,6 +40,8 @@ def make_detector(folder, kind):
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and not parameter.any():  # of norms, whose outputs have no range
             parameter.data.fill_(0.2)
+        if "fpn_output" in name and name.endswith("bias"):  # OpenVINO needs one other than 0
+            parameter.data.fill_(0.01)
     objects, val = [], drawn[:4]
     for i, image in enumerate(small(cfg, val)):
         found, factor = run_model(model)(image), val[i].shape[1] / image.shape[1]
