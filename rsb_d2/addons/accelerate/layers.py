@@ -15,6 +15,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from timm.models import resnet as timm_resnet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import Permute
 
 from ...modeling.norm import (
     FoldedBatchNorm2d,
@@ -478,14 +479,6 @@ class InferenceFPN(FPN):
 # ---- heads ----
 
 
-class FlattenChannelsLast(nn.Module):
-    """``Flatten`` for a channels-last tensor, in its memory order."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From (N, C, H, W) to (N, H * W * C)."""
-        return x.permute(0, 2, 3, 1).flatten(1)
-
-
 def flatten_channels_last(head: FastRCNNConvFCHead, pooled_size: Tuple[int, int]) -> None:
     """Let a box head flatten features in their memory order; reorder the inputs of its first layer.
 
@@ -498,4 +491,4 @@ def flatten_channels_last(head: FastRCNNConvFCHead, pooled_size: Tuple[int, int]
         if type(layer) is nn.Flatten and type(fc) is nn.Linear:
             weight = fc.weight.data.view(fc.out_features, -1, *pooled_size)
             fc.weight.data = weight.permute(0, 2, 3, 1).reshape(fc.out_features, -1)
-            setattr(head, name, FlattenChannelsLast())
+            setattr(head, name, nn.Sequential(Permute([0, 2, 3, 1]), nn.Flatten()))

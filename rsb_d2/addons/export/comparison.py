@@ -77,7 +77,6 @@ def compare(
     max_detections: int | None = None,
     box_tolerance: float = BOX_TOLERANCE,
     score_tolerance: float = SCORE_TOLERANCE,
-    paired: List[Tuple[int, int]] | None = None,
 ) -> Difference:
     """Pair detections of the same class, and measure how far the pairs are apart.
 
@@ -91,7 +90,6 @@ def compare(
         max_detections (int or None): of which the two keep the best.
         box_tolerance (float): between partners, in pixels.
         score_tolerance (float): between partners, of the score.
-        paired (list or None): gets the indices of the partners in the two.
 
     Returns:
         Difference
@@ -101,8 +99,6 @@ def compare(
             the probabilities of a mask differ by more than 1e-3.
     """
     pairs, lonely, extra = _pair(expected, found, box_tolerance, score_tolerance)
-    if paired is not None:
-        paired += pairs
     borders = [score_threshold]
     if max_detections is not None and max(len(expected), len(found)) >= max_detections:
         borders += [d.scores.min() for d in (expected, found) if len(d)]
@@ -167,10 +163,10 @@ def compare_outputs(
             masks or segmentations by more than 1/1000 of their pixels, or detections are missing.
     """
     instances, others = expected["instances"], found["instances"]
-    pairs = []
-    limits = score_threshold, max_detections, _PACKAGE_BOX, _PACKAGE_SCORE
-    difference = compare(Detections.of(instances), Detections.of(others), *limits, pairs)
-    for i, j in pairs:
+    detections = Detections.of(instances), Detections.of(others)
+    limits = _PACKAGE_BOX, _PACKAGE_SCORE
+    difference = compare(*detections, score_threshold, max_detections, *limits)
+    for i, j in _pair(*detections, *limits)[0]:
         one, other = instances[i], others[j]
         if one.has("pred_masks"):
             count = int((one.pred_masks != other.pred_masks).sum())

@@ -368,17 +368,12 @@ def dataset_names(
         tuple[str], tuple[str]: for ``DATASETS.TRAIN`` and ``.TEST``; none is empty.
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    if not names or any(_has_other_classes(name, classes) for name in names):
+    known = [MetadataCatalog.get(name) for name in names if name in MetadataCatalog.list()]
+    others = [metadata.get("thing_classes", classes.names) for metadata in known]
+    if not names or any(list(other) != list(classes.names) for other in others):
         return (own_name,), (own_name,)
     train = tuple(cfg.DATASETS.TRAIN) or tuple(cfg.DATASETS.TEST)
     return train, tuple(cfg.DATASETS.TEST) or train
-
-
-def _has_other_classes(name: str, classes: ClassNames) -> bool:
-    if name not in MetadataCatalog.list():
-        return False
-    names = MetadataCatalog.get(name).get("thing_classes")
-    return names is not None and list(names) != list(classes.names)
 
 
 def dump_differences(plain: CfgNode) -> str:
